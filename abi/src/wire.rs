@@ -1,0 +1,192 @@
+//! The stream: requests, results and what the bits of a request's first word mean.
+
+/// Bytes of a request on the wire.
+pub const REQUEST_SIZE: usize = 56;
+/// Bytes of a result on the wire: an `i64` as the kernel returns it.
+pub const RESULT_SIZE: usize = 8;
+/// The lowest negated errno a kernel returns: results in `-MAX_ERRNO..=-1` are errors, every other
+/// value (a high address that reads as a negative number among them) is a success.
+pub const MAX_ERRNO: i64 = 4095;
+
+/// The newest version of the stream that this build speaks.
+pub const STREAM_VERSION: u32 = 0;
+
+/// One call, as it travels: a word that says what to do, and six arguments.
+///
+/// With the high half of the word zero this is a plain system call, and exactly the request of
+/// rsyscall's protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Request {
+    /// The number of a system call, or an operation; see [`Word`].
+    pub word: u64,
+    /// The arguments, in the order of the kernel's registers.
+    pub args: [u64; 6],
+}
+
+const _: () = {
+    assert!(size_of::<Request>() == REQUEST_SIZE);
+    assert!(align_of::<Request>() == 8);
+    assert!(core::mem::offset_of!(Request, args) == 8);
+};
+
+impl Request {
+    /// A request for system call `number`.
+    #[must_use]
+    pub const fn syscall(number: u32, args: [u64; 6]) -> Self {
+        Self { word: number as u64, args }
+    }
+
+    /// A request for an operation of the server itself.
+    #[must_use]
+    pub const fn operation(operation: Operation, args: [u64; 6]) -> Self {
+        Self { word: Word::OP | operation as u64, args }
+    }
+
+    /// The 56 bytes that travel.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; REQUEST_SIZE] {
+        let mut bytes = [0; REQUEST_SIZE];
+        let words = core::iter::once(self.word).chain(self.args);
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// A request from the 56 bytes that travelled.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; REQUEST_SIZE]) -> Self {
+        let mut words = bytes.chunks_exact(8).map(|chunk| {
+            let mut word = [0; 8];
+            word.copy_from_slice(chunk);
+            u64::from_le_bytes(word)
+        });
+        let mut next = || words.next().unwrap_or_default();
+        Self { word: next(), args: core::array::from_fn(|_| next()) }
+    }
+}
+
+/// What the bits of [`Request::word`] mean.
+///
+/// | bits | meaning |
+/// |---|---|
+/// | 0-31 | the system call's number, or an [`Operation`] if [`Word::OP`] is set |
+/// | 32 | [`Word::OP`] |
+/// | 33-63 | must be zero in version 0 |
+///
+/// A system call with a bit set that must be zero is answered `-EINVAL` and not executed. An
+/// operation with such a bit, or an unknown operation, ends the connection: how many bytes follow
+/// it could not be known.
+pub struct Word;
+
+impl Word {
+    /// The low half is an [`Operation`], not a system call.
+    pub const OP: u64 = 1 << 32;
+    /// The bits that hold the number of the system call or operation.
+    pub const NUMBER: u64 = 0xffff_ffff;
+}
+
+/// What a server can do besides system calls. A number, once given, is never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Operation {
+    /// `HELLO(version)`: the highest version of the stream that the controller speaks. The result
+    /// is a [`HelloResult`].
+    Hello = 0,
+    /// `COPY_IN(addr, len)`: `len` bytes follow the request and land at `addr`. The result is
+    /// `len`, or `-EFAULT` if any of them could not be stored; all of them are consumed in every
+    /// case. A `len` above `isize::MAX` ends the connection.
+    CopyIn = 1,
+    /// `COPY_OUT(addr, len)`: the result is `len`; then follow `len` bytes, then an `i64` that
+    /// says how many of them, counted from the first, are real. The rest is zeros. A `len` above
+    /// `isize::MAX` is `-EINVAL`, and nothing follows.
+    CopyOut = 2,
+    /// `SERVE(in | out << 32, data | listen << 32, token low, token high, holder)`: the server
+    /// goes on with these descriptors; -1 keeps the one it has. With a listening socket the
+    /// process is persistent from here on, held by the controller with that token and pid. The
+    /// result is a [`Spares`].
+    Serve = 8,
+    /// `IMAGE()`: the address at which the image lies in the process.
+    Image = 9,
+}
+
+impl Operation {
+    /// The operation of that number, if there is one.
+    #[must_use]
+    pub const fn from_number(number: u32) -> Option<Self> {
+        Some(match number {
+            0 => Self::Hello,
+            1 => Self::CopyIn,
+            2 => Self::CopyOut,
+            8 => Self::Serve,
+            9 => Self::Image,
+            _ => return None,
+        })
+    }
+}
+
+/// What a server answers to HELLO: the version it speaks from here on, and what it offers.
+///
+/// Bits 0-15 are the version, the lower of both sides' highest; bits 16-47 are feature bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HelloResult(pub i64);
+
+impl HelloResult {
+    /// COPY_IN and COPY_OUT are there.
+    pub const COPY: u32 = 1 << 0;
+    /// SERVE is there: the process can become persistent.
+    pub const SERVE: u32 = 1 << 1;
+    /// IMAGE is there: the controller can find the entry table.
+    pub const IMAGE: u32 = 1 << 2;
+    /// What a server built from this source offers.
+    pub const OFFERED: u32 = Self::COPY | Self::SERVE | Self::IMAGE;
+
+    /// The answer of a server that speaks `version` and offers `features`.
+    #[must_use]
+    pub const fn new(version: u32, features: u32) -> Self {
+        Self((version & 0xffff) as i64 | (features as i64) << 16)
+    }
+
+    /// The version that both sides speak from here on.
+    #[must_use]
+    pub const fn version(self) -> u32 {
+        (self.0 & 0xffff) as u32
+    }
+
+    /// The feature bits.
+    #[must_use]
+    pub const fn features(self) -> u32 {
+        (self.0 >> 16) as u32
+    }
+}
+
+/// How many descriptors a persistent server keeps in reserve, so that a full table of descriptors
+/// does not make it unreachable: one for the accepted socket, two for a stream and a data socket.
+pub const SPARES: usize = 3;
+
+/// The numbers of a server's spare descriptors, packed into one result: each takes 21 bits and is
+/// stored plus one, so that zero means "none".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spares(pub i64);
+
+impl Spares {
+    const BITS: u32 = 21;
+    const MASK: i64 = (1 << Self::BITS) - 1;
+    /// The highest descriptor number that fits.
+    pub const MAX_FD: i32 = Self::MASK as i32 - 1;
+
+    /// One more spare, in front of those that are there. The caller keeps to [`SPARES`] of them
+    /// and to numbers up to [`Spares::MAX_FD`].
+    #[must_use]
+    pub const fn with(self, fd: i32) -> Self {
+        Self((self.0 << Self::BITS) | (fd as i64 + 1))
+    }
+
+    /// The numbers, the last one added first.
+    pub fn fds(self) -> impl Iterator<Item = i32> {
+        (0..SPARES as u32)
+            .map(move |i| ((self.0 >> (i * Self::BITS)) & Self::MASK) as i32 - 1)
+            .filter(|fd| *fd >= 0)
+    }
+}

@@ -1,0 +1,10 @@
+//! The types and numbers that controller and server must agree on.
+//!
+//! The files are those of the crate `abi/`, from which the server is built.
+
+#[path = "../embedded/abi/entry.rs"]
+pub mod entry;
+#[path = "../embedded/abi/handshake.rs"]
+pub mod handshake;
+#[path = "../embedded/abi/wire.rs"]
+pub mod wire;

@@ -1,0 +1,165 @@
+//! What can go wrong, told so that a program can match on it and a person can act on it.
+
+use std::io;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+/// A result with farcall's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What is known of a call whose result did not arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was not executed, and will not be.
+    NotExecuted,
+    /// It was handed to a bare stream, and the stream ended before the result came: it may have
+    /// been executed.
+    PossiblyExecuted,
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NotExecuted => "not executed",
+            Self::PossiblyExecuted => "possibly executed",
+        })
+    }
+}
+
+/// Why something could not be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused a call in the target process.
+    #[error("{call}: {} ({})", errno.desc(), errno_name(*errno))]
+    Call {
+        /// The call's name in its man page.
+        call: &'static str,
+        /// The errno, as in its man page.
+        errno: Errno,
+    },
+    /// The connection ended before the result of a call arrived.
+    #[error("the connection to the process ended: the call was {0}")]
+    Lost(Outcome),
+    /// The process is gone.
+    #[error("the process is gone: the call was not executed")]
+    Gone,
+    /// What a server sent does not follow the protocol.
+    #[error("the server does not speak farcall's protocol: {0}")]
+    Protocol(&'static str),
+    /// Memory of the target process could not be reached.
+    #[error("{len} bytes at {address:#x} can't be reached in the process")]
+    Fault {
+        /// The first address that was asked for.
+        address: u64,
+        /// How many bytes were asked for.
+        len: usize,
+    },
+    /// A handle was used with a process that it does not belong to.
+    #[error("descriptor {fd} belongs to another table of descriptors than the process's")]
+    ForeignFd {
+        /// Its number in its own table.
+        fd: i32,
+    },
+    /// The image in a process is not one that this build can drive.
+    #[error(
+        "the process runs a server image of layout {}, this farcall drives layout {}: use the farcall that started it",
+        version.map_or("unknown".to_owned(), |v| v.to_string()),
+        crate::abi::entry::IMAGE_VERSION
+    )]
+    ForeignImage {
+        /// The layout that its entry table names, if it has one.
+        version: Option<u32>,
+    },
+    /// Flags of clone(2) that can't go together, or that would break the child.
+    #[error("a child with {0}")]
+    CloneFlags(&'static str),
+    /// The process shares its memory with others, and was to become persistent without the word
+    /// for that.
+    #[error(
+        "the process shares its memory: as a persistent process it would keep all of that memory alive and die with it; ask for it with SharedMemory::Keep, or use an isolated child"
+    )]
+    SharesMemory,
+    /// The parent died while its child changed credentials: the child was killed with it.
+    #[error("the parent died while the child changed its credentials; the child was ended too")]
+    ParentDied,
+    /// Another controller holds the process.
+    #[error("held by {}{}: wait until it is gone, or stop it",
+        holder(*pid), since.map_or(String::new(), |since| format!(" since {}", utc(since))))]
+    Held {
+        /// The holder's pid, where it is known.
+        pid: Option<i32>,
+        /// Since when, in seconds since 1970, where it is known.
+        since: Option<i64>,
+    },
+    /// A persistent process refused the handshake, or did not answer it.
+    #[error("{}: {reason}", path.display())]
+    Attach {
+        /// The socket.
+        path: PathBuf,
+        /// What happened, and what can be done.
+        reason: String,
+    },
+    /// The sockets' directory, or a name in it, can't be used.
+    #[error("{}: {reason}", path.display())]
+    Home {
+        /// The directory or file.
+        path: PathBuf,
+        /// What is wrong with it, and what can be done.
+        reason: String,
+    },
+    /// A call on this side failed.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done.
+        context: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// An error of a call on this side.
+    pub(crate) fn io(context: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { context, source }
+    }
+
+    /// An errno of a call on this side.
+    pub(crate) fn local(context: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::Io { context, source: errno.into() }
+    }
+
+    /// An errno of a call in the target process.
+    pub(crate) fn call(call: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |errno| Self::Call { call, errno }
+    }
+
+    /// The errno, if the kernel refused a call in the target process.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Call { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+}
+
+/// The errno's name, as man pages have it.
+#[must_use]
+pub fn errno_name(errno: Errno) -> String {
+    match errno {
+        Errno::UnknownErrno => "unknown errno".into(),
+        errno => format!("{errno:?}"),
+    }
+}
+
+fn holder(pid: Option<i32>) -> String {
+    pid.map_or_else(|| "a controller that did not say its pid".into(), |pid| format!("pid {pid}"))
+}
+
+/// A time in seconds since 1970, as a person reads it.
+fn utc(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| format!("second {seconds}"), |time| time.to_string())
+}

@@ -1,0 +1,208 @@
+//! Descriptors: a table that one or more processes share, and handles to its entries.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use syscalls::Sysno;
+
+use crate::call::{Call, Connection, Error, Result, WeakConnection};
+
+/// A table of descriptors, as `CLONE_FILES` shares it: which of its entries have handles, which
+/// belong to servers, and which processes can be asked to act on it.
+pub struct FdTable {
+    inner: Mutex<Inner>,
+    /// Held while descriptors are in the table that nothing here knows yet: while a child is made.
+    pub(crate) quiet: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// How many handles name a number.
+    handles: BTreeMap<i32, usize>,
+    /// The descriptors that servers run on.
+    servers: BTreeSet<i32>,
+    members: Vec<WeakConnection>,
+}
+
+/// An open descriptor in a table. Dropping it closes the descriptor there, in the background;
+/// [`Fd::close`] does so and reports the error.
+///
+/// While the process is detached the closing waits, like every call; if the process is dead there
+/// is nothing left to close.
+#[derive(Debug)]
+pub struct Fd {
+    number: i32,
+    table: Arc<FdTable>,
+    open: bool,
+}
+
+impl std::fmt::Debug for FdTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let inner = self.lock();
+        f.debug_struct("FdTable")
+            .field("handles", &inner.handles)
+            .field("servers", &inner.servers)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FdTable {
+    /// A table that `member` can act on.
+    pub(crate) fn new(member: &Connection) -> Arc<Self> {
+        let table = Arc::new(Self { inner: Mutex::default(), quiet: tokio::sync::Mutex::new(()) });
+        table.join(member);
+        table
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more process acts on the table.
+    pub(crate) fn join(&self, member: &Connection) {
+        let mut inner = self.lock();
+        inner.members.retain(WeakConnection::is_alive);
+        inner.members.push(member.downgrade());
+    }
+
+    /// A process does not use the table any more.
+    pub(crate) fn leave(&self, member: &Connection) {
+        self.lock().members.retain(|other| !other.is(member));
+    }
+
+    /// The connections of the processes that share the table.
+    pub(crate) fn members(&self) -> Vec<Connection> {
+        let members = self.lock().members.clone();
+        members.iter().filter_map(WeakConnection::upgrade).collect()
+    }
+
+    /// A process that can act on the table now, or at least later.
+    fn member(&self) -> Option<Connection> {
+        let members = self.members();
+        let connected = members.iter().find(|member| member.is_connected()).cloned();
+        connected.or_else(|| members.into_iter().next())
+    }
+
+    /// A handle to descriptor `number`, which is open in the table.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`] for a number that belongs to a server: a handle would close it.
+    pub(crate) fn adopt(self: &Arc<Self>, number: i32) -> Result<Fd> {
+        let mut inner = self.lock();
+        if inner.servers.contains(&number) {
+            return Err(Error::Protocol("that descriptor is the server's own"));
+        }
+        *inner.handles.entry(number).or_default() += 1;
+        drop(inner);
+        Ok(Fd { number, table: self.clone(), open: true })
+    }
+
+    /// A server runs on these descriptors from here on.
+    pub(crate) fn reserve(&self, numbers: impl IntoIterator<Item = i32>) {
+        self.lock().servers.extend(numbers.into_iter().filter(|number| *number >= 0));
+    }
+
+    /// No server runs on these any more.
+    pub(crate) fn unreserve(&self, numbers: impl IntoIterator<Item = i32>) {
+        let mut inner = self.lock();
+        for number in numbers {
+            inner.servers.remove(&number);
+        }
+    }
+
+    /// The descriptors that servers run on.
+    pub(crate) fn reserved(&self) -> BTreeSet<i32> {
+        self.lock().servers.clone()
+    }
+
+    /// The calls that close every descriptor which neither a handle nor a server nor the standard
+    /// streams account for: close_range(2) on the gaps, which needs no /proc.
+    pub(crate) fn sweep(&self) -> Vec<Call> {
+        let inner = self.lock();
+        let mut known: BTreeSet<i32> = inner.servers.iter().copied().collect();
+        known.extend(inner.handles.keys());
+        known.extend(0..=2);
+        let mut calls = Vec::new();
+        let mut next = 0u64;
+        for number in known {
+            // Numbers are positive: what is not was never adopted or reserved.
+            let number = number as u64;
+            if number > next {
+                calls.push(Call::syscall(Sysno::close_range, [next, number - 1, 0, 0, 0, 0]));
+            }
+            next = number + 1;
+        }
+        calls.push(Call::syscall(Sysno::close_range, [next, u64::from(u32::MAX), 0, 0, 0, 0]));
+        calls
+    }
+
+    /// Closes a descriptor, by whichever process is there, and does not wait for it.
+    pub(crate) fn close_later(&self, number: i32) {
+        if let Some(member) = self.member() {
+            // Dropping the receipt loses nothing.
+            drop(member.call("close", close(number)));
+        }
+    }
+}
+
+fn close(number: i32) -> Call {
+    Call::syscall(Sysno::close, [number as u64, 0, 0, 0, 0, 0])
+}
+
+impl Fd {
+    /// The number in its table.
+    #[must_use]
+    pub fn number(&self) -> i32 {
+        self.number
+    }
+
+    /// The table.
+    #[must_use]
+    pub fn table(&self) -> &Arc<FdTable> {
+        &self.table
+    }
+
+    /// Closes the descriptor in the target process: close(2).
+    ///
+    /// # Errors
+    ///
+    /// The errno of close(2); the descriptor is closed even then.
+    pub async fn close(mut self) -> Result<()> {
+        if !self.forget() {
+            return Ok(());
+        }
+        let Some(member) = self.table.member() else { return Err(Error::Gone) };
+        member.call("close", close(self.number)).await.map(|_| ())
+    }
+
+    /// Gives the descriptor up without closing it, and returns its number.
+    #[must_use = "nothing else knows the number"]
+    pub fn into_raw(mut self) -> i32 {
+        self.forget();
+        self.number
+    }
+
+    /// Says whether this was the last handle of an open descriptor.
+    fn forget(&mut self) -> bool {
+        if !std::mem::replace(&mut self.open, false) {
+            return false;
+        }
+        let mut inner = self.table.lock();
+        let Some(count) = inner.handles.get_mut(&self.number) else { return false };
+        *count -= 1;
+        let last = *count == 0;
+        if last {
+            inner.handles.remove(&self.number);
+        }
+        last
+    }
+}
+
+impl Drop for Fd {
+    fn drop(&mut self) {
+        if self.forget() {
+            self.table.close_later(self.number);
+        }
+    }
+}

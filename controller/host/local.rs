@@ -1,0 +1,267 @@
+//! This machine: the root server, from which all other processes are made.
+//!
+//! The root server is a child of this process, started from a memfd, and dies with it: by the
+//! parent-death signal, and by the end of its stream. That signal fires when the *thread* that made
+//! the child exits, so one thread makes all root servers and stays.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{self, Command};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::thread;
+
+use syscalls::{Sysno, syscall};
+use tokio::sync::oneshot;
+
+use crate::abi::handshake::Token;
+use crate::abi::wire::{HelloResult, Operation};
+use crate::call::{Call, Connection, Error, Result};
+use crate::handle::{AddressSpace, FdTable};
+use crate::image::{self, Carrier, Loaded};
+use crate::memory::{ARENA_SIZE, Arena};
+use crate::process::{Parts, Process, ServerFds, Sockets};
+use crate::sys::{DataSocket, Guardian};
+
+/// What the descriptors 0, 1 and 2 of a root server are, and so of its children.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stdio {
+    /// This process's own.
+    #[default]
+    Inherit,
+    /// /dev/null.
+    Null,
+}
+
+/// How a root server is started.
+#[derive(Clone, Debug, Default)]
+#[must_use = "a root server is started by `start`"]
+pub struct Local {
+    stdio: Stdio,
+    carrier: Carrier,
+}
+
+/// The features that a server must have to be driven from here.
+const NEEDED: u32 = HelloResult::COPY | HelloResult::SERVE | HelloResult::IMAGE;
+
+impl Local {
+    /// A root server with this process's standard streams.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Chooses the standard streams.
+    pub fn stdio(mut self, stdio: Stdio) -> Self {
+        self.stdio = stdio;
+        self
+    }
+
+    /// Chooses what carries the image.
+    pub fn carrier(mut self, carrier: Carrier) -> Self {
+        self.carrier = carrier;
+        self
+    }
+
+    /// Starts the root server. It dies with this process, and when the last handle to it or to one
+    /// of its descendants is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Where the image can't be executed: no memfd may be, and no file in the directory for
+    /// temporary files either.
+    pub async fn start(self) -> Result<Process> {
+        let sockets = Sockets::new()?;
+        let child = execute(self.carrier, &sockets).await?;
+        drop((sockets.stream_there, sockets.data_there));
+        let pidfd =
+            Arc::new(pidfd_open(child.0.lock().unwrap_or_else(PoisonError::into_inner).id())?);
+        let connection = Connection::new(sockets.stream);
+        let server = set_up(&connection).await?;
+        let table = FdTable::new(&connection);
+        table.reserve(server.fds.all());
+        let process = Process::new(Parts {
+            space: AddressSpace::new(&connection),
+            connection,
+            table,
+            arena: Arena::new(server.arena, ARENA_SIZE),
+            data: DataSocket::new(sockets.data, server.fds.data),
+            guardian: Guardian::Controller,
+            image: server.image,
+            fds: server.fds,
+            pidfd,
+            remains: None,
+            life: Some(Box::new(child)),
+            token: random_token()?,
+        });
+        streams(&process, self.stdio).await?;
+        Ok(process)
+    }
+}
+
+/// A new controller's token.
+pub(crate) fn random_token() -> Result<Token> {
+    let word = || getrandom::u64().map_err(|error| Error::io("random numbers")(error.into()));
+    Ok(Token([word()?, word()?]))
+}
+
+/// The root server as this process's child: killed and reaped with the last handle.
+struct RootChild(Mutex<process::Child>);
+
+impl Drop for RootChild {
+    fn drop(&mut self) {
+        let child = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Both fail only if it has been reaped already.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// What the staying thread is asked for.
+struct Order {
+    command: Command,
+    done: oneshot::Sender<io::Result<process::Child>>,
+}
+
+/// Starts the image as a child of the thread that stays.
+async fn execute(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> {
+    static STAYING: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+    let image = image::executable(carrier).map_err(Error::io("making the server executable"))?;
+    let clone = |fd: &OwnedFd| fd.try_clone().map_err(Error::io("dup"));
+    let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
+    command
+        .arg0("farcall")
+        .env_clear()
+        .stdin(clone(&sockets.stream_there)?)
+        .stdout(clone(&sockets.stream_there)?)
+        .stderr(clone(&sockets.data_there)?);
+    let staying = STAYING.get_or_init(|| {
+        let (orders, incoming) = mpsc::channel::<Order>();
+        thread::Builder::new()
+            .name("farcall-root".into())
+            .spawn(move || {
+                for mut order in incoming {
+                    let child = order.command.spawn();
+                    if let Err(Ok(mut child)) = order.done.send(child) {
+                        // Nobody waits for it any more.
+                        let _ = child.kill();
+                        let _ = child.wait();
+                    }
+                }
+            })
+            .expect("a thread can be started");
+        orders
+    });
+    let (done, started) = oneshot::channel();
+    // The thread lives as long as the process.
+    staying.send(Order { command, done }).map_err(|_| Error::Gone)?;
+    let child = started.await.map_err(|_| Error::Gone)?;
+    drop(image);
+    let child = child.map_err(Error::io(
+        "executing the server image through /proc/self/fd (is /proc mounted, and may memfds and files in TMPDIR be executed?)",
+    ))?;
+    Ok(RootChild(Mutex::new(child)))
+}
+
+fn pidfd_open(pid: u32) -> Result<OwnedFd> {
+    // SAFETY: the call has no pointers.
+    let fd = unsafe { syscall!(Sysno::pidfd_open, pid, 0) };
+    let fd = fd.map_err(|errno| {
+        Error::io("pidfd_open (Linux 5.3 or newer is needed)")(io::Error::from_raw_os_error(
+            errno.into_raw(),
+        ))
+    })?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+struct SetUp {
+    image: Loaded,
+    arena: u64,
+    fds: ServerFds,
+}
+
+/// Makes a server that was executed with its stream on 0 and 1 and its data socket on 2 a root
+/// server: tied to this process, its own descriptors out of the way, nothing else open.
+async fn set_up(connection: &Connection) -> Result<SetUp> {
+    let call = |name, number, args| connection.call(name, Call::syscall(number, args));
+    let signal = nix::libc::SIGKILL as u64;
+    let tied =
+        call("prctl", Sysno::prctl, [nix::libc::PR_SET_PDEATHSIG as u64, signal, 0, 0, 0, 0]);
+    let parent = call("getppid", Sysno::getppid, [0; 6]);
+    let hello = connection.call("HELLO", Call::operation(Operation::Hello, [0; 6]));
+    let image = connection.call("IMAGE", Call::operation(Operation::Image, [0; 6]));
+    let protection = (nix::libc::PROT_READ | nix::libc::PROT_WRITE) as u64;
+    let private = (nix::libc::MAP_PRIVATE | nix::libc::MAP_ANONYMOUS) as u64;
+    let arena = [0, ARENA_SIZE as u64, protection, private, u64::MAX, 0];
+    let arena = call("mmap", Sysno::mmap, arena);
+    let command = nix::libc::F_DUPFD_CLOEXEC as u64;
+    let stream = call("fcntl", Sysno::fcntl, [0, command, 3, 0, 0, 0]);
+    let data = call("fcntl", Sysno::fcntl, [2, command, 3, 0, 0, 0]);
+    tied.await?;
+    let parent = parent.await?;
+    if parent != u64::from(process::id()) && parent != 0 {
+        return Err(Error::ParentDied);
+    }
+    let hello = HelloResult(hello.await?.cast_signed());
+    if hello.features() & NEEDED != NEEDED {
+        return Err(Error::Protocol("the image lacks operations of this build's"));
+    }
+    let image = Loaded::ours(image.await?);
+    let arena = arena.await?;
+    let (stream, data) = (stream.await?, data.await?);
+    // All descriptors that this process lets its children inherit are closed; then the standard
+    // streams are free for what they are for.
+    let serve = Call::operation(
+        Operation::Serve,
+        [stream | stream << 32, data | u64::from(u32::MAX) << 32, 0, 0, 0, 0],
+    );
+    let served = connection.call("SERVE", serve);
+    let (low, high) = (stream.min(data), stream.max(data));
+    let mut closed = Vec::new();
+    for (first, last) in [(0, low - 1), (low + 1, high - 1), (high + 1, u64::from(u32::MAX))] {
+        if first <= last {
+            closed.push(call("close_range", Sysno::close_range, [first, last, 0, 0, 0, 0]));
+        }
+    }
+    served.await?;
+    for closed in closed {
+        closed.await?;
+    }
+    let (stream, data) = (stream as i32, data as i32);
+    let fds = ServerFds { input: stream, output: stream, data, persistent: Vec::new() };
+    Ok(SetUp { image, arena, fds })
+}
+
+/// Gives the root server its standard streams.
+async fn streams(process: &Process, stdio: Stdio) -> Result<()> {
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(Error::io("opening /dev/null"))?;
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let ours = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let fds: [BorrowedFd<'_>; 3] = match stdio {
+        Stdio::Null => [null.as_fd(); 3],
+        // One that is closed here can't be passed on.
+        Stdio::Inherit => ours.map(|fd| {
+            if nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).is_ok() {
+                fd
+            } else {
+                null.as_fd()
+            }
+        }),
+    };
+    // 0, 1 and 2 are free: what is passed lands there, in order.
+    for (number, fd) in (0..).zip(process.send_fds(&fds).await?) {
+        if fd.number() == number {
+            let _ = fd.into_raw();
+            // Inherited across execve, as standard streams are.
+            process.syscall(Sysno::fcntl, [number as u64, 2, 0, 0, 0, 0]).await?;
+        } else {
+            process.dup2(&fd, number).await?;
+        }
+    }
+    Ok(())
+}

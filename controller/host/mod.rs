@@ -1,0 +1,3 @@
+//! Places where servers can be started.
+
+pub mod local;

@@ -1,0 +1,92 @@
+//! The image as a file that can be executed or mapped: a sealed memfd, or an unlinked file where
+//! the system forbids executing memfds.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use memfd::{FileSeal, Memfd};
+use nix::errno::Errno;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::IMAGE;
+
+/// memfd_create(2)'s MFD_NOEXEC_SEAL: never executable by execve, but mappable (Linux 6.3).
+const MFD_NOEXEC_SEAL: u32 = 0x8;
+/// memfd_create(2)'s MFD_EXEC: executable even where `vm.memfd_noexec` is 1 (Linux 6.3).
+const MFD_EXEC: u32 = 0x10;
+
+/// What carries the image to `execve`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// A sealed memfd, or where that is forbidden an unlinked file.
+    #[default]
+    Automatic,
+    /// A sealed memfd.
+    Memfd,
+    /// An unlinked file in the directory for temporary files.
+    UnlinkedFile,
+}
+
+/// The image as a file that `execve` takes by `/proc/self/fd/N`.
+///
+/// # Errors
+///
+/// Where neither a memfd nor a file in the directory for temporary files (`TMPDIR`) can be made.
+pub fn executable(carrier: Carrier) -> io::Result<OwnedFd> {
+    match carrier {
+        Carrier::Memfd => sealed(MFD_EXEC),
+        Carrier::UnlinkedFile => unlinked(&std::env::temp_dir()),
+        Carrier::Automatic => sealed(MFD_EXEC).or_else(|memfd| {
+            unlinked(&std::env::temp_dir()).map_err(|file| {
+                io::Error::new(
+                    file.kind(),
+                    format!("neither a memfd ({memfd}) nor an unlinked file ({file})"),
+                )
+            })
+        }),
+    }
+}
+
+/// The image as a sealed file that can be mapped readable and executable, but not executed.
+///
+/// # Errors
+///
+/// Those of memfd_create(2).
+pub fn mappable() -> io::Result<OwnedFd> {
+    sealed(MFD_NOEXEC_SEAL)
+}
+
+fn sealed(kind: u32) -> io::Result<OwnedFd> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let fd = match memfd_create(c"farcall", flags | MFdFlags::from_bits_retain(kind)) {
+        // Before Linux 6.3 the flag is unknown, and every memfd can be executed.
+        Err(Errno::EINVAL) => memfd_create(c"farcall", flags),
+        other => other,
+    }?;
+    let mut file = File::from(fd);
+    file.write_all(IMAGE)?;
+    let memfd = Memfd::try_from_file(file).map_err(|_| Errno::EBADF)?;
+    memfd
+        .add_seals(&[
+            FileSeal::SealShrink,
+            FileSeal::SealGrow,
+            FileSeal::SealWrite,
+            FileSeal::SealSeal,
+        ])
+        .map_err(io::Error::other)?;
+    Ok(memfd.into_file().into())
+}
+
+fn unlinked(directory: &Path) -> io::Result<OwnedFd> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .mode(0o700)
+        .custom_flags(nix::libc::O_TMPFILE)
+        .open(directory)?;
+    file.write_all(IMAGE)?;
+    // As long as it is open for writing, execve answers ETXTBSY.
+    Ok(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?.into())
+}

@@ -1,0 +1,65 @@
+//! The server image: its bytes, its entry table, and where it lies in a process.
+
+mod load;
+
+pub use load::{Carrier, executable, mappable};
+
+use crate::abi::entry::{
+    ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE, EntryTable, IMAGE_VERSION, TrampolineFrame,
+};
+use crate::call::Error;
+
+/// The image that this build of farcall carries: at once an ELF executable, and what is mapped
+/// into processes.
+pub static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/server.image"));
+
+/// The entry table of [`IMAGE`].
+#[must_use]
+pub fn entries() -> EntryTable {
+    let bytes = IMAGE[ENTRY_TABLE_OFFSET..].first_chunk::<ENTRY_TABLE_SIZE>();
+    bytes.and_then(EntryTable::from_bytes).expect("build.rs has checked the entry table")
+}
+
+/// An image that lies in a process: its address there and its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    base: u64,
+    entries: EntryTable,
+}
+
+impl Loaded {
+    /// This build's image at `base`.
+    #[must_use]
+    pub fn ours(base: u64) -> Self {
+        Self { base, entries: entries() }
+    }
+
+    /// The image at `base`, whose entry table has the bytes `table`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ForeignImage`] if that is no entry table, or one of another layout.
+    pub fn foreign(base: u64, table: &[u8; ENTRY_TABLE_SIZE]) -> Result<Self, Error> {
+        match EntryTable::from_bytes(table) {
+            Some(entries) if entries.version == IMAGE_VERSION => Ok(Self { base, entries }),
+            Some(entries) => Err(Error::ForeignImage { version: Some(entries.version) }),
+            None => Err(Error::ForeignImage { version: None }),
+        }
+    }
+
+    /// The first bytes of a child's stack: the child enters the trampoline, which calls
+    /// `serve(input, output)`.
+    #[must_use]
+    pub fn stack_that_serves(&self, input: i32, output: i32) -> [u8; TrampolineFrame::STACK_BYTES] {
+        // Descriptors are small and positive.
+        let args = [input as u64, output as u64, 0, 0, 0, 0];
+        let frame = TrampolineFrame { args, function: self.base + u64::from(self.entries.serve) };
+        frame.to_stack(self.base + u64::from(self.entries.trampoline))
+    }
+
+    /// The address of the entry `raw_syscall`.
+    #[must_use]
+    pub fn raw_syscall(&self) -> u64 {
+        self.base + u64::from(self.entries.raw_syscall)
+    }
+}

@@ -1,0 +1,301 @@
+//! Attaching: a new controller that knows nothing but the path.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, connect, getsockopt, sendmsg,
+    socket, sockopt,
+};
+use nix::unistd::geteuid;
+use syscalls::Sysno;
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::handshake::{self, Hold};
+use super::home::Place;
+use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
+use crate::abi::handshake::{ANSWER_SIZE, Token};
+use crate::abi::wire::Operation;
+use crate::call::{Call, Connection, Error, Result};
+use crate::handle::{AddressSpace, FdTable};
+use crate::host::local::random_token;
+use crate::image::Loaded;
+use crate::memory::{ARENA_SIZE, Arena};
+use crate::process::{Parts, Process, ServerFds, Sockets};
+use crate::sys::{Buffer, DataSocket, Guardian};
+
+/// How long a server that does not answer is given before NAME.json is asked who holds it.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long to wait before the next try, where there is nothing to wait for.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Where the arenas of attached processes lie: see [`arena_address`].
+const ARENAS: u64 = 0x1000_0000_0000;
+
+/// How to attach to a persistent process.
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens before `to`"]
+pub struct Attach {
+    timeout: Duration,
+}
+
+impl Default for Attach {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(10) }
+    }
+}
+
+/// Attaches to the persistent process at `place`, as a new controller: see [`Attach::to`].
+///
+/// # Errors
+///
+/// Those of [`Attach::to`].
+pub async fn attach(place: Place) -> Result<Process> {
+    Attach::default().to(place).await
+}
+
+impl Attach {
+    /// Waits for at most that long until a server that is busy with its last controller's call
+    /// answers. The default is ten seconds.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Attaches to the persistent process at `place`, as a new controller. The process's state is
+    /// as the last controller left it; the descriptors of that controller's connection are closed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Held`] within a second if another controller holds it; [`Error::Attach`] if nobody
+    /// listens there, it is another user's, or it does not answer in time.
+    pub async fn to(self, place: Place) -> Result<Process> {
+        let sockets = Sockets::new()?;
+        let token = random_token()?;
+        let hold = meet(&place, token, &sockets, self.timeout).await?;
+        let Sockets { stream, data, .. } = sockets;
+        let connection = Connection::new(stream);
+        connection.set_persistent();
+        let (fds, pid) = taken(&place, hold)?;
+        let table = FdTable::new(&connection);
+        table.reserve(fds.all());
+        let image = find_image(&connection).await?;
+        let arena = map_arena(&connection, pid).await?;
+        let data = DataSocket::new(data, fds.data);
+        let pidfd = pidfd_of(&connection, &data, &arena, pid).await?;
+        let here = crate::process::pid_of(&pidfd);
+        let process = Process::new(Parts {
+            space: AddressSpace::new(&connection),
+            connection,
+            table,
+            arena,
+            data,
+            guardian: Guardian::None,
+            image,
+            fds,
+            pidfd: Arc::new(pidfd),
+            remains: None,
+            life: None,
+            token,
+        });
+        process.set_persistent();
+        place.write_holder(here)?;
+        process.set_place(place);
+        Ok(process)
+    }
+}
+
+/// The descriptors of an answer that says that the process is ours, and its own pid.
+pub(super) fn taken(place: &Place, hold: Hold) -> Result<(ServerFds, i32)> {
+    match hold {
+        Hold::Ours { fds: [stream, data], own, pid, .. } => {
+            Ok((ServerFds { input: stream, output: stream, data, persistent: own }, pid))
+        }
+        Hold::Theirs { pid, since } => Err(Error::Held { pid, since: Some(since) }),
+        Hold::Refused(reason) => Err(refused(place, reason)),
+    }
+}
+
+pub(super) fn refused(place: &Place, reason: impl Into<String>) -> Error {
+    Error::Attach { path: place.socket().to_owned(), reason: reason.into() }
+}
+
+/// Connects, shakes hands, and waits for the answer. Somebody else's hold is returned as such only
+/// if that somebody lives: a dead one's is about to end.
+pub(super) async fn meet(
+    place: &Place,
+    token: Token,
+    sockets: &Sockets,
+    timeout: Duration,
+) -> Result<Hold> {
+    let end = Instant::now() + timeout;
+    loop {
+        match meet_once(place, token, sockets, end).await? {
+            Hold::Theirs { pid, .. } if holder_is_dead(place, pid) && Instant::now() < end => {
+                sleep(PAUSE).await;
+            }
+            hold => return Ok(hold),
+        }
+    }
+}
+
+/// Whether the controller with that pid, by what NAME.json knows of it, has died.
+fn holder_is_dead(place: &Place, pid: Option<i32>) -> bool {
+    place
+        .state()
+        .and_then(|state| state.holder)
+        .is_some_and(|holder| pid.is_none_or(|pid| pid == holder.pid) && !holder.is_alive())
+}
+
+async fn meet_once(place: &Place, token: Token, sockets: &Sockets, end: Instant) -> Result<Hold> {
+    let client = connect_to(place, end).await?;
+    let owner =
+        getsockopt(&client, sockopt::PeerCredentials).map_err(Error::local("getsockopt"))?;
+    if !geteuid().is_root() && owner.uid() != geteuid().as_raw() {
+        return Err(refused(
+            place,
+            format!("it belongs to uid {}: only that user, or root, may attach", owner.uid()),
+        ));
+    }
+    let fds = [sockets.stream_there.as_raw_fd(), sockets.data_there.as_raw_fd()];
+    let hello = handshake::hello(token);
+    // A fresh socket's buffer takes it as a whole.
+    sendmsg::<()>(
+        client.as_raw_fd(),
+        &[IoSlice::new(&hello)],
+        &[ControlMessage::ScmRights(&fds)],
+        MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+        None,
+    )
+    .map_err(Error::local("sendmsg"))?;
+    let client = UnixStream::from_std(client.into()).map_err(Error::io("attaching"))?;
+    let answer = read_answer(&client);
+    tokio::pin!(answer);
+    let patience = end.min(Instant::now() + PATIENCE);
+    let answered = match timeout_at(patience, &mut answer).await {
+        Ok(answered) => answered,
+        Err(_) => {
+            if let Some(state) = place.state()
+                && let Some(holder) = state.holder
+                && holder.is_alive()
+                && !(holder.pid == std::process::id() as i32)
+            {
+                return Ok(Hold::Theirs { pid: Some(holder.pid), since: state.since });
+            }
+            timeout_at(end, &mut answer).await.map_err(|_| {
+                refused(place, "no answer: the process is blocked in a call of its last controller")
+            })?
+        }
+    };
+    match answered {
+        Ok(bytes) => Ok(handshake::answer(&bytes)),
+        Err(_) => Ok(Hold::Refused(
+            "the server closed the handshake: you may not attach, it is none of farcall's, or \
+             another client came at the same moment"
+                .into(),
+        )),
+    }
+}
+
+async fn read_answer(stream: &UnixStream) -> io::Result<[u8; ANSWER_SIZE]> {
+    let mut answer = [0; ANSWER_SIZE];
+    let mut got = 0;
+    while got < ANSWER_SIZE {
+        stream.readable().await?;
+        match stream.try_read(&mut answer[got..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => got += n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(answer)
+}
+
+/// Connects to the listening socket. Its backlog may be full for a while.
+async fn connect_to(place: &Place, end: Instant) -> Result<OwnedFd> {
+    let (address, _directory) = place.address()?;
+    loop {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+            .map_err(Error::local("socket"))?;
+        let reason = match connect(client.as_raw_fd(), &address) {
+            Ok(()) => return Ok(client),
+            Err(Errno::EAGAIN) if Instant::now() < end => {
+                sleep(PAUSE).await;
+                continue;
+            }
+            Err(Errno::ENOENT) => "there is no such persistent process",
+            Err(Errno::ECONNREFUSED) => "its process is gone",
+            Err(Errno::EACCES) => "it is another user's",
+            Err(Errno::EAGAIN) => "too many others wait to attach",
+            Err(errno) => errno.desc(),
+        };
+        return Err(refused(place, reason));
+    }
+}
+
+/// Where the image lies in the process, and its entries.
+async fn find_image(connection: &Connection) -> Result<Loaded> {
+    let base = connection.call("IMAGE", Call::operation(Operation::Image, [0; 6])).await?;
+    let table = Call::copy_out(base + ENTRY_TABLE_OFFSET as u64, ENTRY_TABLE_SIZE);
+    connection
+        .submit(vec![table], move |replies| {
+            let bytes = replies.first().and_then(|reply| reply.data.first_chunk());
+            Loaded::foreign(base, bytes.ok_or(Error::ForeignImage { version: None })?)
+        })
+        .await
+}
+
+/// A fresh arena, in place of an earlier controller's.
+///
+/// Each process has one address for it, by its pid: so that controllers that come and go do not
+/// pile up arenas, and processes that share memory do not share one.
+async fn map_arena(connection: &Connection, pid: i32) -> Result<Arena> {
+    let address = arena_address(pid);
+    let protection = (nix::libc::PROT_READ | nix::libc::PROT_WRITE) as u64;
+    let flags = nix::libc::MAP_PRIVATE | nix::libc::MAP_ANONYMOUS | nix::libc::MAP_FIXED;
+    let args = [address, ARENA_SIZE as u64, protection, flags as u64, u64::MAX, 0];
+    connection.call("mmap", Call::syscall(Sysno::mmap, args)).await?;
+    Ok(Arena::new(address, ARENA_SIZE))
+}
+
+/// A range far below where the kernel maps things by itself and above where programs are linked.
+fn arena_address(pid: i32) -> u64 {
+    ARENAS + u64::from(pid.unsigned_abs()) * (2 * ARENA_SIZE as u64)
+}
+
+/// The process, as a pidfd here: it opens one on itself and passes it.
+async fn pidfd_of(
+    connection: &Connection,
+    data: &DataSocket,
+    arena: &Arena,
+    pid: i32,
+) -> Result<OwnedFd> {
+    let args = [pid as u64, 0, 0, 0, 0, 0];
+    let number =
+        connection.call("pidfd_open", Call::syscall(Sysno::pidfd_open, args)).await? as i32;
+    let buffer = arena.take(DataSocket::FETCH_SIZE).map(Buffer::Arena).ok_or(Error::Gone)?;
+    let fetched = data.fetch(connection, buffer, number).await;
+    let close = Call::syscall(Sysno::close, [number as u64, 0, 0, 0, 0, 0]);
+    connection.call("close", close).await?;
+    fetched
+}
+
+/// Something to borrow the descriptors of a handshake from.
+pub(super) fn there(sockets: &Sockets) -> [BorrowedFd<'_>; 2] {
+    use std::os::fd::AsFd;
+    [sockets.stream_there.as_fd(), sockets.data_there.as_fd()]
+}
+
+/// For the compiler: the future of an attach can move between threads.
+const _: fn() = || {
+    fn is_send<F: Future + Send>(_: F) {}
+    is_send(attach(Place::at("")));
+};

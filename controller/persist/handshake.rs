@@ -1,0 +1,125 @@
+//! The controller's half of a handshake, without I/O: what to send, and what an answer means.
+
+use nix::errno::Errno;
+
+use crate::abi::handshake::{
+    ANSWER_SIZE, Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, HELLO_SIZE, Hello, Token,
+};
+use crate::abi::wire::{STREAM_VERSION, Spares};
+
+/// The bytes of a version-1 handshake of this process, which travel with the descriptors.
+#[must_use]
+pub fn hello(token: Token) -> [u8; HELLO_SIZE] {
+    Hello {
+        magic: HANDSHAKE_MAGIC,
+        version: HANDSHAKE_VERSION,
+        stream_version: STREAM_VERSION,
+        token,
+        // Pids are below 2^22.
+        pid: std::process::id() as i32,
+        flags: 0,
+        reserved: 0,
+    }
+    .to_bytes()
+}
+
+/// What an answer says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// The process is ours.
+    Ours {
+        /// The numbers that the stream and the data socket got.
+        fds: [i32; 2],
+        /// The listening socket and the spare descriptors: the server's own.
+        own: Vec<i32>,
+        /// How many connections the process has had.
+        generation: u64,
+        /// Its pid, in its own pid namespace.
+        pid: i32,
+    },
+    /// Another controller holds it.
+    Theirs {
+        /// Its pid, if it told it.
+        pid: Option<i32>,
+        /// Since when, in seconds since 1970.
+        since: i64,
+    },
+    /// The server refused, for this reason.
+    Refused(String),
+}
+
+/// Reads an answer. Nothing in it is trusted to be in range.
+#[must_use]
+pub fn answer(bytes: &[u8; ANSWER_SIZE]) -> Hold {
+    let answer = Answer::from_bytes(bytes);
+    if answer.magic != HANDSHAKE_MAGIC {
+        return Hold::Refused("what answered is not a farcall server".into());
+    }
+    match answer.status {
+        0 => {}
+        status if status == -(Errno::EBUSY as i32) => {
+            return Hold::Theirs {
+                pid: (answer.holder_pid > 0).then_some(answer.holder_pid),
+                since: answer.holder_since,
+            };
+        }
+        status if status == -(Errno::EPROTONOSUPPORT as i32) => {
+            return Hold::Refused(format!(
+                "the server speaks version {} of the handshake, this farcall version \
+                 {HANDSHAKE_VERSION}: use the farcall that started it",
+                answer.version
+            ));
+        }
+        status => {
+            let errno = Errno::from_raw(status.saturating_neg());
+            return Hold::Refused(format!("the server refused the handshake: {}", errno.desc()));
+        }
+    }
+    if answer.stream_version > STREAM_VERSION {
+        return Hold::Refused(format!(
+            "the server goes on in version {} of the stream, which this farcall does not speak",
+            answer.stream_version
+        ));
+    }
+    let [stream, data, none] = answer.fds;
+    if stream < 0 || data < 0 || stream == data || none != -1 {
+        return Hold::Refused("the server's answer names no usable descriptors".into());
+    }
+    let mut own = vec![answer.listen];
+    own.extend(Spares(answer.spares).fds());
+    own.retain(|fd| *fd >= 0);
+    Hold::Ours { fds: [stream, data], own, generation: answer.generation, pid: answer.pid }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn an_answer_of_any_bytes_is_read(bytes in prop::collection::vec(any::<u8>(), ANSWER_SIZE), real in any::<bool>()) {
+            let mut bytes: [u8; ANSWER_SIZE] = bytes.try_into().unwrap();
+            if real {
+                bytes[..8].copy_from_slice(&HANDSHAKE_MAGIC.to_le_bytes());
+                bytes[8..12].fill(0);
+            }
+            if let Hold::Ours { fds: [stream, data], own, .. } = answer(&bytes) {
+                prop_assert!(real && stream >= 0 && data >= 0 && stream != data);
+                prop_assert!(own.iter().all(|fd| *fd >= 0) && own.len() <= 4);
+            }
+        }
+    }
+
+    #[test]
+    fn a_holder_is_named() {
+        let bytes = Answer {
+            magic: HANDSHAKE_MAGIC,
+            status: -(Errno::EBUSY as i32),
+            holder_pid: 7,
+            holder_since: 9,
+            ..Answer::default()
+        };
+        assert_eq!(answer(&bytes.to_bytes()), Hold::Theirs { pid: Some(7), since: 9 });
+    }
+}

@@ -1,0 +1,411 @@
+//! Where the sockets of persistent processes live: one directory a user, one socket a process.
+//!
+//! Beside `NAME.sock` lies `NAME.json`: a server that is blocked in a call can't say who holds it,
+//! so every controller that attaches writes it down there.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+};
+use nix::unistd::{Uid, geteuid};
+use serde::{Deserialize, Serialize};
+
+use crate::call::{Error, Result};
+
+/// The name of a persistent process: 1 to 64 letters, digits, `-`, `_` or `.`, not beginning with
+/// `.` or `-`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(String);
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if text.is_empty() || text.len() > 64 {
+            return Err("a name has 1 to 64 characters".into());
+        }
+        if text.starts_with(['.', '-']) || !text.chars().all(allowed) {
+            return Err(
+                "a name has letters, digits, '-', '_' and '.', and begins with none of '.' and '-'"
+                    .into(),
+            );
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The directory of the sockets: `$FARCALL_DIR`, or `$XDG_RUNTIME_DIR/farcall`, or for root
+/// `/run/farcall`.
+#[derive(Clone, Debug)]
+pub struct Home {
+    path: PathBuf,
+}
+
+impl Home {
+    /// This user's directory, which is not made before something is put there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Home`] where no variable says where it is and the user is not root.
+    pub fn find() -> Result<Self> {
+        let variable = |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty());
+        let path = if let Some(path) = variable("FARCALL_DIR") {
+            path.into()
+        } else if geteuid().is_root() {
+            PathBuf::from("/run/farcall")
+        } else if let Some(runtime) = variable("XDG_RUNTIME_DIR") {
+            PathBuf::from(runtime).join("farcall")
+        } else {
+            return Err(Error::Home {
+                path: "farcall".into(),
+                reason: "there is no place for sockets: set XDG_RUNTIME_DIR or FARCALL_DIR".into(),
+            });
+        };
+        Ok(Self { path })
+    }
+
+    /// A directory of the caller's choice.
+    #[must_use]
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the process of that name is.
+    #[must_use]
+    pub fn place(&self, name: &Name) -> Place {
+        Place { socket: self.path.join(format!("{name}.sock")) }
+    }
+
+    /// All names that have a socket here, in order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Home`] if the directory is there and can't be read.
+    pub fn names(&self) -> Result<Vec<Name>> {
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|error| self.error(&error))?,
+        };
+        let mut names: Vec<Name> = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter_map(|file| file.strip_suffix(".sock")?.parse().ok())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Reserves a name for a process that is about to become persistent: makes the directory and
+    /// binds the socket, on which nobody listens yet. What a dead process left there is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Home`] if the name is in use, or the directory is somebody else's or open to
+    /// others.
+    pub fn reserve(&self, name: &Name) -> Result<Reserved> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(&self.path).map_err(|error| self.error(&error))?;
+        let metadata = fs::metadata(&self.path).map_err(|error| self.error(&error))?;
+        if Uid::from_raw(metadata.uid()) != geteuid() {
+            return Err(self.refuse(format!("belongs to uid {}, not to you", metadata.uid())));
+        }
+        if metadata.mode() & 0o077 != 0 {
+            return Err(self.refuse(format!(
+                "has mode {:o}, which lets others in: chmod 700 it",
+                metadata.mode() & 0o777
+            )));
+        }
+        self.place(name).reserve()
+    }
+
+    fn error(&self, error: &io::Error) -> Error {
+        self.refuse(error.to_string())
+    }
+
+    fn refuse(&self, reason: String) -> Error {
+        Error::Home { path: self.path.clone(), reason }
+    }
+}
+
+/// Where one persistent process can be reached: the path of its socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    socket: PathBuf,
+}
+
+/// What lies beside a socket, in NAME.json.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The process.
+    #[serde(flatten)]
+    pub process: Incarnation,
+    /// The controller that attached last, unless it detached in good order.
+    pub holder: Option<Incarnation>,
+    /// Since when that is so, in seconds since 1970.
+    pub since: i64,
+}
+
+/// A process, told from later ones with the same pid.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incarnation {
+    /// Its pid, as the process that wrote this saw it.
+    pub pid: i32,
+    /// When it started, in clock ticks since boot: field 22 of /proc/PID/stat.
+    pub start_time: u64,
+}
+
+impl Incarnation {
+    /// The process that has this pid now.
+    #[must_use]
+    pub fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name, in parentheses, may contain anything; the state follows it, then field 4.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        if *fields.first()? == "Z" || *fields.first()? == "X" {
+            return None;
+        }
+        Some(Self { pid, start_time: fields.get(19)?.parse().ok()? })
+    }
+
+    /// Whether it still runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid).is_some_and(|now| now.start_time == self.start_time)
+    }
+}
+
+impl Place {
+    /// The process whose socket is at `path`.
+    #[must_use]
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { socket: path.into() }
+    }
+
+    /// The socket's path.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.socket.with_extension("json")
+    }
+
+    fn directory(&self) -> &Path {
+        match self.socket.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        }
+    }
+
+    /// What NAME.json says, if it is there and can be read.
+    #[must_use]
+    pub fn state(&self) -> Option<State> {
+        serde_json::from_slice(&fs::read(self.state_path()).ok()?).ok()
+    }
+
+    /// Writes NAME.json, as a whole or not at all.
+    pub(crate) fn write_state(&self, state: &State) -> Result<()> {
+        let mut text = serde_json::to_vec(state).map_err(|error| self.refuse(error.to_string()))?;
+        text.push(b'\n');
+        let path = self.state_path();
+        let mut name = OsString::from(".");
+        name.push(path.file_name().unwrap_or(OsStr::new("state")));
+        name.push(format!(".{}", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let write = || {
+            let mut file = File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(&text)?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(|error| {
+            let _ = fs::remove_file(&temporary);
+            self.error(&error)
+        })
+    }
+
+    /// Writes down that this process holds the one at this place, whose pid is given where it is
+    /// known. Where neither that nor an earlier NAME.json tells it, nothing is written.
+    pub(crate) fn write_holder(&self, pid: Option<i32>) -> Result<()> {
+        let known = pid.and_then(Incarnation::of);
+        let Some(process) = known.or_else(|| Some(self.state()?.process)) else { return Ok(()) };
+        let holder = Incarnation::of(std::process::id() as i32);
+        self.write_state(&State { process, holder, since: now() })
+    }
+
+    /// Writes down that nobody holds it, unless somebody else does by now.
+    pub(crate) fn erase_holder(&self) -> Result<()> {
+        match self.state() {
+            Some(state) if state.holder == Incarnation::of(std::process::id() as i32) => {
+                self.write_state(&State { holder: None, since: now(), ..state })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes the socket and what lies beside it: the process is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Home`] if one of them is there and can't be removed.
+    pub fn remove(&self) -> Result<()> {
+        for path in [self.socket.clone(), self.state_path()] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.error(&error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// An address for the socket: its path, or where that is too long for a `sockaddr_un`, the
+    /// same through a descriptor of its directory, which is returned to be kept open.
+    pub(crate) fn address(&self) -> Result<(UnixAddr, Option<OwnedFd>)> {
+        if let Ok(address) = UnixAddr::new(&self.socket) {
+            return Ok((address, None));
+        }
+        let directory = File::options()
+            .read(true)
+            .custom_flags(nix::libc::O_PATH | nix::libc::O_DIRECTORY)
+            .open(self.directory())
+            .map_err(|error| self.error(&error))?;
+        let name = self.socket.file_name().unwrap_or_default();
+        let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+        let address = UnixAddr::new(&short)
+            .map_err(|_| self.refuse("the file name is too long for a socket".into()))?;
+        Ok((address, Some(directory.into())))
+    }
+
+    /// Binds the socket; see [`Home::reserve`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Home`] if a live process listens there, or the directory can't be written.
+    pub fn reserve(self) -> Result<Reserved> {
+        let directory = File::open(self.directory()).map_err(|error| self.error(&error))?;
+        // Two that want the same name take turns; the lock goes with the descriptor.
+        let lock = Flock::lock(directory, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| self.refuse(format!("locking the directory: {errno}")))?;
+        if fs::symlink_metadata(&self.socket).is_ok() {
+            self.replace_stale()?;
+        }
+        let (address, _directory) = self.address()?;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(Error::local("socket"))?;
+        bind(fd.as_raw_fd(), &address).map_err(|errno| self.error(&errno.into()))?;
+        let reserved = Reserved { place: self, listener: Some(fd) };
+        // Nobody can connect before listen(2): so nobody gets in before the mode is right.
+        fs::set_permissions(&reserved.place.socket, fs::Permissions::from_mode(0o600))
+            .map_err(|error| reserved.place.error(&error))?;
+        drop(lock);
+        Ok(reserved)
+    }
+
+    /// Removes what a dead process left, or says that it is not dead.
+    fn replace_stale(&self) -> Result<()> {
+        let (address, _directory) = self.address()?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+            .map_err(Error::local("socket"))?;
+        let being_made = self
+            .state()
+            .is_some_and(|s| s.holder.is_some_and(|h| h.is_alive()) && s.process.is_alive());
+        match connect(probe.as_raw_fd(), &address) {
+            Err(Errno::ECONNREFUSED) if !being_made => self.remove(),
+            // Full, or connected: somebody listens.
+            Ok(()) | Err(Errno::EAGAIN | Errno::ECONNREFUSED) => {
+                let pid = self.state().map(|state| format!(" (pid {})", state.process.pid));
+                Err(self.refuse(format!(
+                    "a live process{} listens there: choose another name, or `farcall stop` it",
+                    pid.unwrap_or_default()
+                )))
+            }
+            Err(errno) => {
+                Err(self.refuse(format!("in the way, and no socket to connect to: {errno}")))
+            }
+        }
+    }
+
+    fn error(&self, error: &io::Error) -> Error {
+        self.refuse(error.to_string())
+    }
+
+    fn refuse(&self, reason: String) -> Error {
+        Error::Home { path: self.socket.clone(), reason }
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64)
+}
+
+/// A place with a socket on which nobody listens yet. It is removed again unless a process becomes
+/// persistent there.
+#[derive(Debug)]
+pub struct Reserved {
+    place: Place,
+    listener: Option<OwnedFd>,
+}
+
+impl Reserved {
+    /// The place.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Listens, so that the kernel knows who called listen(2): this user is the one who may attach.
+    pub(crate) fn listen(&self) -> Result<&OwnedFd> {
+        let fd = self.listener.as_ref().ok_or(Error::Gone)?;
+        listen(fd, Backlog::new(16).map_err(Error::local("listen"))?)
+            .map_err(Error::local("listen"))?;
+        Ok(fd)
+    }
+
+    /// The process listens: the place stays.
+    pub(crate) fn keep(mut self) -> Place {
+        self.listener = None;
+        self.place.clone()
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if self.listener.is_some() {
+            // What can't be removed is recognised as stale by the next one.
+            let _ = self.place.remove();
+        }
+    }
+}

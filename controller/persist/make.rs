@@ -1,0 +1,126 @@
+//! Making a process persistent.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sched::CloneFlags;
+use nix::sys::stat::Mode;
+use syscalls::Sysno;
+
+use super::home::{Incarnation, Reserved};
+use crate::abi::wire::{Operation, Spares};
+use crate::call::{Call, Error, Result};
+use crate::process::{Child, ChildBuilder, Process};
+
+/// What becomes of memory that a process shares when it becomes persistent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SharedMemory {
+    /// A process that shares its memory does not become persistent.
+    #[default]
+    Refuse,
+    /// It does, with all that this means: it keeps the whole of that memory alive, its parent's
+    /// buffers and mappings among it; the kernel's out-of-memory killer, and before Linux 5.16 a
+    /// core dump, ends all processes that share it together; and whoever else is left in it can
+    /// change what it holds. It survives its controller's death like any other.
+    Keep,
+}
+
+impl Process {
+    /// Makes the process persistent at a place that [`Home::reserve`](super::Home::reserve) made:
+    /// from here on it outlives this controller and waits there for the next one.
+    ///
+    /// In the process: unshare(2) of the table of descriptors if it is shared, setsid(2), the
+    /// parent-death signal off, and the listening socket. Its standard streams stay as they are;
+    /// what is to be kept of a terminal or a pipe of this process's is for the caller to decide
+    /// ([`ChildBuilder::spawn_persistent`] keeps nothing). After a table was unshared, handles
+    /// belong to the parent's table, and `inherited_fd` makes handles to the copies.
+    ///
+    /// Until this returns, the process can still end with this controller; it never becomes one
+    /// that nobody can reach.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SharesMemory`] without the word for it; errors of the calls. The place is given up
+    /// then.
+    pub async fn make_persistent(&self, reserved: Reserved, memory: SharedMemory) -> Result<()> {
+        if self.shares_memory() && memory == SharedMemory::Refuse {
+            return Err(Error::SharesMemory);
+        }
+        if self.is_persistent() {
+            return Err(Error::Protocol("the process is persistent already"));
+        }
+        self.unshare(CloneFlags::CLONE_FILES).await?;
+        match self.setsid().await {
+            // The leader of a group can't: it may be the leader of a session already.
+            Err(Error::Call { errno: Errno::EPERM, .. }) => {
+                let session = self.syscall(Sysno::getsid, [0; 6]).await?;
+                if session != self.getpid().await? as u64 {
+                    return Err(Error::Call { call: "setsid", errno: Errno::EPERM });
+                }
+            }
+            other => drop(other?),
+        }
+        // Written before anybody can connect.
+        if let Some(process) = self.pid().and_then(Incarnation::of) {
+            let holder = Incarnation::of(std::process::id() as i32);
+            let since = super::home::now();
+            reserved.place().write_state(&super::State { process, holder, since })?;
+        }
+        let listen = self.send_server_fds(&[reserved.listen()?.as_fd()]).await?[0];
+        let [low, high] = self.inner().token.0;
+        let keep = u64::from(u32::MAX);
+        let data = self.server_fds().data;
+        let args = [
+            keep | keep << 32,
+            // Descriptors are positive.
+            data as u64 | (listen as u64) << 32,
+            low,
+            high,
+            u64::from(std::process::id()),
+            0,
+        ];
+        let spares = self.connection.call("SERVE", Call::operation(Operation::Serve, args)).await?;
+        let spares: Vec<i32> = Spares(spares.cast_signed()).fds().collect();
+        self.table().reserve(spares.iter().copied());
+        {
+            let mut fds = self.server_fds();
+            fds.persistent = spares;
+            fds.persistent.push(listen);
+        }
+        // Only now that it can be reached does it stop depending on its parent.
+        self.set_pdeathsig(0).await?;
+        self.set_free();
+        self.set_persistent();
+        if let Some(remains) = self.remains() {
+            remains.leave_memory_mapped();
+        }
+        *self.inner().place.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Arc::new(reserved.keep()));
+        Ok(())
+    }
+}
+
+impl ChildBuilder {
+    /// Makes a child that is persistent from the start: it holds nothing of this process, its
+    /// standard streams are /dev/null, and what it inherited from its parent besides is closed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ChildBuilder::spawn`] and [`Process::make_persistent`]; nothing is left then.
+    pub async fn spawn_persistent(self, reserved: Reserved, memory: SharedMemory) -> Result<Child> {
+        let child = self.spawn().await?;
+        child.unshare(CloneFlags::CLONE_FILES).await?;
+        for call in child.table().sweep() {
+            child.connection.call("close_range", call).await?;
+        }
+        let null = child.openat(None, "/dev/null", OFlag::O_RDWR, Mode::empty()).await?;
+        for number in 0..=2 {
+            child.dup2(&null, number).await?;
+        }
+        null.close().await?;
+        child.make_persistent(reserved, memory).await?;
+        Ok(child)
+    }
+}

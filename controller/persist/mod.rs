@@ -1,0 +1,17 @@
+//! Persistent processes: how a process becomes one, where it is found, and how the next connection
+//! to it is made.
+//!
+//! A persistent process has a table of descriptors and a session of its own, no parent-death
+//! signal, and a listening socket. While nobody is attached it executes nothing but the wait for
+//! the next controller. See `docs/design.md` for what it survives.
+
+mod attach;
+mod handshake;
+mod home;
+mod make;
+mod reconnect;
+
+pub use attach::{Attach, attach};
+pub use handshake::{Hold, answer, hello};
+pub use home::{Home, Name, Place, Reserved, State};
+pub use make::SharedMemory;

@@ -1,0 +1,221 @@
+//! Children: waiting for them, ending them, and cleaning up what they leave in their parent.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use syscalls::{Sysno, syscall};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+use super::Process;
+use crate::call::{Connection, Error, Result};
+use crate::handle::{Fd, FdTable, Mapping};
+use crate::sys::WaitStatus;
+
+/// A child of a process, made through [`Process::child`].
+///
+/// Dropping it ends an ordinary child (its connection ends, and with it its server) and reaps it
+/// in the background. A persistent child goes on.
+pub struct Child {
+    process: Process,
+    parent: Process,
+    /// In the parent's table; taken when the child is dropped.
+    pidfd: Option<Fd>,
+    pid: i32,
+    status: Option<WaitStatus>,
+}
+
+/// What a child has in its parent as long as it lives.
+pub(crate) struct Remains {
+    pub(super) shares_memory: bool,
+    memory: Mutex<(Option<Mapping>, Option<Mapping>)>,
+    /// The child's descriptors in a table that it shares, or shared, with its parent.
+    table: Arc<FdTable>,
+    in_parent: Mutex<Vec<i32>>,
+    ended: watch::Sender<bool>,
+}
+
+impl Remains {
+    pub(super) fn new(
+        shares_memory: bool,
+        stack: Option<Mapping>,
+        arena: Option<Mapping>,
+        table: Arc<FdTable>,
+        in_parent: Vec<i32>,
+    ) -> Self {
+        Self {
+            shares_memory,
+            memory: Mutex::new((stack, arena)),
+            table,
+            in_parent: Mutex::new(in_parent),
+            ended: watch::Sender::new(false),
+        }
+    }
+
+    /// The child uses its parent's memory no more: it has ended, or runs another program.
+    pub(super) fn left_memory(&self) {
+        let memory =
+            std::mem::take(&mut *self.memory.lock().unwrap_or_else(PoisonError::into_inner));
+        // Outside of the lock: dropping unmaps.
+        drop(memory);
+    }
+
+    /// The memory outlives this controller: nobody here unmaps it.
+    pub(crate) fn leave_memory_mapped(&self) {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        for mapping in [memory.0.take(), memory.1.take()].into_iter().flatten() {
+            let _ = mapping.into_raw();
+        }
+    }
+
+    /// The child uses its parent's table no more, and its descriptors there have been closed.
+    pub(super) fn left_table(&self) {
+        self.in_parent.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The child has ended while it used its parent's table: its descriptors are still there.
+    fn close_in_parent(&self) {
+        let numbers =
+            std::mem::take(&mut *self.in_parent.lock().unwrap_or_else(PoisonError::into_inner));
+        self.table.unreserve(numbers.iter().copied());
+        for number in numbers {
+            self.table.close_later(number);
+        }
+    }
+}
+
+/// Watches over a child until it ends: then its calls fail, and what it had in its parent is given
+/// back. The parent is kept until then.
+pub(super) fn watch(
+    pidfd: &Arc<OwnedFd>,
+    connection: &Connection,
+    parent: &Process,
+    remains: &Arc<Remains>,
+) -> Result<()> {
+    // SAFETY: the descriptor is owned by the `Arc` that is registered with it.
+    let readable =
+        unsafe { AsyncFd::register_with_interest(Shared(pidfd.clone()), Interest::READABLE) };
+    let readable = readable.map_err(|error| Error::io("watching a pidfd")(error.into()))?;
+    let (connection, parent, remains) = (connection.downgrade(), parent.clone(), remains.clone());
+    tokio::spawn(async move {
+        // A failure means that the runtime is shutting down.
+        let _ = readable.readable().await;
+        if let Some(connection) = connection.upgrade() {
+            connection.process_died();
+        }
+        remains.left_memory();
+        remains.close_in_parent();
+        remains.ended.send_replace(true);
+        drop(parent);
+    });
+    Ok(())
+}
+
+/// A pidfd that others hold too.
+struct Shared(Arc<OwnedFd>);
+
+impl AsRawFd for Shared {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
+impl std::ops::Deref for Child {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl std::fmt::Debug for Child {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Child").field("pid", &self.pid).finish_non_exhaustive()
+    }
+}
+
+impl Child {
+    pub(super) fn new(process: Process, parent: Process, pidfd: Fd, pid: i32) -> Self {
+        Self { process, parent, pidfd: Some(pidfd), pid, status: None }
+    }
+
+    /// The process: a handle that can be cloned, and that does not wait.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// The parent.
+    #[must_use]
+    pub fn parent(&self) -> &Process {
+        &self.parent
+    }
+
+    /// Its pid in its parent's pid namespace, as clone(2) returned it.
+    #[must_use]
+    pub fn pid_in_parent(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits until the child has ended, and reaps it: waitid(2) in the parent, once the pidfd says
+    /// that there is something to reap, so that the parent is never blocked by it.
+    ///
+    /// # Errors
+    ///
+    /// ECHILD if somebody else has reaped it; [`Error::Gone`] if the parent has ended.
+    pub async fn wait(&mut self) -> Result<WaitStatus> {
+        if let Some(status) = self.status {
+            return Ok(status);
+        }
+        self.ended().await;
+        let pidfd = self.pidfd.as_ref().ok_or(Error::Gone)?;
+        let status = self.parent.waitid_pidfd(pidfd).await?;
+        self.status = status;
+        status.ok_or(Error::Protocol("a child that ended can't be reaped"))
+    }
+
+    /// Waits until the child has ended, and leaves it to be reaped.
+    pub async fn ended(&self) {
+        if let Some(remains) = &self.process.inner().remains {
+            // The sender lives in what `self` holds.
+            let _ = remains.ended.subscribe().wait_for(|ended| *ended).await;
+        }
+    }
+
+    /// Sends a signal to the child: pidfd_send_signal(2), from this process.
+    ///
+    /// # Errors
+    ///
+    /// ESRCH if it has been reaped; EPERM.
+    pub fn kill(&self, signal: Signal) -> Result<()> {
+        let pidfd = self.process.shared_pidfd().as_raw_fd();
+        // SAFETY: the call has no pointers: the siginfo is null.
+        let sent = unsafe { syscall!(Sysno::pidfd_send_signal, pidfd, signal as i32, 0, 0) };
+        sent.map(|_| ())
+            .map_err(|errno| Error::local("pidfd_send_signal")(Errno::from_raw(errno.into_raw())))
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let Some(pidfd) = self.pidfd.take() else { return };
+        // A persistent process's zombies are the next controller's to reap.
+        if self.status.is_some() || self.parent.is_persistent() || self.process.is_persistent() {
+            return;
+        }
+        let (Ok(runtime), Some(remains)) =
+            (tokio::runtime::Handle::try_current(), self.process.inner().remains.clone())
+        else {
+            return;
+        };
+        let parent = self.parent.clone();
+        runtime.spawn(async move {
+            let _ = remains.ended.subscribe().wait_for(|ended| *ended).await;
+            // It may have been reaped by a raw call: then there is nothing to do.
+            let _ = parent.waitid_pidfd(&pidfd).await;
+        });
+    }
+}

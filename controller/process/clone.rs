@@ -1,0 +1,215 @@
+//! Making a child: clone(2), by a server, of a server.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::sched::CloneFlags;
+use nix::sys::signal::Signal;
+use syscalls::Sysno;
+
+use super::child::{self, Child, Remains};
+use super::{Parts, Process, ServerFds, Sockets};
+use crate::abi::entry::TrampolineFrame;
+use crate::call::{Call, Connection, Error, Reply, Result};
+use crate::handle::{AddressSpace, Fd, FdTable, Mapping};
+use crate::memory::{ARENA_SIZE, Arena};
+use crate::sys::{DataSocket, Guardian};
+
+/// What a child shares with its parent and what it has for itself. By default it is isolated: it
+/// has a copy of its parent's memory and descriptors, as after fork(2).
+#[derive(Clone, Debug)]
+#[must_use = "a child is made by `spawn`"]
+pub struct ChildBuilder {
+    parent: Process,
+    flags: CloneFlags,
+}
+
+/// The flags that a server's child may be made with.
+const ALLOWED: CloneFlags = CloneFlags::CLONE_VM
+    .union(CloneFlags::CLONE_FILES)
+    .union(CloneFlags::CLONE_FS)
+    .union(CloneFlags::CLONE_SIGHAND)
+    .union(CloneFlags::CLONE_IO)
+    .union(CloneFlags::CLONE_SYSVSEM)
+    .union(CloneFlags::CLONE_NEWNS)
+    .union(CloneFlags::CLONE_NEWUTS)
+    .union(CloneFlags::CLONE_NEWIPC)
+    .union(CloneFlags::CLONE_NEWUSER)
+    .union(CloneFlags::CLONE_NEWPID)
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWCGROUP);
+
+impl ChildBuilder {
+    pub(super) fn new(parent: Process) -> Self {
+        Self { parent, flags: CloneFlags::empty() }
+    }
+
+    /// Adds flags of clone(2): CLONE_VM, CLONE_FILES, CLONE_FS, CLONE_SIGHAND and namespaces.
+    pub fn flags(mut self, flags: CloneFlags) -> Self {
+        self.flags |= flags;
+        self
+    }
+
+    /// The child uses its parent's memory: CLONE_VM. It gets a stack of its own with a guard page
+    /// below it, and buffers of its own.
+    pub fn share_memory(self) -> Self {
+        self.flags(CloneFlags::CLONE_VM)
+    }
+
+    /// The child uses its parent's table of descriptors: CLONE_FILES.
+    pub fn share_files(self) -> Self {
+        self.flags(CloneFlags::CLONE_FILES)
+    }
+
+    /// The child uses its parent's root, working directory and umask: CLONE_FS.
+    pub fn share_fs(self) -> Self {
+        self.flags(CloneFlags::CLONE_FS)
+    }
+
+    /// Makes the child. It dies with its parent.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CloneFlags`] for flags that can't go together, and the errno of clone(2).
+    pub async fn spawn(self) -> Result<Child> {
+        self.check()?;
+        let Self { parent, flags } = self;
+        let shares_memory = flags.contains(CloneFlags::CLONE_VM);
+        let shares_files = flags.contains(CloneFlags::CLONE_FILES);
+        let sockets = Sockets::new()?;
+        let table = parent.table();
+        // While the child's descriptors are in the table and nothing accounts for them yet, no
+        // other child may be made that would inherit them.
+        let quiet = table.quiet.lock().await;
+        let numbers = parent
+            .send_server_fds(&[sockets.stream_there.as_fd(), sockets.data_there.as_fd()])
+            .await?;
+        let (input, data) = (numbers[0], numbers[1]);
+        let made = start(&parent, flags, input).await;
+        let Made { pid, pidfd, stack, arena } = match made {
+            Ok(made) => made,
+            Err(error) => {
+                for number in numbers {
+                    table.unreserve([number]);
+                    table.close_later(number);
+                }
+                return Err(error);
+            }
+        };
+        let connection = Connection::new(sockets.stream);
+        let (child_table, in_parent) = if shares_files {
+            table.join(&connection);
+            (table.clone(), vec![input, data])
+        } else {
+            let child_table = FdTable::new(&connection);
+            child_table.reserve([input, data]);
+            // The child's copies of other servers' descriptors would keep their connections open,
+            // and the parent's copies of the child's would keep the child's.
+            for number in table.reserved().into_iter().filter(|n| *n != input && *n != data) {
+                child_table.close_later(number);
+            }
+            table.unreserve([input, data]);
+            table.close_later(input);
+            table.close_later(data);
+            (child_table, Vec::new())
+        };
+        drop(quiet);
+        let space = if shares_memory {
+            parent.space.join(&connection);
+            parent.space.clone()
+        } else {
+            AddressSpace::new(&connection)
+        };
+        let arena_range = match &arena {
+            Some(mapping) => Arena::new(mapping.address(), mapping.size()),
+            // The child's copy of the parent's.
+            None => Arena::new(parent.arena.base(), parent.arena.size()),
+        };
+        let here = Arc::new(parent.fetch_fd(&pidfd).await?);
+        let remains = Arc::new(Remains::new(shares_memory, stack, arena, table, in_parent));
+        child::watch(&here, &connection, &parent, &remains)?;
+        let process = Process::new(Parts {
+            connection,
+            table: child_table,
+            space,
+            arena: arena_range,
+            data: DataSocket::new(sockets.data, data),
+            guardian: Guardian::Parent(parent.shared_pidfd().clone()),
+            image: parent.image(),
+            fds: ServerFds { input, output: input, data, persistent: Vec::new() },
+            pidfd: here,
+            remains: Some(remains),
+            life: None,
+            token: parent.inner().token,
+        });
+        Ok(Child::new(process, parent, pidfd, pid))
+    }
+
+    fn check(&self) -> Result<()> {
+        let flags = self.flags;
+        let refuse = |reason| Err(Error::CloneFlags(reason));
+        if flags.contains(CloneFlags::CLONE_THREAD) {
+            return refuse("CLONE_THREAD would share its exit status and its parent's life");
+        }
+        if !ALLOWED.contains(flags) {
+            return refuse("a flag that a server's child can't have");
+        }
+        if flags.contains(CloneFlags::CLONE_SIGHAND) && !flags.contains(CloneFlags::CLONE_VM) {
+            return refuse("CLONE_SIGHAND needs CLONE_VM: handlers are addresses");
+        }
+        if flags.contains(CloneFlags::CLONE_FS)
+            && flags.intersects(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUSER)
+        {
+            return refuse("CLONE_FS can't go with CLONE_NEWNS or CLONE_NEWUSER");
+        }
+        Ok(())
+    }
+}
+
+struct Made {
+    pid: i32,
+    pidfd: Fd,
+    stack: Option<Mapping>,
+    arena: Option<Mapping>,
+}
+
+/// Lays out the stack and makes the call.
+async fn start(parent: &Process, flags: CloneFlags, input: i32) -> Result<Made> {
+    let (stack, arena, top) = if flags.contains(CloneFlags::CLONE_VM) {
+        let (stack, top) = parent.mmap_stack().await?;
+        (Some(stack), Some(parent.mmap_anonymous(ARENA_SIZE).await?), top)
+    } else {
+        (None, None, parent.nursery().await?)
+    };
+    let content = parent.image().stack_that_serves(input, input);
+    let sp = top - TrampolineFrame::STACK_BYTES as u64;
+    let slot = parent.buffer(8).await?;
+    let at = slot.address();
+    let flags = (flags.bits() | nix::libc::CLONE_PIDFD) as u32 as u64 | Signal::SIGCHLD as u64;
+    let calls = vec![
+        Call::copy_in(sp, content.to_vec()),
+        // On x86-64: flags, stack, parent_tid (which takes the pidfd), child_tid, tls.
+        Call::syscall(Sysno::clone, [flags, sp, at, 0, 0, 0]),
+        Call::copy_out(at, 4),
+    ];
+    let table = parent.table();
+    let (pid, pidfd) = parent
+        .connection
+        .submit(calls, move |replies| {
+            let _slot = slot;
+            let (pid, pidfd) = cloned(&replies)?;
+            Ok((pid, table.adopt(pidfd)?))
+        })
+        .await?;
+    Ok(Made { pid, pidfd, stack, arena })
+}
+
+fn cloned(replies: &[Reply]) -> Result<(i32, i32)> {
+    let [written, cloned, pidfd] = replies else {
+        return Err(Error::Protocol("not three replies"));
+    };
+    written.value().map_err(Error::call("clone"))?;
+    let pid = cloned.value().map_err(Error::call("clone"))?;
+    let pidfd = pidfd.data.first_chunk().ok_or(Error::Protocol("no pidfd"))?;
+    Ok((pid as i32, i32::from_le_bytes(*pidfd)))
+}

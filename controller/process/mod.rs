@@ -1,0 +1,297 @@
+//! Processes that are driven from here: what they are made of, and their children.
+
+mod child;
+mod clone;
+mod exec;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sched::CloneFlags;
+use syscalls::Sysno;
+use tokio::net::UnixStream;
+use tokio::sync::OnceCell;
+
+pub use child::Child;
+pub use clone::ChildBuilder;
+
+use crate::abi::handshake::Token;
+use crate::call::{Call, Connection, Error, Result};
+use crate::handle::{AddressSpace, FdTable, Mapping};
+use crate::image::Loaded;
+use crate::memory::Arena;
+use crate::sys::{DataSocket, Guardian, Task};
+
+/// A process that a server runs in. Clones are the same process.
+///
+/// Its calls are the methods of [`Task`]. When the last clone is dropped the connection ends: an
+/// ordinary process exits then, a persistent one waits for its next controller.
+#[derive(Clone)]
+pub struct Process {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    task: Task,
+    image: Loaded,
+    fds: Mutex<ServerFds>,
+    /// The stack that isolated children start on: each has its own copy of it.
+    nursery: OnceCell<(Mapping, u64)>,
+    pidfd: Arc<OwnedFd>,
+    /// What a child still has in its parent; none for a process that no parent here made.
+    remains: Option<Arc<child::Remains>>,
+    /// Ends the process with the last handle: a root server's.
+    _life: Option<Box<dyn Send + Sync>>,
+    persistent: AtomicBool,
+    /// The controller that holds the process: one token for all of its handshakes.
+    pub(crate) token: Token,
+    /// Where a persistent process can be reached.
+    pub(crate) place: Mutex<Option<Arc<crate::persist::Place>>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let place = self.place.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = place.take()
+            && self.task.connection().is_connected()
+        {
+            // What can't be written down now is told by this process's own end.
+            let _ = place.erase_holder();
+        }
+    }
+}
+
+/// The descriptors that a server runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ServerFds {
+    pub(crate) input: i32,
+    pub(crate) output: i32,
+    pub(crate) data: i32,
+    /// The listening socket and the spares, once it is persistent.
+    pub(crate) persistent: Vec<i32>,
+}
+
+impl ServerFds {
+    pub(crate) fn all(&self) -> BTreeSet<i32> {
+        let connection = [self.input, self.output, self.data];
+        connection.into_iter().chain(self.persistent.iter().copied()).collect()
+    }
+}
+
+/// What a [`Process`] is put together from.
+pub(crate) struct Parts {
+    pub(crate) connection: Connection,
+    pub(crate) table: Arc<FdTable>,
+    pub(crate) space: Arc<AddressSpace>,
+    pub(crate) arena: Arena,
+    pub(crate) data: DataSocket,
+    pub(crate) guardian: Guardian,
+    pub(crate) image: Loaded,
+    pub(crate) fds: ServerFds,
+    pub(crate) pidfd: Arc<OwnedFd>,
+    pub(crate) remains: Option<Arc<child::Remains>>,
+    pub(crate) life: Option<Box<dyn Send + Sync>>,
+    pub(crate) token: Token,
+}
+
+impl Deref for Process {
+    type Target = Task;
+
+    fn deref(&self) -> &Task {
+        &self.inner.task
+    }
+}
+
+impl std::fmt::Debug for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Process").field("pid", &self.pid()).finish_non_exhaustive()
+    }
+}
+
+impl Process {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                task: Task::new(
+                    parts.connection,
+                    parts.table,
+                    parts.space,
+                    parts.arena,
+                    parts.data,
+                    parts.guardian,
+                ),
+                image: parts.image,
+                fds: Mutex::new(parts.fds),
+                nursery: OnceCell::new(),
+                pidfd: parts.pidfd,
+                remains: parts.remains,
+                _life: parts.life,
+                persistent: AtomicBool::new(false),
+                token: parts.token,
+                place: Mutex::new(None),
+            }),
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
+    /// The pid of the process as this process sees it, or `None` if it has been reaped or /proc is
+    /// not mounted here.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        pid_of(&self.inner.pidfd)
+    }
+
+    /// The process as a pidfd of this process: see pidfd_open(2).
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.inner.pidfd)
+    }
+
+    /// Whether the process outlives its connections.
+    #[must_use]
+    pub fn is_persistent(&self) -> bool {
+        self.inner.persistent.load(Ordering::Acquire)
+    }
+
+    /// Whether the process shares its memory with another one that is driven from here.
+    #[must_use]
+    pub fn shares_memory(&self) -> bool {
+        self.inner.remains.as_ref().is_some_and(|remains| remains.shares_memory)
+            || self.inner.task.space.sharers() > 1
+    }
+
+    /// A child of this process, made by clone(2) when it is told to `spawn`.
+    #[must_use]
+    pub fn child(&self) -> ChildBuilder {
+        ChildBuilder::new(self.clone())
+    }
+
+    /// Ends the process with a status: exit_group(2).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Gone`] if it has ended already.
+    pub async fn exit(&self, status: i32) -> Result<()> {
+        let call = self.connection.call("exit_group", crate::sys::exit_group(status));
+        match call.await {
+            // The result never comes: that is the success.
+            Ok(_) | Err(Error::Lost(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the process what it shared until now: unshare(2) with CLONE_FILES, CLONE_FS or
+    /// namespaces.
+    ///
+    /// After CLONE_FILES the process has a copy of its table of descriptors: handles to the old
+    /// one stay handles to the old one, and `inherited_fd` makes handles to the copies.
+    ///
+    /// # Errors
+    ///
+    /// The errno of unshare(2); a process that shares its memory can't have CLONE_NEWUSER.
+    pub async fn unshare(&self, flags: CloneFlags) -> Result<()> {
+        // The bits of the flags, as they are.
+        let args = [flags.bits() as u32 as u64, 0, 0, 0, 0, 0];
+        let call = Call::syscall(Sysno::unshare, args);
+        if !flags.contains(CloneFlags::CLONE_FILES) {
+            return self.change("unshare", call, vec![], ()).await;
+        }
+        let old = self.table();
+        if old.members().len() <= 1 {
+            // Nobody here shares it: what the kernel copies, if anything, is all the same to us.
+            return self.change("unshare", call, vec![], ()).await;
+        }
+        // No child may come into the old table between the copy and the look at it.
+        let quiet = old.quiet.lock().await;
+        self.change("unshare", call, vec![], ()).await?;
+        let mine = self.server_fds().all();
+        let table = FdTable::new(&self.connection);
+        table.reserve(mine.iter().copied());
+        self.set_table(table.clone());
+        // In the copy, other servers' descriptors would keep their connections open.
+        for number in old.reserved().difference(&mine) {
+            table.close_later(*number);
+        }
+        // And in the old table, if somebody is left in it, this server's.
+        old.leave(&self.connection);
+        if !old.members().is_empty() {
+            old.unreserve(mine.iter().copied());
+            for number in mine {
+                old.close_later(number);
+            }
+        }
+        drop(quiet);
+        if let Some(remains) = &self.inner.remains {
+            remains.left_table();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn image(&self) -> Loaded {
+        self.inner.image
+    }
+
+    pub(crate) fn server_fds(&self) -> MutexGuard<'_, ServerFds> {
+        self.inner.fds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_persistent(&self) {
+        self.connection.set_persistent();
+        self.inner.persistent.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn remains(&self) -> Option<&Arc<child::Remains>> {
+        self.inner.remains.as_ref()
+    }
+
+    pub(crate) fn shared_pidfd(&self) -> &Arc<OwnedFd> {
+        &self.inner.pidfd
+    }
+
+    /// The top of the stack that isolated children start on.
+    async fn nursery(&self) -> Result<u64> {
+        let nursery = self.inner.nursery.get_or_try_init(|| self.mmap_stack()).await?;
+        Ok(nursery.1)
+    }
+}
+
+/// The pid behind a pidfd, as /proc tells it.
+pub(crate) fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    pid.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// A connected pair for a connection: the stream's ends, then the data socket's, ours first.
+pub(crate) struct Sockets {
+    pub(crate) stream: UnixStream,
+    pub(crate) stream_there: OwnedFd,
+    pub(crate) data: OwnedFd,
+    pub(crate) data_there: OwnedFd,
+}
+
+impl Sockets {
+    pub(crate) fn new() -> Result<Self> {
+        let failed = Error::io("socketpair");
+        let pair = || std::os::unix::net::UnixStream::pair();
+        let make = || {
+            let (stream, stream_there) = pair()?;
+            let (data, data_there) = pair()?;
+            stream.set_nonblocking(true)?;
+            Ok(Self {
+                stream: UnixStream::from_std(stream)?,
+                stream_there: stream_there.into(),
+                data: data.into(),
+                data_there: data_there.into(),
+            })
+        };
+        make().map_err(failed)
+    }
+}

@@ -1,0 +1,121 @@
+//! Credentials: setresuid(2), setresgid(2), setgroups(2).
+//!
+//! The kernel clears the parent-death signal when credentials change, and with it what ties a
+//! child's life to its parent's. So these set it again in the same batch, and then see whether the
+//! parent still lives: if it died in between, the child is ended as well.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{Gid, Uid};
+use syscalls::Sysno;
+
+use super::{Guardian, Task};
+use crate::call::{Call, Error, Result};
+
+/// "Leave it as it is", for the calls that set several ids.
+const KEEP: u32 = u32::MAX;
+
+impl Task {
+    /// Sets the real, effective and saved user id of the target process; `None` keeps one:
+    /// setresuid(2).
+    ///
+    /// # Errors
+    ///
+    /// EPERM, EAGAIN, EINVAL as in setresuid(2); [`Error::ParentDied`].
+    pub async fn setresuid(
+        &self,
+        real: Option<Uid>,
+        effective: Option<Uid>,
+        saved: Option<Uid>,
+    ) -> Result<()> {
+        let ids = [real, effective, saved].map(|id| u64::from(id.map_or(KEEP, Uid::as_raw)));
+        let [r, e, s] = ids;
+        self.change("setresuid", Call::syscall(Sysno::setresuid, [r, e, s, 0, 0, 0]), vec![], ())
+            .await
+    }
+
+    /// Sets the real, effective and saved group id of the target process; `None` keeps one:
+    /// setresgid(2).
+    ///
+    /// # Errors
+    ///
+    /// EPERM, EINVAL as in setresgid(2); [`Error::ParentDied`].
+    pub async fn setresgid(
+        &self,
+        real: Option<Gid>,
+        effective: Option<Gid>,
+        saved: Option<Gid>,
+    ) -> Result<()> {
+        let ids = [real, effective, saved].map(|id| u64::from(id.map_or(KEEP, Gid::as_raw)));
+        let [r, e, s] = ids;
+        self.change("setresgid", Call::syscall(Sysno::setresgid, [r, e, s, 0, 0, 0]), vec![], ())
+            .await
+    }
+
+    /// Sets the supplementary groups of the target process: setgroups(2).
+    ///
+    /// # Errors
+    ///
+    /// EPERM, EINVAL as in setgroups(2); [`Error::ParentDied`].
+    pub async fn setgroups(&self, groups: &[Gid]) -> Result<()> {
+        let bytes: Vec<u8> = groups.iter().flat_map(|gid| gid.as_raw().to_le_bytes()).collect();
+        let buffer = self.buffer(bytes.len()).await?;
+        let args = [groups.len() as u64, buffer.address(), 0, 0, 0, 0];
+        let before = vec![Call::copy_in(buffer.address(), bytes)];
+        self.change("setgroups", Call::syscall(Sysno::setgroups, args), before, buffer).await
+    }
+
+    /// Makes a call that changes credentials, after `before` and with `buffer` in use, and ties the
+    /// life to the parent's again.
+    pub(crate) async fn change<B: Send + 'static>(
+        &self,
+        name: &'static str,
+        call: Call,
+        before: Vec<Call>,
+        buffer: B,
+    ) -> Result<()> {
+        let mut calls = before;
+        let at = calls.len();
+        calls.push(call);
+        if !matches!(self.guardian(), Guardian::None) {
+            let args = [nix::libc::PR_SET_PDEATHSIG as u64, nix::libc::SIGKILL as u64, 0, 0, 0, 0];
+            calls.push(Call::syscall(Sysno::prctl, args));
+        }
+        self.connection
+            .submit(calls, move |replies| {
+                let _buffer = buffer;
+                replies.get(at).map_or(Err(Error::Protocol("no reply")), |reply| {
+                    reply.value().map_err(Error::call(name)).map(|_| ())
+                })
+            })
+            .await?;
+        if self.guardian().lives() {
+            return Ok(());
+        }
+        // Its result never comes.
+        drop(self.connection.call("exit_group", exit_group(1)));
+        Err(Error::ParentDied)
+    }
+}
+
+/// Ends the process.
+pub(crate) fn exit_group(status: i32) -> Call {
+    Call::syscall(Sysno::exit_group, [status as u64, 0, 0, 0, 0, 0])
+}
+
+impl Guardian {
+    /// Whether what the task's life depends on is still there.
+    fn lives(&self) -> bool {
+        match self {
+            Self::None | Self::Controller => true,
+            Self::Parent(pidfd) => !has_ended(pidfd),
+        }
+    }
+}
+
+/// Whether the process behind a pidfd has ended.
+pub(crate) fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(n) if n > 0)
+}

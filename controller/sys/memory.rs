@@ -1,0 +1,126 @@
+//! Memory: mmap(2), and bytes into and out of the target process.
+
+use nix::sys::mman::{MapFlags, ProtFlags};
+use syscalls::Sysno;
+
+use super::{Buffer, Task, last};
+use crate::call::{Call, Error, Result};
+use crate::handle::{Fd, Mapping};
+
+impl Task {
+    /// Maps pages into the target process: mmap(2). `size` and `offset` are bytes; without a
+    /// descriptor the pages are anonymous. The address is the kernel's choice.
+    ///
+    /// # Errors
+    ///
+    /// The errno of mmap(2).
+    pub async fn mmap(
+        &self,
+        size: usize,
+        protection: ProtFlags,
+        flags: MapFlags,
+        file: Option<(&Fd, u64)>,
+    ) -> Result<Mapping> {
+        let (fd, offset, flags) = match file {
+            Some((fd, offset)) => (self.number(fd)?, offset, flags),
+            None => (u64::MAX, 0, flags | MapFlags::MAP_ANONYMOUS),
+        };
+        // Flags are small and positive.
+        let args = [0, size as u64, protection.bits() as u64, flags.bits() as u64, fd, offset];
+        let space = self.space.clone();
+        self.connection
+            .submit(vec![Call::syscall(Sysno::mmap, args)], move |replies| {
+                let address = last(&replies)?.value().map_err(Error::call("mmap"))?;
+                Ok(Mapping::new(&space, address, size))
+            })
+            .await
+    }
+
+    /// Private pages, readable and writable, filled with zeros.
+    pub(crate) async fn mmap_anonymous(&self, size: usize) -> Result<Mapping> {
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        self.mmap(size.max(1), protection, MapFlags::MAP_PRIVATE, None).await
+    }
+
+    /// Pages for a stack, and the address behind its last byte. Below them lies a guard page.
+    pub(crate) async fn mmap_stack(&self) -> Result<(Mapping, u64)> {
+        const GUARD: usize = 4096;
+        const STACK: usize = 16 * 1024;
+        let mapping =
+            self.mmap(GUARD + STACK, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE, None).await?;
+        let stack = mapping.address() + GUARD as u64;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let args = [stack, STACK as u64, protection.bits() as u64, 0, 0, 0];
+        self.syscall(Sysno::mprotect, args).await?;
+        Ok((mapping, stack + STACK as u64))
+    }
+
+    /// Copies `bytes` to `address` in the target process. Nothing faults there: what can't be
+    /// written is an error here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fault`]; some of the bytes may have been written then.
+    pub async fn write_memory(&self, address: u64, bytes: impl Into<Vec<u8>>) -> Result<()> {
+        let bytes = bytes.into();
+        let len = bytes.len();
+        self.connection
+            .submit(vec![Call::copy_in(address, bytes)], move |replies| {
+                last(&replies)?.value().map_err(|_| Error::Fault { address, len })?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Copies `len` bytes from `address` in the target process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fault`] if not all of them can be read.
+    pub async fn read_memory(&self, address: u64, len: usize) -> Result<Vec<u8>> {
+        self.copy_out_then(address, len, ()).await
+    }
+
+    /// Copies out, and gives `buffer` up only when that is done.
+    pub(super) async fn copy_out_then<B: Send + 'static>(
+        &self,
+        address: u64,
+        len: usize,
+        buffer: B,
+    ) -> Result<Vec<u8>> {
+        self.connection
+            .submit(vec![Call::copy_out(address, len)], move |mut replies| {
+                let _buffer = buffer;
+                let reply = replies.pop().ok_or(Error::Protocol("no reply"))?;
+                reply.value().map_err(Error::call("COPY_OUT"))?;
+                if reply.data.len() < len {
+                    return Err(Error::Fault { address, len });
+                }
+                Ok(reply.data)
+            })
+            .await
+    }
+
+    /// Makes a call that fills a buffer of `len` bytes, and returns its value and the buffer, or
+    /// the call's error: one round trip.
+    pub(crate) async fn call_fills(
+        &self,
+        name: &'static str,
+        len: usize,
+        call: impl FnOnce(u64) -> Call,
+    ) -> Result<(u64, Vec<u8>)> {
+        let buffer: Buffer = self.buffer(len).await?;
+        let address = buffer.address();
+        self.connection
+            .submit(vec![call(address), Call::copy_out(address, len)], move |mut replies| {
+                let _buffer = buffer;
+                let data = replies.pop().ok_or(Error::Protocol("no reply"))?.data;
+                let value = last(&replies)?.value().map_err(Error::call(name))?;
+                if data.len() < len {
+                    return Err(Error::Fault { address, len });
+                }
+                Ok((value, data))
+            })
+            .await
+    }
+}

@@ -1,0 +1,206 @@
+//! Typed calls, grouped the way man pages group them.
+//!
+//! A [`Task`] is what calls are made in: one server with its table of descriptors, its address
+//! space and its buffers. Every method is a system call of that name; the documentation says what
+//! it does in the target process.
+
+mod credentials;
+mod file;
+mod memory;
+mod process;
+mod rights;
+mod socket;
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+pub(crate) use credentials::exit_group;
+pub use process::WaitStatus;
+pub(crate) use rights::DataSocket;
+pub use syscalls::Sysno;
+
+use crate::call::{Call, Connection, Error, Receipt, Reply, Result};
+use crate::handle::{AddressSpace, Fd, FdTable, Mapping};
+use crate::memory::{Arena, Piece};
+
+/// What calls are made in.
+pub struct Task {
+    pub(crate) connection: Connection,
+    table: RwLock<Arc<FdTable>>,
+    pub(crate) space: Arc<AddressSpace>,
+    pub(crate) arena: Arena,
+    pub(crate) data: Mutex<DataSocket>,
+    guardian: RwLock<Guardian>,
+}
+
+/// What a task's life depends on.
+#[derive(Clone, Debug)]
+pub(crate) enum Guardian {
+    /// Nobody's: persistent, or attached to as such.
+    None,
+    /// The parent behind this pidfd, by way of the parent-death signal.
+    Parent(Arc<std::os::fd::OwnedFd>),
+    /// This process itself.
+    Controller,
+}
+
+/// Memory of the target process for the buffers of a call.
+#[derive(Debug)]
+pub(crate) enum Buffer {
+    Arena(Piece),
+    Mapped(Mapping),
+}
+
+impl Buffer {
+    pub(crate) fn address(&self) -> u64 {
+        match self {
+            Self::Arena(piece) => piece.address(),
+            Self::Mapped(mapping) => mapping.address(),
+        }
+    }
+}
+
+impl Task {
+    pub(crate) fn new(
+        connection: Connection,
+        table: Arc<FdTable>,
+        space: Arc<AddressSpace>,
+        arena: Arena,
+        data: DataSocket,
+        guardian: Guardian,
+    ) -> Self {
+        Self {
+            connection,
+            table: RwLock::new(table),
+            space,
+            arena,
+            data: Mutex::new(data),
+            guardian: RwLock::new(guardian),
+        }
+    }
+
+    /// The table of descriptors that the task uses now.
+    #[must_use]
+    pub fn table(&self) -> Arc<FdTable> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The task has another table from here on.
+    pub(crate) fn set_table(&self, table: Arc<FdTable>) {
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    /// What the task's life depends on now.
+    pub(crate) fn guardian(&self) -> Guardian {
+        self.guardian.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The task's life depends on nobody's from here on.
+    pub(crate) fn set_free(&self) {
+        *self.guardian.write().unwrap_or_else(PoisonError::into_inner) = Guardian::None;
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Makes a system call with these arguments in the target process and returns its result.
+    ///
+    /// Nothing is checked: a call that unmaps the server or its buffers breaks the process. The
+    /// typed methods keep descriptors, memory and credentials in order; this one does not. See
+    /// syscalls(2).
+    ///
+    /// # Errors
+    ///
+    /// The errno of the call, or what became of the connection.
+    pub async fn syscall(&self, number: Sysno, args: [u64; 6]) -> Result<u64> {
+        self.connection.call(number.name(), Call::syscall(number, args)).await
+    }
+
+    /// A handle to descriptor `number` of the target process, which is open there: one whose
+    /// number came from a raw call, or from an earlier controller.
+    ///
+    /// # Errors
+    ///
+    /// For a descriptor that the server itself runs on.
+    pub fn adopt_fd(&self, number: i32) -> Result<Fd> {
+        self.table().adopt(number)
+    }
+
+    /// A handle, in this task's table, to the same number as `fd` has in its own: for a table that
+    /// was copied from the other, by a clone or by unshare(2).
+    ///
+    /// # Errors
+    ///
+    /// For a descriptor that the server itself runs on.
+    pub fn inherited_fd(&self, fd: &Fd) -> Result<Fd> {
+        self.table().adopt(fd.number())
+    }
+
+    /// The number of a descriptor, if it belongs to this task.
+    pub(crate) fn number(&self, fd: &Fd) -> Result<u64> {
+        if Arc::ptr_eq(fd.table(), &self.table()) {
+            Ok(fd.number() as u64)
+        } else {
+            Err(Error::ForeignFd { fd: fd.number() })
+        }
+    }
+
+    /// A call whose result is a new descriptor.
+    pub(crate) fn opens(&self, name: &'static str, call: Call) -> Receipt<Fd> {
+        let table = self.table();
+        self.connection.submit(vec![call], move |replies| {
+            table.adopt(last(&replies)?.value().map_err(Error::call(name))? as i32)
+        })
+    }
+
+    /// Memory for a call: from the arena if it has room, else from a mapping of its own.
+    pub(crate) async fn buffer(&self, size: usize) -> Result<Buffer> {
+        match self.arena.take(size) {
+            Some(piece) => Ok(Buffer::Arena(piece)),
+            None => Ok(Buffer::Mapped(self.mmap_anonymous(size).await?)),
+        }
+    }
+
+    /// Makes call `name`, one of whose arguments is the address of a copy of `bytes`, and completes
+    /// with its value: one round trip.
+    pub(crate) async fn call_with(
+        &self,
+        name: &'static str,
+        bytes: Vec<u8>,
+        call: impl FnOnce(u64) -> Call,
+    ) -> Result<u64> {
+        let buffer = self.buffer(bytes.len()).await?;
+        let calls = vec![Call::copy_in(buffer.address(), bytes), call(buffer.address())];
+        self.connection
+            .submit(calls, move |replies| {
+                let _buffer = buffer;
+                finish(name, &replies)
+            })
+            .await
+    }
+}
+
+/// The last reply of a batch.
+pub(crate) fn last(replies: &[Reply]) -> Result<&Reply> {
+    replies.last().ok_or(Error::Protocol("no reply"))
+}
+
+/// The value of call `name`, which ends a batch that began with a COPY_IN.
+pub(crate) fn finish(name: &'static str, replies: &[Reply]) -> Result<u64> {
+    if let Some(first) = replies.first() {
+        first.value().map_err(Error::call(name))?;
+    }
+    last(replies)?.value().map_err(Error::call(name))
+}
+
+/// A path or name as the kernel takes it.
+pub(crate) fn c_string(name: &'static str, text: impl AsRef<[u8]>) -> Result<Vec<u8>> {
+    let mut bytes = text.as_ref().to_vec();
+    if bytes.contains(&0) {
+        return Err(Error::Call { call: name, errno: nix::errno::Errno::EINVAL });
+    }
+    bytes.push(0);
+    Ok(bytes)
+}

@@ -1,0 +1,134 @@
+//! Processes: getpid(2), setsid(2), prctl(2), nanosleep(2), waitid(2).
+
+use std::time::Duration;
+
+use syscalls::Sysno;
+
+use super::Task;
+use crate::call::{Call, Result};
+use crate::handle::Fd;
+
+/// How a child ended, as its parent learned it from waitid(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WaitStatus {
+    /// It exited with this status (0..=255).
+    Exited(i32),
+    /// A signal ended it.
+    Signaled {
+        /// The signal's number.
+        signal: i32,
+        /// Whether it left a core dump.
+        core_dumped: bool,
+    },
+}
+
+impl std::fmt::Display for WaitStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "exited with status {status}"),
+            Self::Signaled { signal, core_dumped } => {
+                match nix::sys::signal::Signal::try_from(*signal) {
+                    Ok(name) => write!(f, "ended by {name}")?,
+                    Err(_) => write!(f, "ended by signal {signal}")?,
+                }
+                f.write_str(if *core_dumped { ", with a core dump" } else { "" })
+            }
+        }
+    }
+}
+
+impl Task {
+    /// The pid of the target process, in its own pid namespace: getpid(2).
+    ///
+    /// # Errors
+    ///
+    /// What became of the connection.
+    pub async fn getpid(&self) -> Result<i32> {
+        self.syscall(Sysno::getpid, [0; 6]).await.map(|pid| pid as i32)
+    }
+
+    /// The pid of its parent, 0 if that is in another pid namespace: getppid(2).
+    ///
+    /// # Errors
+    ///
+    /// What became of the connection.
+    pub async fn getppid(&self) -> Result<i32> {
+        self.syscall(Sysno::getppid, [0; 6]).await.map(|pid| pid as i32)
+    }
+
+    /// Makes the target process the leader of a new session: setsid(2).
+    ///
+    /// # Errors
+    ///
+    /// EPERM if it leads a process group already.
+    pub async fn setsid(&self) -> Result<i32> {
+        self.syscall(Sysno::setsid, [0; 6]).await.map(|pid| pid as i32)
+    }
+
+    /// Sets the signal that the target process gets when its parent dies, 0 for none: prctl(2)
+    /// PR_SET_PDEATHSIG.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL for what is no signal.
+    pub async fn set_pdeathsig(&self, signal: i32) -> Result<()> {
+        let args = [nix::libc::PR_SET_PDEATHSIG as u64, signal as u64, 0, 0, 0, 0];
+        self.syscall(Sysno::prctl, args).await.map(|_| ())
+    }
+
+    /// Blocks the target process for a time: nanosleep(2). Calls sent meanwhile wait.
+    ///
+    /// # Errors
+    ///
+    /// EINTR if a signal ended the sleep.
+    pub async fn nanosleep(&self, duration: Duration) -> Result<()> {
+        let mut timespec = duration.as_secs().to_le_bytes().to_vec();
+        timespec.extend(u64::from(duration.subsec_nanos()).to_le_bytes());
+        let call = |at| Call::syscall(Sysno::nanosleep, [at, 0, 0, 0, 0, 0]);
+        self.call_with("nanosleep", timespec, call).await.map(|_| ())
+    }
+
+    /// Reaps the child behind a pidfd, which must be a child of the target process, or finds that
+    /// it has not ended yet: waitid(2) with WEXITED and WNOHANG.
+    ///
+    /// # Errors
+    ///
+    /// ECHILD if it is no child of the target process, or has been reaped.
+    pub async fn waitid_pidfd(&self, pidfd: &Fd) -> Result<Option<WaitStatus>> {
+        self.waitid(nix::libc::P_PIDFD, self.number(pidfd)?).await
+    }
+
+    /// The same for a child's pid.
+    ///
+    /// # Errors
+    ///
+    /// ECHILD if it is no child of the target process, or has been reaped.
+    pub async fn waitid_pid(&self, pid: i32) -> Result<Option<WaitStatus>> {
+        self.waitid(nix::libc::P_PID, pid as u64).await
+    }
+
+    async fn waitid(&self, kind: nix::libc::idtype_t, id: u64) -> Result<Option<WaitStatus>> {
+        const SIGINFO_SIZE: usize = 128;
+        let flags = (nix::libc::WEXITED | nix::libc::WNOHANG) as u64;
+        let kind = u64::from(kind);
+        let (_, info) = self
+            .call_fills("waitid", SIGINFO_SIZE, |at| {
+                Call::syscall(Sysno::waitid, [kind, id, at, flags, 0, 0])
+            })
+            .await?;
+        let field =
+            |at: usize| info[at..].first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes));
+        // siginfo_t: signal, errno, code, padding, pid, uid, status.
+        let (code, status) = (field(8), field(24));
+        Ok(match (field(0), code) {
+            (nix::libc::SIGCHLD, nix::libc::CLD_EXITED) => Some(WaitStatus::Exited(status)),
+            (nix::libc::SIGCHLD, nix::libc::CLD_KILLED) => {
+                Some(WaitStatus::Signaled { signal: status, core_dumped: false })
+            }
+            (nix::libc::SIGCHLD, nix::libc::CLD_DUMPED) => {
+                Some(WaitStatus::Signaled { signal: status, core_dumped: true })
+            }
+            _ => None,
+        })
+    }
+}

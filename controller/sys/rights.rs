@@ -1,0 +1,272 @@
+//! Descriptors between this process and a target process: SCM_RIGHTS over the connection's data
+//! socket (unix(7), cmsg(3)).
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::{Arc, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use syscalls::Sysno;
+
+use super::{Buffer, Task, finish};
+use crate::call::{Call, Connection, Error, Receipt, Reply, Result};
+use crate::handle::{Fd, FdTable};
+
+/// The most descriptors that one message of farcall's carries.
+const MAX_RIGHTS: usize = 16;
+
+/// Both ends of a connection's data socket: ours, and the number of the other in the target.
+pub(crate) struct DataSocket {
+    pub(crate) here: Arc<OwnedFd>,
+    pub(crate) there: i32,
+}
+
+impl DataSocket {
+    pub(crate) fn new(here: OwnedFd, there: i32) -> Self {
+        Self { here: Arc::new(here), there }
+    }
+}
+
+/// `struct msghdr`, one `struct iovec`, a control message with descriptors and the data, laid out
+/// for the memory of a target process.
+struct Message(Vec<u8>);
+
+impl Message {
+    const IOV: usize = 56;
+    const CONTROL: usize = Self::IOV + 16;
+    /// The header of a control message.
+    const HEADER: usize = 16;
+    const DATA: usize = Self::CONTROL + Self::HEADER + 4 * MAX_RIGHTS;
+    /// Where `msg_controllen` and `msg_flags` lie.
+    const CONTROL_LEN: usize = 40;
+    const FLAGS: usize = 48;
+
+    /// How many bytes a message with `data_len` bytes of data takes.
+    const fn size(data_len: usize) -> usize {
+        Self::DATA + data_len
+    }
+
+    /// A message at `address` with these data and room for `count` descriptors.
+    fn at(address: u64, data: &[u8], count: usize) -> Self {
+        let mut message = Self(vec![0; Self::DATA]);
+        message.0.extend_from_slice(data);
+        message.put(16, address + Self::IOV as u64);
+        message.put(24, 1);
+        message.put(32, address + Self::CONTROL as u64);
+        message.put(Self::CONTROL_LEN, (Self::HEADER + 4 * count).next_multiple_of(8) as u64);
+        message.put(Self::IOV, address + Self::DATA as u64);
+        message.put(Self::IOV + 8, data.len() as u64);
+        message
+    }
+
+    fn put(&mut self, at: usize, word: u64) {
+        self.0[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    }
+
+    /// A message that sends these data and descriptors.
+    fn sending(address: u64, data: &[u8], fds: &[i32]) -> Vec<u8> {
+        let mut message = Self::at(address, data, fds.len());
+        message.put(Self::CONTROL, (Self::HEADER + 4 * fds.len()) as u64);
+        let kind = nix::libc::SOL_SOCKET as u64 | (nix::libc::SCM_RIGHTS as u64) << 32;
+        message.put(Self::CONTROL + 8, kind);
+        let items = message.0[Self::CONTROL + Self::HEADER..Self::DATA].as_chunks_mut::<4>().0;
+        for (item, fd) in items.iter_mut().zip(fds) {
+            *item = fd.to_le_bytes();
+        }
+        message.0
+    }
+
+    /// A message that receives up to `count` descriptors with one byte.
+    fn receiving(address: u64, count: usize) -> Vec<u8> {
+        Self::at(address, &[0], count).0
+    }
+
+    /// The descriptors in a message that was received, and whether some were lost.
+    fn received(bytes: &[u8]) -> (Vec<i32>, bool) {
+        let word = |at: usize| {
+            bytes.get(at..).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
+        };
+        let lost = word(Self::FLAGS) & nix::libc::MSG_CTRUNC as u64 != 0;
+        let size =
+            if word(Self::CONTROL_LEN) < Self::HEADER as u64 { 0 } else { word(Self::CONTROL) };
+        let start = Self::CONTROL + Self::HEADER;
+        let end = (Self::CONTROL + size.min(1 << 16) as usize).clamp(start, Self::DATA);
+        let fds = bytes.get(start..end).unwrap_or_default().as_chunks::<4>().0;
+        (fds.iter().map(|fd| i32::from_le_bytes(*fd)).collect(), lost)
+    }
+}
+
+impl DataSocket {
+    /// A duplicate, in this process, of descriptor `number` of the target.
+    pub(crate) fn fetch(
+        &self,
+        connection: &Connection,
+        buffer: Buffer,
+        number: i32,
+    ) -> Receipt<OwnedFd> {
+        let address = buffer.address();
+        let here = self.here.clone();
+        let flags = MsgFlags::MSG_NOSIGNAL.bits() as u64;
+        let calls = vec![
+            Call::copy_in(address, Message::sending(address, &[0], &[number])),
+            Call::syscall(Sysno::sendmsg, [self.there as u64, address, flags, 0, 0, 0]),
+        ];
+        connection.submit(calls, move |replies| {
+            let _buffer = buffer;
+            finish("sendmsg", &replies)?;
+            // The message is there now, and messages arrive in the order of the replies: so this
+            // is ours, also when fetches overlap or nobody waits any more.
+            receive(&here)
+        })
+    }
+
+    /// How large a buffer a fetch needs.
+    pub(crate) const FETCH_SIZE: usize = Message::size(1);
+}
+
+impl Task {
+    /// Passes descriptors of this process to the target process, where they get numbers of their
+    /// own, closed on exec.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE if they do not all fit into its table: none is left there then.
+    pub async fn send_fds(&self, fds: &[BorrowedFd<'_>]) -> Result<Vec<Fd>> {
+        self.send_fds_as(fds, |table, numbers| {
+            numbers.into_iter().map(|number| table.adopt(number)).collect()
+        })
+        .await
+    }
+
+    /// Passes descriptors to be a server's own.
+    pub(crate) async fn send_server_fds(&self, fds: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
+        self.send_fds_as(fds, |table, numbers| {
+            table.reserve(numbers.iter().copied());
+            Ok(numbers)
+        })
+        .await
+    }
+
+    async fn send_fds_as<R: Send + 'static>(
+        &self,
+        fds: &[BorrowedFd<'_>],
+        own: impl FnOnce(&Arc<FdTable>, Vec<i32>) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        if fds.is_empty() || fds.len() > MAX_RIGHTS {
+            return Err(Error::Call { call: "sendmsg", errno: Errno::EINVAL });
+        }
+        let buffer = self.buffer(Message::size(1)).await?;
+        let address = buffer.address();
+        let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let count = raw.len();
+        let table = self.table();
+        let receipt = {
+            // The order of messages is the order of the calls that take them.
+            let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+            sendmsg::<()>(
+                data.here.as_raw_fd(),
+                &[IoSlice::new(&[0])],
+                &[ControlMessage::ScmRights(&raw)],
+                MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+                None,
+            )
+            .map_err(Error::local("sendmsg"))?;
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC.bits() as u64;
+            let args = [data.there as u64, address, flags, 0, 0, 0];
+            let calls = vec![
+                Call::copy_in(address, Message::receiving(address, count)),
+                Call::syscall(Sysno::recvmsg, args),
+                Call::copy_out(address, Message::size(1)),
+            ];
+            self.connection.submit(calls, move |replies| {
+                let _buffer = buffer;
+                let (numbers, lost) = taken(&replies)?;
+                if lost || numbers.len() != count {
+                    for number in numbers {
+                        table.close_later(number);
+                    }
+                    return Err(Error::Call { call: "recvmsg", errno: Errno::EMFILE });
+                }
+                own(&table, numbers)
+            })
+        };
+        receipt.await
+    }
+
+    /// A duplicate, in this process, of a descriptor of the target process.
+    ///
+    /// # Errors
+    ///
+    /// EMFILE here or EBADF there, as in sendmsg(2) and recvmsg(2).
+    pub async fn fetch_fd(&self, fd: &Fd) -> Result<OwnedFd> {
+        self.fetch_number(self.number(fd)? as i32).await
+    }
+
+    pub(crate) async fn fetch_number(&self, number: i32) -> Result<OwnedFd> {
+        let buffer = self.buffer(DataSocket::FETCH_SIZE).await?;
+        let receipt = {
+            let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+            data.fetch(&self.connection, buffer, number)
+        };
+        receipt.await
+    }
+
+    /// Sends bytes and descriptors of the target process over a socket of the target process:
+    /// sendmsg(2) with SCM_RIGHTS. Returns how many bytes were taken.
+    ///
+    /// # Errors
+    ///
+    /// The errno of sendmsg(2); EINVAL for no descriptors or more than 16.
+    pub async fn send_with_fds(&self, socket: &Fd, data: &[u8], fds: &[Fd]) -> Result<usize> {
+        if fds.is_empty() || fds.len() > MAX_RIGHTS {
+            return Err(Error::Call { call: "sendmsg", errno: Errno::EINVAL });
+        }
+        let socket = self.number(socket)?;
+        let numbers: Vec<i32> =
+            fds.iter().map(|fd| self.number(fd).map(|n| n as i32)).collect::<Result<_>>()?;
+        let buffer = self.buffer(Message::size(data.len())).await?;
+        let address = buffer.address();
+        let flags = MsgFlags::MSG_NOSIGNAL.bits() as u64;
+        let calls = vec![
+            Call::copy_in(address, Message::sending(address, data, &numbers)),
+            Call::syscall(Sysno::sendmsg, [socket, address, flags, 0, 0, 0]),
+        ];
+        self.connection
+            .submit(calls, move |replies| {
+                let _buffer = buffer;
+                finish("sendmsg", &replies).map(|n| n as usize)
+            })
+            .await
+    }
+}
+
+/// What a target process has received.
+fn taken(replies: &[Reply]) -> Result<(Vec<i32>, bool)> {
+    let [written, received, message] = replies else {
+        return Err(Error::Protocol("not three replies"));
+    };
+    written.value().map_err(Error::call("recvmsg"))?;
+    received.value().map_err(Error::call("recvmsg"))?;
+    Ok(Message::received(&message.data))
+}
+
+/// The descriptor in the next message that a target process has sent.
+fn receive(here: &OwnedFd) -> Result<OwnedFd> {
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!([i32; 1]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let mut iov = [IoSliceMut::new(&mut byte)];
+    let message = recvmsg::<()>(here.as_raw_fd(), &mut iov, Some(&mut space), flags)
+        .map_err(Error::local("recvmsg"))?;
+    let mut fd = None;
+    for control in message.cmsgs().map_err(Error::local("recvmsg"))? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            for raw in fds {
+                // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
+                fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+            }
+        }
+    }
+    fd.ok_or_else(|| Error::local("recvmsg")(Errno::EMFILE))
+}

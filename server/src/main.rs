@@ -1,0 +1,26 @@
+//! The farcall server: executes the requests that arrive on a file descriptor.
+//!
+//! What is particular about this program:
+//! - It runs in anybody's address space, without libc, TLS, heap or writable data. All state is
+//!   one [`serve::Server`] on the stack, and the whole of it lives on under 4 KiB.
+//! - It must not contain a relocation, a GOT entry or a panic path: index nothing, unwrap nothing,
+//!   and let the build's check prove it. A bug ends in `exit_group(101)`.
+//! - Memory that a controller names is only ever touched by the kernel, on its behalf.
+//!
+//! It is entered through the table that `arch` lays out, or by `execve` at `farcall_start`.
+
+#![no_std]
+#![no_main]
+
+#[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
+mod arch;
+mod attach;
+mod copy;
+mod serve;
+mod start;
+mod sys;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    sys::exit_group(101)
+}
