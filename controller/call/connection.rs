@@ -268,14 +268,6 @@ impl Connection {
         fail(queued, Outcome::NotExecuted);
     }
 
-    /// Returns when the link is down, for whatever reason.
-    pub(crate) async fn ended(&self) {
-        let mut changed = self.shared().changed.subscribe();
-        while self.shared().lock().link.stream().is_some() {
-            let _ = changed.changed().await;
-        }
-    }
-
     /// Whether it is the same connection.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.handle, &other.handle)

@@ -5,7 +5,7 @@ mod error;
 
 pub(crate) use connection::WeakConnection;
 pub use connection::{Connection, Receipt};
-pub use error::{Error, Outcome, Result};
+pub use error::{Error, Outcome, Result, errno_name};
 
 use crate::abi::wire::{MAX_ERRNO, Operation, Request};
 use nix::errno::Errno;

@@ -13,5 +13,5 @@ mod reconnect;
 
 pub use attach::{Attach, attach};
 pub use handshake::{Hold, answer, hello};
-pub use home::{Home, Name, Place, Reserved, State};
+pub use home::{Home, Incarnation, Name, Place, Reserved, State};
 pub use make::SharedMemory;

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::Process;
-use crate::call::{Connection, Error, Result};
+use crate::call::{Call, Connection, Error, Result};
 use crate::handle::{Fd, FdTable, Mapping};
 use crate::sys::WaitStatus;
 
@@ -95,10 +95,7 @@ pub(super) fn watch(
     parent: &Process,
     remains: &Arc<Remains>,
 ) -> Result<()> {
-    // SAFETY: the descriptor is owned by the `Arc` that is registered with it.
-    let readable =
-        unsafe { AsyncFd::register_with_interest(Shared(pidfd.clone()), Interest::READABLE) };
-    let readable = readable.map_err(|error| Error::io("watching a pidfd")(error.into()))?;
+    let readable = readable(pidfd.clone())?;
     let (connection, parent, remains) = (connection.downgrade(), parent.clone(), remains.clone());
     tokio::spawn(async move {
         // A failure means that the runtime is shutting down.
@@ -112,6 +109,13 @@ pub(super) fn watch(
         drop(parent);
     });
     Ok(())
+}
+
+/// Something to wait on until the process behind a pidfd has ended.
+fn readable(pidfd: Arc<OwnedFd>) -> Result<AsyncFd<Shared>> {
+    // SAFETY: the descriptor is owned by the `Arc` that is registered with it.
+    let readable = unsafe { AsyncFd::register_with_interest(Shared(pidfd), Interest::READABLE) };
+    readable.map_err(|error| Error::io("watching a pidfd")(error.into()))
 }
 
 /// A pidfd that others hold too.
@@ -217,5 +221,22 @@ impl Drop for Child {
             // It may have been reaped by a raw call: then there is nothing to do.
             let _ = parent.waitid_pidfd(&pidfd).await;
         });
+    }
+}
+
+impl Process {
+    /// Waits until the child with this pid (in the process's own pid namespace) has ended, and
+    /// reaps it: for a child that an earlier controller made. The process is never blocked by it.
+    ///
+    /// # Errors
+    ///
+    /// ECHILD or ESRCH if the process has no such child.
+    pub async fn wait_for_child(&self, pid: i32) -> Result<WaitStatus> {
+        let call = Call::syscall(Sysno::pidfd_open, [pid as u64, 0, 0, 0, 0, 0]);
+        let pidfd = self.opens("pidfd_open", call).await?;
+        let readable = readable(Arc::new(self.fetch_fd(&pidfd).await?))?;
+        let _ = readable.readable().await;
+        let status = self.waitid_pidfd(&pidfd).await?;
+        status.ok_or(Error::Protocol("a child that ended can't be reaped"))
     }
 }

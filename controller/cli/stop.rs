@@ -1,0 +1,103 @@
+//! `farcall stop`: ends a persistent process.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use farcall::persist::{Home, Incarnation, Name, Place, attach};
+use farcall::{Error, Process};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::output::{print, print_json};
+use crate::{Done, Failure};
+
+/// Ends a persistent process and removes its socket.
+///
+/// The process exits by itself, with status 0; with --kill it is killed, whoever holds it.
+#[derive(Args)]
+pub struct Stop {
+    /// Its name
+    name: Name,
+    /// Send SIGKILL instead of attaching: for a process that another controller holds, or that is
+    /// blocked in a call
+    #[arg(long)]
+    kill: bool,
+    /// Print {"name", "pid", "stopped"} instead of text; "stopped" is false if it was gone already
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long an ending process is waited for.
+const LIMIT: Duration = Duration::from_secs(10);
+
+impl Stop {
+    pub async fn run(self) -> Done {
+        let place = Home::find()?.place(&self.name);
+        let state = place.state();
+        if !place.socket().exists() && state.is_none() {
+            let path = place.socket().display();
+            return Err(Failure::new(format!(
+                "there is no persistent process {} ({path} does not exist)",
+                self.name
+            )));
+        }
+        let process = state.map(|state| state.process).filter(Incarnation::is_alive);
+        let stopped = match (&process, self.kill) {
+            (Some(process), true) => {
+                kill(Pid::from_raw(process.pid), Signal::SIGKILL)?;
+                true
+            }
+            _ => self.exit(&place, process.is_some()).await?,
+        };
+        if let Some(process) = &process {
+            until_gone(process).await?;
+        }
+        place.remove()?;
+        if self.json {
+            let pid = process.map(|process| process.pid);
+            let name = self.name.to_string();
+            print_json(&json!({ "name": name, "pid": pid, "stopped": stopped }))?;
+        } else if stopped {
+            print(&format!("{}: stopped\n", self.name))?;
+        } else {
+            print(&format!("{}: was gone already; its socket is removed now\n", self.name))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Lets the process exit. False: it was gone.
+    async fn exit(&self, place: &Place, alive: bool) -> Result<bool, Failure> {
+        let process: Process = match attach(place.clone()).await {
+            Ok(process) => process,
+            // Only a socket that refuses connections belongs to nobody.
+            Err(Error::Attach { .. }) if !alive && refuses(place) => return Ok(false),
+            Err(error) => {
+                return Err(Failure::new(format!(
+                    "{error}\n  `farcall stop --kill {}` ends it all the same",
+                    self.name
+                )));
+            }
+        };
+        process.exit(0).await?;
+        Ok(true)
+    }
+}
+
+/// Whether nobody listens there.
+fn refuses(place: &Place) -> bool {
+    let connected = std::os::unix::net::UnixStream::connect(place.socket());
+    matches!(connected, Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
+}
+
+async fn until_gone(process: &Incarnation) -> Result<(), Failure> {
+    let end = Instant::now() + LIMIT;
+    while process.is_alive() {
+        if Instant::now() > end {
+            return Err(Failure::new(format!("pid {} does not end", process.pid)));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
