@@ -1,22 +1,492 @@
-//! Processes: children of both kinds, their lives and their deaths.
-use farcall::Local;
-use farcall::sys::WaitStatus;
+//! Processes: what children share and what they have for themselves, and how they end.
+
+mod common;
+
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use common::{LIMIT, Role, alive, fds, role, tell, until, until_async};
+use farcall::host::local::Stdio;
+use farcall::image::{self, Carrier};
+use farcall::sys::{Sysno, WaitStatus};
+use farcall::{Child, Error, Local, Process};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sched::CloneFlags;
+use nix::sys::mman::{MapFlags, ProtFlags};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, Uid};
+
+async fn root() -> Process {
+    Local::new().stdio(Stdio::Null).start().await.unwrap()
+}
+
+async fn word(process: &Process, address: u64) -> u64 {
+    let bytes = process.read_memory(address, 8).await.unwrap();
+    u64::from_le_bytes(bytes.try_into().unwrap())
+}
 
 #[tokio::test]
-async fn smoke() {
-    let root = Local::new().start().await.unwrap();
-    println!("root {:?} {}", root.pid(), root.getpid().await.unwrap());
-    let mut child = root.child().spawn().await.unwrap();
-    println!("child {:?} {}", child.pid(), child.getpid().await.unwrap());
-    let mut shared = root.child().share_memory().share_files().spawn().await.unwrap();
-    println!("shared {:?} {}", shared.pid(), shared.getpid().await.unwrap());
-    let grand = shared.child().spawn().await.unwrap();
-    println!("grand {:?} {}", grand.pid(), grand.getpid().await.unwrap());
-    let mut echo = grand.child().share_memory().share_files().spawn().await.unwrap();
-    echo.execve("/bin/echo", ["echo", "hello"], ["A=b"]).await.unwrap();
-    assert_eq!(echo.wait().await.unwrap(), WaitStatus::Exited(0));
-    child.exit(42).await.unwrap();
-    assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(42));
-    shared.exit(43).await.unwrap();
-    assert_eq!(shared.wait().await.unwrap(), WaitStatus::Exited(43));
+async fn an_isolated_child_has_a_copy_of_the_memory_and_a_sharing_one_the_memory_itself() {
+    let root = root().await;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = root.mmap(4096, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    let at = memory.address();
+    root.write_memory(at, 1u64.to_le_bytes()).await.unwrap();
+    let isolated = root.child().spawn().await.unwrap();
+    let sharing = root.child().share_memory().spawn().await.unwrap();
+    assert!(!isolated.shares_memory());
+    assert!(sharing.shares_memory());
+    root.write_memory(at, 2u64.to_le_bytes()).await.unwrap();
+    assert_eq!(word(&isolated, at).await, 1);
+    assert_eq!(word(&sharing, at).await, 2);
+    sharing.write_memory(at, 3u64.to_le_bytes()).await.unwrap();
+    isolated.write_memory(at, 4u64.to_le_bytes()).await.unwrap();
+    assert_eq!(word(&root, at).await, 3);
+    assert_eq!(word(&isolated, at).await, 4);
+}
+
+#[tokio::test]
+async fn descriptors_and_the_working_directory_are_shared_where_that_is_asked_for() {
+    let root = root().await;
+    let own = root.child().spawn().await.unwrap();
+    let sharing = root.child().share_files().share_fs().spawn().await.unwrap();
+    let fd = root.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+    let first = sharing.read(&fd, 4).await.unwrap();
+    assert_eq!(first, std::fs::read("/etc/passwd").unwrap()[..4]);
+    assert!(matches!(own.read(&fd, 4).await, Err(Error::ForeignFd { .. })));
+    let number = fd.number() as u64;
+    assert!(own.syscall(Sysno::fcntl, [number, 1, 0, 0, 0, 0]).await.is_err());
+
+    let directory = tempfile::tempdir().unwrap();
+    let mut path = directory.path().as_os_str().as_encoded_bytes().to_vec();
+    path.push(0);
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = sharing.mmap(4096, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    sharing.write_memory(memory.address(), path).await.unwrap();
+    sharing.syscall(Sysno::chdir, [memory.address(), 0, 0, 0, 0, 0]).await.unwrap();
+    let link = |process: &Process| {
+        std::fs::read_link(format!("/proc/{}/cwd", process.pid().unwrap())).unwrap()
+    };
+    assert_eq!(link(&root), directory.path());
+    assert_ne!(link(&own), directory.path());
+}
+
+#[tokio::test]
+async fn namespaces_are_flags() {
+    let root = root().await;
+    let flags = CloneFlags::CLONE_NEWUSER
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC;
+    let child = root.child().flags(flags).spawn().await.unwrap();
+    assert_eq!(child.getpid().await.unwrap(), 1);
+    assert_eq!(child.getppid().await.unwrap(), 0);
+    for name in ["user", "pid", "mnt", "net", "uts", "ipc"] {
+        let of = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+        assert_ne!(of(child.pid().unwrap()), of(root.pid().unwrap()), "{name}");
+    }
+    // And its children are in them.
+    let grandchild = child.child().share_memory().share_files().spawn().await.unwrap();
+    assert_eq!(grandchild.getpid().await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn children_have_children_to_any_depth() {
+    let root = root().await;
+    let mut line: Vec<Child> = Vec::new();
+    for depth in 0..12 {
+        let parent = line.last().map_or(&root, |child| child.process());
+        let builder = parent.child();
+        let builder = match depth % 3 {
+            0 => builder,
+            1 => builder.share_memory(),
+            _ => builder.share_memory().share_files(),
+        };
+        let child = builder.spawn().await.unwrap();
+        assert_eq!(child.getppid().await.unwrap(), parent.getpid().await.unwrap());
+        line.push(child);
+    }
+    // Each still answers, and each ends with a status of its own, youngest first.
+    for (status, mut child) in line.into_iter().enumerate().rev() {
+        child.exit(status as i32).await.unwrap();
+        assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(status as i32));
+    }
+}
+
+#[tokio::test]
+async fn flags_that_would_break_a_child_are_refused() {
+    let root = root().await;
+    for flags in [
+        CloneFlags::CLONE_THREAD | CloneFlags::CLONE_VM | CloneFlags::CLONE_SIGHAND,
+        CloneFlags::CLONE_SIGHAND,
+        CloneFlags::CLONE_VFORK,
+        CloneFlags::CLONE_PARENT,
+        CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS,
+    ] {
+        let refused = root.child().flags(flags).spawn().await;
+        assert!(matches!(refused, Err(Error::CloneFlags(_))), "{flags:?}: {refused:?}");
+    }
+    let handlers = CloneFlags::CLONE_VM | CloneFlags::CLONE_SIGHAND;
+    let child = root.child().flags(handlers).spawn().await.unwrap();
+    child.getpid().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_status_is_the_real_one() {
+    let root = root().await;
+    for share in [false, true] {
+        let spawn = || {
+            let child = root.child();
+            if share { child.share_memory().share_files() } else { child }.spawn()
+        };
+        for status in [0, 1, 42, 255] {
+            let mut child = spawn().await.unwrap();
+            child.exit(status).await.unwrap();
+            assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(status));
+            // And it stays so.
+            assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(status));
+        }
+        for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGUSR1] {
+            let mut child = spawn().await.unwrap();
+            child.kill(signal).unwrap();
+            let WaitStatus::Signaled { signal: got, .. } = child.wait().await.unwrap() else {
+                panic!("it was killed");
+            };
+            assert_eq!(got, signal as i32);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_program_runs_in_a_child_of_every_kind() {
+    let root = root().await;
+    for (memory, files) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut builder = root.child();
+        if memory {
+            builder = builder.share_memory();
+        }
+        if files {
+            builder = builder.share_files();
+        }
+        let mut child = builder.spawn().await.unwrap();
+        let (reading, writing) = child.pipe2(OFlag::empty()).await.unwrap();
+        let pipe = child.fetch_fd(&reading).await.unwrap();
+        child.dup2(&writing, 1).await.unwrap();
+        let failed = child.execve("/nonexistent", ["x"], [""; 0]).await;
+        assert_eq!(failed.unwrap_err().errno(), Some(Errno::ENOENT));
+        // It serves on after that.
+        child.getpid().await.unwrap();
+        let script = "echo \"$GREETING $1\"; exit 7";
+        child.execve("/bin/sh", ["sh", "-c", script, "sh", "there"], ["GREETING=hello"]).await.unwrap();
+        assert!(matches!(child.getpid().await, Err(Error::Gone)));
+        assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(7));
+        drop((reading, writing));
+        let mut text = [0; 64];
+        let n = nix::unistd::read(&pipe, &mut text).unwrap();
+        assert_eq!(&text[..n], b"hello there\n");
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_a_child_is_left_in_its_parent() {
+    let root = root().await;
+    let pid = root.pid().unwrap();
+    // What the first child of its kind leaves is there to be used again.
+    drop(root.child().spawn().await.unwrap());
+    let maps = || std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count();
+    let quiet = |before: (usize, usize)| (fds(pid).len(), maps()) == before;
+    let children = || {
+        let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        list.split_whitespace().count()
+    };
+    until_async("the first child is reaped", || children() == 0).await;
+    root.getpid().await.unwrap();
+    let before = (fds(pid).len(), maps());
+    for (share, exec, wait) in [
+        (false, false, false),
+        (false, true, true),
+        (true, false, true),
+        (true, false, false),
+        (true, true, true),
+        (true, true, false),
+    ] {
+        let builder = root.child();
+        let builder = if share { builder.share_memory().share_files() } else { builder };
+        let mut child = builder.spawn().await.unwrap();
+        if exec {
+            child.execve("/bin/true", ["true"], [""; 0]).await.unwrap();
+        } else {
+            child.exit(0).await.unwrap();
+        }
+        if wait {
+            child.wait().await.unwrap();
+        }
+        drop(child);
+        until_async("descriptors, mappings and zombies are gone", || {
+            quiet(before) && children() == 0
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_child_dies_with_its_parent() {
+    let root = root().await;
+    for share in [false, true] {
+        for credentials in [false, true] {
+            let parent = root.child().spawn().await.unwrap();
+            let builder = parent.child();
+            let builder = if share { builder.share_memory().share_files() } else { builder };
+            let child = builder.spawn().await.unwrap();
+            if credentials {
+                let (user, group) = (Uid::from_raw(65_533), Gid::from_raw(65_533));
+                child.setgroups(&[group]).await.unwrap();
+                child.setresgid(Some(group), Some(group), Some(group)).await.unwrap();
+                child.setresuid(Some(user), Some(user), Some(user)).await.unwrap();
+                assert_eq!(child.syscall(Sysno::geteuid, [0; 6]).await.unwrap(), 65_533);
+            }
+            let pid = child.pid().unwrap();
+            // Blocked in a call, it does not see the end of its stream.
+            let sleeping = child.nanosleep(Duration::from_secs(3600));
+            tokio::pin!(sleeping);
+            let blocked = || common::blocked_in(pid) == Some(Sysno::nanosleep as usize);
+            let asleep = tokio::select! {
+                _ = &mut sleeping => false,
+                () = until_async("the child sleeps", blocked) => true,
+            };
+            assert!(asleep);
+            parent.kill(Signal::SIGKILL).unwrap();
+            until_async("the child dies with its parent", || !alive(pid)).await;
+            assert!(matches!(sleeping.await, Err(Error::Lost(_))));
+        }
+    }
+}
+
+#[test]
+fn all_die_with_their_controller() {
+    const TEST: &str = "all_die_with_their_controller";
+    if role().is_some() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let root = root().await;
+            let one = root.child().spawn().await.unwrap();
+            let two = one.child().share_memory().share_files().spawn().await.unwrap();
+            let three = two.child().spawn().await.unwrap();
+            let nobody = Some(Uid::from_raw(65_533));
+            three.setresuid(nobody, nobody, nobody).await.unwrap();
+            let four = two.child().share_memory().spawn().await.unwrap();
+            four.execve("/bin/sleep", ["sleep", "3600"], [""; 0]).await.unwrap();
+            let pids: Vec<String> = [&root, &one, &two, &three, &four]
+                .map(|process: &Process| process.pid().unwrap().to_string())
+                .into();
+            tell(pids.join(" "));
+            // All of them are blocked in calls.
+            let sleep = Duration::from_secs(3600);
+            let _ = tokio::join!(
+                root.nanosleep(sleep),
+                one.nanosleep(sleep),
+                two.nanosleep(sleep),
+                three.nanosleep(sleep)
+            );
+        });
+        return;
+    }
+    let mut controller = Role::start(TEST, "controller");
+    let told = controller.told();
+    let pids: Vec<i32> = told.split(' ').map(|pid| pid.parse().unwrap()).collect();
+    until("they are blocked", || {
+        pids[..4].iter().all(|pid| common::blocked_in(*pid) == Some(Sysno::nanosleep as usize))
+    });
+    controller.kill();
+    for pid in pids {
+        until("it dies with its controller", || !alive(pid));
+    }
+}
+
+#[test]
+fn nothing_dies_with_the_thread_that_asked_for_it() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let handle = runtime.handle().clone();
+    let asked = std::thread::spawn(move || {
+        handle.block_on(async {
+            let root = root().await;
+            let child = root.child().spawn().await.unwrap();
+            let sharing = child.child().share_memory().share_files().spawn().await.unwrap();
+            (root, child, sharing)
+        })
+    });
+    let (root, child, sharing) = asked.join().unwrap();
+    runtime.block_on(async {
+        for process in [&root, &child, &sharing] as [&Process; 3] {
+            process.getpid().await.unwrap();
+            assert!(alive(process.pid().unwrap()));
+        }
+    });
+}
+
+#[tokio::test]
+async fn a_process_that_blocks_blocks_nobody_else() {
+    let root = root().await;
+    let mut sleeper = root.child().share_memory().share_files().spawn().await.unwrap();
+    let other = root.child().share_memory().share_files().spawn().await.unwrap();
+    let sleeping = tokio::spawn({
+        let process = sleeper.process().clone();
+        async move { process.nanosleep(Duration::from_secs(3600)).await }
+    });
+    let pid = sleeper.pid().unwrap();
+    let nanosleep = Some(Sysno::nanosleep as usize);
+    until_async("it sleeps", || common::blocked_in(pid) == nanosleep).await;
+    root.getpid().await.unwrap();
+    other.getpid().await.unwrap();
+    // Waiting for it does not block its parent either.
+    let waiting = sleeper.wait();
+    tokio::pin!(waiting);
+    let early = tokio::select! {
+        _ = &mut waiting => true,
+        _ = root.getpid() => false,
+    };
+    assert!(!early);
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    let status = waiting.await.unwrap();
+    assert_eq!(status, WaitStatus::Signaled { signal: Signal::SIGTERM as i32, core_dumped: false });
+    assert!(matches!(sleeping.await.unwrap(), Err(Error::Lost(_))));
+}
+
+#[tokio::test]
+async fn what_a_dropped_call_has_made_is_given_back() {
+    let root = root().await;
+    let pid = root.pid().unwrap();
+    let before = fds(pid);
+    for _ in 0..50 {
+        let open = root.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty());
+        // Polled once: the request is on its way.
+        tokio::select! {
+            biased;
+            _ = open => {}
+            () = std::future::ready(()) => {}
+        }
+    }
+    root.getpid().await.unwrap();
+    until_async("all are closed", || fds(pid) == before).await;
+}
+
+#[tokio::test]
+async fn handles_close_what_they_own_and_know_whose_it_is() {
+    let root = root().await;
+    let pid = root.pid().unwrap();
+    let before = fds(pid);
+    let fd = root.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+    assert_eq!(fds(pid)[&fd.number()], std::path::Path::new("/etc/passwd"));
+    // A second handle to the same number: the last one closes it.
+    let again = root.adopt_fd(fd.number()).unwrap();
+    fd.close().await.unwrap();
+    assert_eq!(fds(pid).len(), before.len() + 1);
+    again.close().await.unwrap();
+    assert_eq!(fds(pid), before);
+    // The server's own descriptors are not to be had.
+    for number in before.keys().filter(|number| **number > 2) {
+        assert!(root.adopt_fd(*number).is_err(), "{number}");
+    }
+}
+
+#[tokio::test]
+async fn descriptors_travel_both_ways() {
+    let root = root().await;
+    let file = tempfile::tempfile().unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"from here", 0).unwrap();
+    use std::os::fd::AsFd;
+    let there = root.send_fds(&[file.as_fd(), file.as_fd()]).await.unwrap();
+    assert_eq!(root.read(&there[0], 64).await.unwrap(), b"from here");
+    let back = root.fetch_fd(&there[1]).await.unwrap();
+    let inode = |fd: i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
+    assert_eq!(inode(back.as_raw_fd()), inode(file.as_raw_fd()));
+    // Fetches that overlap, and fetches that are given up, do not mix up the others.
+    let (reading, writing) = root.pipe2(OFlag::empty()).await.unwrap();
+    for _ in 0..20 {
+        tokio::select! {
+            biased;
+            _ = root.fetch_fd(&reading) => {}
+            () = std::future::ready(()) => {}
+        }
+        let (a, b) = tokio::join!(root.fetch_fd(&writing), root.fetch_fd(&there[0]));
+        let target = |fd: std::os::fd::OwnedFd| inode(fd.as_raw_fd());
+        assert!(target(a.unwrap()).to_str().unwrap().starts_with("pipe:"));
+        assert_eq!(target(b.unwrap()), inode(file.as_raw_fd()));
+    }
+}
+
+#[tokio::test]
+async fn memory_that_is_not_there_is_an_error_and_the_stream_stays_in_step() {
+    let root = root().await;
+    assert!(matches!(root.read_memory(8, 16).await, Err(Error::Fault { address: 8, len: 16 })));
+    assert!(matches!(root.write_memory(8, vec![1; 100_000]).await, Err(Error::Fault { .. })));
+    let big = vec![7; 3 << 20];
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = root.mmap(big.len(), protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    root.write_memory(memory.address(), big.clone()).await.unwrap();
+    assert_eq!(root.read_memory(memory.address(), big.len()).await.unwrap(), big);
+    let beyond = memory.address() + big.len() as u64 - 10;
+    let _guarded = root.read_memory(beyond, 1 << 20).await;
+    root.getpid().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_image_is_executed_from_a_sealed_memfd_or_from_an_unlinked_file() {
+    for (carrier, prefix) in
+        [(Carrier::Memfd, "/memfd:farcall"), (Carrier::UnlinkedFile, "/tmp"), (Carrier::Automatic, "/")]
+    {
+        let root = Local::new().stdio(Stdio::Null).carrier(carrier).start().await.unwrap();
+        let exe = std::fs::read_link(format!("/proc/{}/exe", root.pid().unwrap())).unwrap();
+        let exe = exe.to_str().unwrap().to_owned();
+        assert!(exe.starts_with(prefix) && exe.ends_with("(deleted)"), "{exe}");
+        let child = root.child().share_memory().spawn().await.unwrap();
+        child.getpid().await.unwrap();
+    }
+    let seals = |fd: &std::os::fd::OwnedFd| {
+        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GET_SEALS).unwrap()
+    };
+    use nix::libc::{F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE};
+    let all = F_SEAL_GROW | F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_WRITE;
+    for file in [image::executable(Carrier::Memfd).unwrap(), image::mappable().unwrap()] {
+        assert_eq!(seals(&file) & all, all);
+    }
+}
+
+#[tokio::test]
+async fn a_root_server_holds_nothing_that_was_open_here() {
+    // Not closed on exec, as what a shell leaves open.
+    let (reading, writing) = nix::unistd::pipe().unwrap();
+    let pipe = std::fs::read_link(format!("/proc/self/fd/{}", reading.as_raw_fd())).unwrap();
+    let root = root().await;
+    assert!(fds(root.pid().unwrap()).values().all(|what| *what != pipe));
+    assert_eq!(fds(std::process::id() as i32)[&writing.as_raw_fd()], pipe);
+    let streams: Vec<_> = fds(root.pid().unwrap()).into_iter().filter(|(n, _)| *n <= 2).collect();
+    assert_eq!(streams.len(), 3);
+    assert!(streams.iter().all(|(_, what)| what == std::path::Path::new("/dev/null")));
+}
+
+#[tokio::test]
+async fn many_tasks_share_a_connection() {
+    let root = root().await;
+    let calls: Vec<_> = (0..500u64)
+        .map(|i| {
+            let root = root.clone();
+            tokio::spawn(async move {
+                // getpriority answers 20 - nice; lseek on a pipe fails: both must reach their caller.
+                if i % 2 == 0 {
+                    assert_eq!(root.syscall(Sysno::getpriority, [0; 6]).await.unwrap(), 20);
+                } else {
+                    let errno = root.syscall(Sysno::close, [100_000 + i, 0, 0, 0, 0, 0]).await;
+                    assert_eq!(errno.unwrap_err().errno(), Some(Errno::EBADF));
+                }
+            })
+        })
+        .collect();
+    for call in calls {
+        tokio::time::timeout(LIMIT, call).await.unwrap().unwrap();
+    }
 }

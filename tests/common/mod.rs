@@ -1,0 +1,175 @@
+//! What several tests need: roles for other processes, a home of their own, and looks into /proc.
+#![allow(dead_code, reason = "each test file uses its own part of it")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use farcall::persist::{Home, Incarnation};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How long a test waits for an event before it fails loudly. No claim is about time.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// Waits for something to become true.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < end, "{what}: still not so after {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The same where calls have to go on meanwhile.
+pub async fn until_async(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < end, "{what}: still not so after {LIMIT:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// A directory for sockets that is gone, with all processes in it, when the test is over.
+pub struct TestHome {
+    directory: tempfile::TempDir,
+    pub home: Home,
+}
+
+impl TestHome {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::at(directory.path().join("home"));
+        Self { directory, home }
+    }
+
+    /// The same, for the process of another role.
+    pub fn path(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// A file beside the sockets' directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+impl Drop for TestHome {
+    fn drop(&mut self) {
+        for name in self.home.names().unwrap_or_default() {
+            let Some(state) = self.home.place(&name).state() else { continue };
+            if state.process.is_alive() {
+                let _ = kill(Pid::from_raw(state.process.pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+/// The variable that says which role a process of a test's plays.
+const ROLE: &str = "FARCALL_TEST_ROLE";
+
+/// The argument of the role that this process plays, if it is one that a test has started.
+pub fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
+}
+
+/// Tells the test that has started this process something.
+pub fn tell(word: impl std::fmt::Display) {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "\n>>> {word}").unwrap();
+    stdout.flush().unwrap();
+}
+
+/// Waits for the test that has started this process to say something.
+pub fn hear() -> String {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    line.trim_end().into()
+}
+
+/// Another process that runs the test of that name, in the role with that argument. It is killed
+/// when it is dropped.
+pub struct Role {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Role {
+    pub fn start(test: &str, argument: impl AsRef<std::ffi::OsStr>) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--nocapture"])
+            .env(ROLE, argument)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, input, output }
+    }
+
+    /// The next thing that it tells.
+    pub fn told(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            let n = self.output.read_line(&mut line).unwrap();
+            assert!(n > 0, "the other process ended: {:?}", self.child.wait());
+            if let Some(word) = line.strip_prefix(">>> ") {
+                return word.trim_end().into();
+            }
+        }
+    }
+
+    pub fn say(&mut self, word: &str) {
+        writeln!(self.input, "{word}").unwrap();
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The process that has this pid now; a zombie is none.
+pub fn alive(pid: i32) -> bool {
+    Incarnation::of(pid).is_some()
+}
+
+/// The descriptors of a process and what they are.
+pub fn fds(pid: i32) -> BTreeMap<i32, PathBuf> {
+    fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            Some((number, fs::read_link(entry.path()).ok()?))
+        })
+        .collect()
+}
+
+/// The state letter of a process: S, R, Z, T.
+pub fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+/// The number of the call that a process is blocked in.
+pub fn blocked_in(pid: i32) -> Option<usize> {
+    let text = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
