@@ -5,7 +5,6 @@
 
 use farcall_abi::handshake::Token;
 use farcall_abi::wire::{HelloResult, Operation, REQUEST_SIZE, Request, STREAM_VERSION, Word};
-use syscalls::Sysno;
 
 use crate::arch;
 use crate::attach::{Pending, SpareFds};
@@ -185,7 +184,10 @@ impl Server {
         } else if word & !Word::NUMBER != 0 {
             EINVAL
         } else {
-            call(word, args)
+            // SAFETY: this is what the controller asks for, in its own process; the server's state
+            // is only reached by a call that names an address inside the server's stack, and then
+            // it is the controller that breaks its own server.
+            unsafe { arch::call(&self.request) }
         };
         Self::send(self.output, &result)
     }
@@ -213,23 +215,4 @@ impl Server {
             n => Ok(n as usize),
         }
     }
-}
-
-/// Makes a system call for the controller.
-fn call(word: u64, args: [u64; 6]) -> i64 {
-    let [a0, a1, a2, a3, a4, a5] = args;
-    // SAFETY: this is what the controller asks for, in its own process; the server's state is only
-    // reached by a call that names an address inside the server's stack, and then it is the
-    // controller that breaks its own server.
-    let result = unsafe { arch::raw_syscall(a0, a1, a2, a3, a4, a5, word) };
-    // A child that was given no stack of its own comes out here too. It must not answer.
-    if result == 0
-        && (word == Sysno::clone as u64
-            || word == Sysno::clone3 as u64
-            || word == Sysno::fork as u64
-            || word == Sysno::vfork as u64)
-    {
-        sys::exit(0);
-    }
-    result
 }

@@ -6,14 +6,13 @@
 
 use crate::arch;
 use crate::serve;
-use crate::sys::{self, AF_UNIX, EINVAL, SO_ACCEPTCONN, SigAction};
+use crate::sys::{self, AF_UNIX, EINVAL, SO_ACCEPTCONN, SigAction, SockAddr};
 
 const SIGPIPE: usize = 13;
 const SIGCHLD: usize = 17;
+const SIG_DFL: usize = 0;
 /// The first descriptor that LISTEN_FDS counts.
 const LISTEN_FDS_START: i32 = 3;
-/// Room for a path in an address of unix(7), its final zero included.
-const PATH_MAX: usize = 108;
 
 /// Called by the architecture's entry with the stack as `execve` left it.
 ///
@@ -22,15 +21,16 @@ const PATH_MAX: usize = 108;
 /// `stack` points to argc, followed by the arguments, a null, the environment, a null.
 pub unsafe extern "C" fn start(stack: *const usize) -> ! {
     // Handlers, unlike ignored signals, do not survive the execve of a program that is run later.
-    let handler = SigAction {
+    let mut action = SigAction {
         handler: arch::ignore_signal as *const () as usize,
         flags: arch::SA_RESTORER,
         restorer: arch::restore_signal as *const () as usize,
         mask: 0,
     };
-    sys::sigaction(SIGPIPE, &handler);
+    sys::sigaction(SIGPIPE, &action);
     // Inherited as ignored, it would lose the children's exit statuses.
-    sys::sigaction(SIGCHLD, &SigAction { handler: 0, flags: 0, restorer: 0, mask: 0 });
+    action.handler = SIG_DFL;
+    sys::sigaction(SIGCHLD, &action);
 
     // SAFETY: the caller's promise: `argc` pointers and a null, then the environment.
     let (argc, path, environment) =
@@ -61,18 +61,12 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
 ///
 /// `path` is a string that ends with a zero.
 unsafe fn bind(path: *const u8) -> Option<Result<i32, i64>> {
-    let mut address = [0u8; 2 + PATH_MAX];
-    let mut bytes = address.iter_mut();
-    for (to, from) in bytes.by_ref().zip(AF_UNIX.to_le_bytes()) {
-        *to = from;
-    }
-    let mut len = 2;
-    for to in bytes {
+    let mut address = SockAddr { family: AF_UNIX, path: [0; 108] };
+    for (at, to) in address.path.iter_mut().enumerate() {
         // SAFETY: every byte before this one was not the final zero.
-        *to = unsafe { path.add(len - 2).read() };
-        len += 1;
+        *to = unsafe { path.add(at).read() };
         if *to == 0 {
-            return Some(sys::listen(&address, len));
+            return Some(sys::listen(&address));
         }
     }
     Some(Err(EINVAL))

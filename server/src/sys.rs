@@ -71,6 +71,13 @@ pub struct IoVec {
     pub len: usize,
 }
 
+/// An address of unix(7): the path ends with a zero.
+#[repr(C)]
+pub struct SockAddr {
+    pub family: u16,
+    pub path: [u8; 108],
+}
+
 /// rt_sigaction(2)'s argument, as the kernel lays it out.
 #[repr(C)]
 pub struct SigAction {
@@ -177,14 +184,15 @@ pub fn sigaction(signal: usize, action: &SigAction) {
     unsafe { raw_syscall!(Sysno::rt_sigaction, signal, action as *const SigAction, 0, 8) };
 }
 
-/// A listening socket of unix(7) at the address in `address`, for the owner alone.
-pub fn listen(address: &[u8; 110], len: usize) -> Result<i32, i64> {
-    // SAFETY: none of these changes memory; the kernel reads `len` bytes of the address, and a
-    // longer one than `address` is refused before it comes here.
+/// A listening socket of unix(7) at `address`, for the owner alone.
+pub fn listen(address: &SockAddr) -> Result<i32, i64> {
+    // SAFETY: none of these changes memory, and the kernel only reads the address.
     unsafe {
-        let fd = raw_syscall!(Sysno::socket, AF_UNIX as usize, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        let kind = SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK;
+        let fd = raw_syscall!(Sysno::socket, AF_UNIX as usize, kind, 0);
         let mask = raw_syscall!(Sysno::umask, 0o177);
-        let bound = raw_syscall!(Sysno::bind, fd, address.as_ptr(), len) as i64;
+        let address = address as *const SockAddr;
+        let bound = raw_syscall!(Sysno::bind, fd, address, size_of::<SockAddr>()) as i64;
         raw_syscall!(Sysno::umask, mask);
         if bound < 0 {
             return Err(bound);
@@ -199,13 +207,5 @@ pub fn exit_group(status: i32) -> ! {
     loop {
         // SAFETY: does not return.
         unsafe { raw_syscall!(Sysno::exit_group, status) };
-    }
-}
-
-/// exit(2): the calling thread alone, which for a process of one thread is the process.
-pub fn exit(status: i32) -> ! {
-    loop {
-        // SAFETY: does not return.
-        unsafe { raw_syscall!(Sysno::exit, status) };
     }
 }
