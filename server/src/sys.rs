@@ -1,5 +1,7 @@
 //! The server's own system calls: inlined, results as the kernel returns them.
 
+use core::mem::MaybeUninit;
+
 use syscalls::{Sysno, raw_syscall};
 
 /// A negated errno, as results carry it.
@@ -8,7 +10,6 @@ macro_rules! errnos {
 }
 errnos! {
     EINTR = 4, EBADF = 9, EAGAIN = 11, EFAULT = 14, EBUSY = 16, EINVAL = 22, EPROTONOSUPPORT = 93,
-    ECONNABORTED = 103,
 }
 
 pub const POLLIN: i16 = 1;
@@ -44,7 +45,6 @@ impl PollFd {
 }
 
 /// unix(7)'s credentials of a peer.
-#[derive(Default)]
 #[repr(C)]
 pub struct Ucred {
     pub pid: i32,
@@ -59,9 +59,18 @@ pub struct MsgHdr {
     pub name_len: usize,
     pub iov: *const IoVec,
     pub iov_len: usize,
-    pub control: *mut u64,
+    pub control: *mut u8,
     pub control_len: usize,
     pub flags: i32,
+}
+
+/// cmsg(3)'s header, as the kernel writes it.
+#[repr(C)]
+pub struct CmsgHdr {
+    /// Bytes of the header and the data, without what is padded to 8 bytes.
+    pub len: usize,
+    pub level: i32,
+    pub kind: i32,
 }
 
 /// A buffer for the kernel to fill.
@@ -71,11 +80,11 @@ pub struct IoVec {
     pub len: usize,
 }
 
-/// An address of unix(7): the path ends with a zero.
+/// An address of unix(7): the path ends with a zero, and nobody looks behind it.
 #[repr(C)]
 pub struct SockAddr {
     pub family: u16,
-    pub path: [u8; 108],
+    pub path: [MaybeUninit<u8>; 108],
 }
 
 /// rt_sigaction(2)'s argument, as the kernel lays it out.
@@ -94,10 +103,38 @@ pub fn read(fd: i32, to: u64, len: usize) -> i64 {
     unsafe { raw_syscall!(Sysno::read, fd, to, len) as i64 }
 }
 
-/// write(2) from memory that may be anybody's: the kernel checks it.
-pub fn write(fd: i32, from: u64, len: usize) -> i64 {
-    // SAFETY: only reads memory, and a bad address is an error.
-    unsafe { raw_syscall!(Sysno::write, fd, from, len) as i64 }
+/// Which way bytes go between memory and a descriptor.
+#[derive(Clone, Copy)]
+pub enum Way {
+    In,
+    Out,
+}
+
+/// How many bytes [`transfer`] has moved, and the result that stopped it before the end: a negated
+/// errno, or 0 at the end of input.
+pub struct Transferred(pub u64, pub i64);
+
+/// read(2) or write(2) until all of the bytes are moved, through interruptions, and waiting for a
+/// descriptor that is non-blocking. The memory may be anybody's: the kernel checks it.
+#[inline(never)]
+pub fn transfer(way: Way, fd: i32, address: u64, len: u64) -> Transferred {
+    let (number, events) = match way {
+        Way::In => (Sysno::read, POLLIN),
+        Way::Out => (Sysno::write, POLLOUT),
+    };
+    let mut done = 0;
+    while done < len {
+        // SAFETY: as for `read`; a write only reads memory.
+        let n = unsafe { raw_syscall!(number, fd, address.wrapping_add(done), len - done) as i64 };
+        if n > 0 {
+            done += n as u64;
+        } else if n == EAGAIN {
+            poll(&mut [PollFd::new(fd, events)]);
+        } else if n != EINTR {
+            return Transferred(done, n);
+        }
+    }
+    Transferred(done, 0)
 }
 
 /// close(2). A number below zero is nobody's descriptor and does no harm.
@@ -115,7 +152,7 @@ pub fn shutdown(fd: i32) {
 /// ppoll(2) without a timeout and without a signal mask.
 pub fn poll(fds: &mut [PollFd]) -> i64 {
     // SAFETY: the kernel writes only `revents` of the entries in this slice.
-    unsafe { raw_syscall!(Sysno::ppoll, fds.as_mut_ptr(), fds.len(), 0, 0, 0) as i64 }
+    unsafe { raw_syscall!(Sysno::ppoll, fds.as_mut_ptr(), fds.len(), 0, 0) as i64 }
 }
 
 /// Sleeps for a tenth of a second: for the one case in which a wait would return at once forever.
@@ -145,6 +182,17 @@ pub fn getsockopt<T>(fd: i32, option: usize, value: &mut T) -> i64 {
     unsafe {
         raw_syscall!(Sysno::getsockopt, fd, SOL_SOCKET, option, value as *mut T, &raw mut len)
             as i64
+    }
+}
+
+/// The uid of who is at the other end of a socket of unix(7), or of who has called listen on it; a
+/// negated errno if it can't be told.
+#[inline(never)]
+pub fn peer_uid(fd: i32) -> i64 {
+    let mut peer = Ucred { pid: 0, uid: 0, gid: 0 };
+    match getsockopt(fd, SO_PEERCRED, &mut peer) {
+        0 => i64::from(peer.uid),
+        error => error,
     }
 }
 
@@ -184,15 +232,15 @@ pub fn sigaction(signal: usize, action: &SigAction) {
     unsafe { raw_syscall!(Sysno::rt_sigaction, signal, action as *const SigAction, 0, 8) };
 }
 
-/// A listening socket of unix(7) at `address`, for the owner alone.
-pub fn listen(address: &SockAddr) -> Result<i32, i64> {
-    // SAFETY: none of these changes memory, and the kernel only reads the address.
+/// A listening socket of unix(7) at the first `len` bytes of `address`, for the owner alone.
+pub fn listen(address: &SockAddr, len: usize) -> Result<i32, i64> {
+    // SAFETY: none of these changes memory, and the kernel only reads the address: the caller has
+    // written as many bytes of it.
     unsafe {
         let kind = SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK;
         let fd = raw_syscall!(Sysno::socket, AF_UNIX as usize, kind, 0);
         let mask = raw_syscall!(Sysno::umask, 0o177);
-        let address = address as *const SockAddr;
-        let bound = raw_syscall!(Sysno::bind, fd, address, size_of::<SockAddr>()) as i64;
+        let bound = raw_syscall!(Sysno::bind, fd, address as *const SockAddr, len) as i64;
         raw_syscall!(Sysno::umask, mask);
         if bound < 0 {
             return Err(bound);
