@@ -62,7 +62,7 @@ impl SpareFds {
 pub struct Pending {
     /// Bytes of `hello` that have arrived.
     got: usize,
-    fds: Fds<{ MAX_FDS + 1 }>,
+    fds: Fds<MAX_FDS>,
     /// MSG_CTRUNC if descriptors came that do not count: too many, or lost in a full table.
     surplus: i32,
     hello: Hello,
@@ -139,7 +139,7 @@ impl Pending {
     /// The descriptors make a connection.
     #[inline(never)]
     fn counts(&self) -> bool {
-        self.surplus == 0 && (MIN_FDS..=MAX_FDS).contains(&self.fds.len())
+        self.surplus == 0 && self.fds.len() >= MIN_FDS
     }
 
     /// Collects the descriptors from a control buffer.
@@ -246,6 +246,10 @@ impl Server {
     }
 
     fn attach_version_1(&mut self) {
+        self.answer.pid = sys::getpid();
+        self.answer.listen = self.watched.listen.fd;
+        self.answer.fds = [-1; MAX_FDS];
+        self.answer.spares = 0;
         let hello = &self.pending.hello;
         let status = if hello.magic != HANDSHAKE_MAGIC || hello.flags != 0 || hello.reserved != 0 {
             EINVAL
@@ -259,10 +263,6 @@ impl Server {
             0
         };
         self.answer.status = status as i32;
-        self.answer.pid = sys::getpid();
-        self.answer.listen = self.watched.listen.fd;
-        self.answer.fds = [-1; MAX_FDS];
-        self.answer.spares = 0;
         if status == 0 {
             self.answer.spares = self.adopt(hello.token, hello.pid, true);
         }
