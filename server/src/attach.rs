@@ -88,7 +88,6 @@ impl Pending {
 
     /// How many bytes the handshake has, as far as can be told from those that are here; 0 if it
     /// is none.
-    #[inline(never)]
     fn size(&self) -> usize {
         const V0: core::ops::RangeInclusive<u32> = MIN_FDS as u32..=MAX_FDS as u32;
         let first = self.hello.magic as u32;
@@ -105,7 +104,6 @@ impl Pending {
 
     /// Takes what has arrived at `client`. Returns how many bytes the handshake has once it is
     /// whole, and 0 if it won't become one.
-    #[inline(never)]
     fn receive(&mut self, client: i32) -> Option<usize> {
         let mut control = Control([MaybeUninit::uninit(); 64]);
         let iov = IoVec {
@@ -137,7 +135,6 @@ impl Pending {
     }
 
     /// The descriptors make a connection.
-    #[inline(never)]
     fn counts(&self) -> bool {
         self.surplus == 0 && self.fds.len() >= MIN_FDS
     }
@@ -202,7 +199,6 @@ impl Server {
     }
 
     /// Closes the client's socket, and what it has sent and nobody has taken over.
-    #[inline(never)]
     fn dismiss(&mut self) {
         close_all(&mut self.pending.fds);
         sys::close(self.watched.client.fd);
@@ -213,7 +209,6 @@ impl Server {
     }
 
     /// Makes the spare descriptors complete, where there may be any.
-    #[inline(never)]
     pub fn refill(&mut self) {
         if self.owned || self.watched.input.fd < 0 {
             self.spares.fill(self.watched.listen.fd);
@@ -235,6 +230,7 @@ impl Server {
     /// rsyscall's form: nobody may be attached, and the answer is the numbers alone.
     fn attach_version_0(&mut self) {
         let count = self.pending.fds.len();
+        // The first byte of the handshake is the lowest of the count.
         if self.attached()
             || !self.pending.counts()
             || count as u8 != self.pending.hello.magic as u8
@@ -245,6 +241,7 @@ impl Server {
         self.reply(self.answer.fds.as_ptr().cast(), count * size_of::<i32>());
     }
 
+    #[inline(never)]
     fn attach_version_1(&mut self) {
         self.answer.pid = sys::getpid();
         self.answer.listen = self.watched.listen.fd;
@@ -280,7 +277,6 @@ impl Server {
 
     /// Makes the descriptors that came with the handshake the connection. Returns the numbers of
     /// the spare ones.
-    #[inline(never)]
     fn adopt(&mut self, token: Token, holder: i32, owned: bool) -> i64 {
         let fds = self.pending.fds.as_slice();
         for (to, from) in self.answer.fds.iter_mut().zip(fds) {
@@ -299,7 +295,6 @@ impl Server {
     }
 
     /// A new connection begins. Returns the numbers of the spare descriptors.
-    #[inline(never)]
     fn hold(&mut self, token: Token, holder: i32, owned: bool) -> i64 {
         self.owned = owned;
         self.token = token;

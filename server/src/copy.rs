@@ -62,7 +62,6 @@ impl Server {
 }
 
 /// Consumes bytes that have no place, or sends zeros for bytes that are not there.
-#[inline(never)]
 fn pad(way: Way, fd: i32, mut len: u64) -> Result<(), HangUp> {
     let mut scratch = [0u8; 512];
     while len > 0 {

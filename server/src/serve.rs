@@ -66,7 +66,6 @@ pub extern "C" fn serve(input: i32, output: i32) {
 
 /// Entry: the same, and after the end of input the next connection is awaited on `listen`. Returns
 /// when there is neither a connection nor a listener.
-#[inline(never)]
 pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32) {
     let mut server = Server {
         watched: Watched {
@@ -164,7 +163,6 @@ impl Server {
     }
 
     /// Ends the connection; what was read of a request is forgotten.
-    #[inline(never)]
     pub fn hang_up(&mut self) {
         let input = self.watched.input.fd;
         sys::shutdown(input);
@@ -211,13 +209,13 @@ impl Server {
 }
 
 /// Moves all of the bytes, or the connection is over.
+#[inline(always)]
 pub fn transfer(way: Way, fd: i32, address: u64, len: u64) -> Result<(), HangUp> {
     let sys::Transferred(done, _) = sys::transfer(way, fd, address, len);
     if done == len { Ok(()) } else { Err(HangUp) }
 }
 
 /// Writes a result.
-#[inline(never)]
 pub fn send(output: i32, result: i64) -> Result<(), HangUp> {
     transfer(Way::Out, output, &raw const result as u64, size_of::<i64>() as u64)
 }

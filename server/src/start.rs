@@ -98,7 +98,6 @@ unsafe fn passed(environment: *const *const u8) -> Option<Result<i32, i64>> {
 /// # Safety
 ///
 /// `environment` is an array of strings that ends with a null.
-#[inline(never)]
 unsafe fn variable(mut environment: *const *const u8, name: &[u8; 11]) -> Option<u32> {
     'entries: loop {
         // SAFETY: the array's end has not been passed: its null ends the loop.

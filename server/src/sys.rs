@@ -1,4 +1,5 @@
-//! The server's own system calls: inlined, results as the kernel returns them.
+//! The server's own system calls, results as the kernel returns them. They are inlined, except where
+//! one is made of more than the call itself.
 
 use core::mem::MaybeUninit;
 
@@ -116,7 +117,6 @@ pub struct Transferred(pub u64, pub i64);
 
 /// read(2) or write(2) until all of the bytes are moved, through interruptions, and waiting for a
 /// descriptor that is non-blocking. The memory may be anybody's: the kernel checks it.
-#[inline(never)]
 pub fn transfer(way: Way, fd: i32, address: u64, len: u64) -> Transferred {
     let (number, events) = match way {
         Way::In => (Sysno::read, POLLIN),
@@ -187,7 +187,6 @@ pub fn getsockopt<T>(fd: i32, option: usize, value: &mut T) -> i64 {
 
 /// The uid of who is at the other end of a socket of unix(7), or of who has called listen on it; a
 /// negated errno if it can't be told.
-#[inline(never)]
 pub fn peer_uid(fd: i32) -> i64 {
     let mut peer = Ucred { pid: 0, uid: 0, gid: 0 };
     match getsockopt(fd, SO_PEERCRED, &mut peer) {
@@ -208,7 +207,7 @@ pub fn receive(fd: i32, message: &mut MsgHdr) -> i64 {
 /// sendto(2) on a connected socket: non-blocking, and no SIGPIPE.
 pub fn send(fd: i32, from: *const u8, len: usize) -> i64 {
     // SAFETY: the kernel only reads the buffer.
-    unsafe { raw_syscall!(Sysno::sendto, fd, from, len, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0) as i64 }
+    unsafe { raw_syscall!(Sysno::sendto, fd, from, len, MSG_DONTWAIT | MSG_NOSIGNAL, 0) as i64 }
 }
 
 /// Seconds of CLOCK_REALTIME.
