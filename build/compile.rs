@@ -68,6 +68,10 @@ pub fn compile(sources: &Path, root: &Path, arch: &str) -> Result<Vec<u8>, Strin
     let flags = [
         "-Crelocation-model=pie",
         "-Crelro-level=off",
+        // For size: without a red zone a small constant is loaded in 3 bytes (push, pop) instead of
+        // up to 10, and five operations are told apart in less than a jump table takes.
+        "-Cno-redzone=yes",
+        "-Cllvm-args=-min-jump-table-entries=20",
         "-Clink-arg=-nostartfiles",
         "-Clink-arg=-nostdlib",
         "-Clink-arg=-static-pie",

@@ -4,19 +4,28 @@
 //! replaced by a newer one. So a client that stalls holds nobody up, and no timer is needed.
 //! Whatever arrives, the process is changed only by a whole and valid handshake.
 
-use core::mem::offset_of;
+use core::mem::{MaybeUninit, offset_of};
 
 use farcall_abi::handshake::{
-    ANSWER_SIZE, Answer, HANDSHAKE_MAGIC, HANDSHAKE_V0_SIZE, HANDSHAKE_VERSION, HELLO_SIZE, Hello,
-    MAX_FDS, MIN_FDS, Token,
+    ANSWER_SIZE, HANDSHAKE_MAGIC, HANDSHAKE_V0_SIZE, HANDSHAKE_VERSION, HELLO_SIZE, Hello, MAX_FDS,
+    MIN_FDS, Token,
 };
-use farcall_abi::wire::{SPARES, STREAM_VERSION, Spares};
+use farcall_abi::wire::{SPARES, Spares};
 
 use crate::serve::Server;
 use crate::sys::{
-    self, EAGAIN, EBADF, EBUSY, ECONNABORTED, EINTR, EINVAL, EPROTONOSUPPORT, IoVec, MSG_CTRUNC,
-    MsgHdr, SCM_PIDFD, SCM_RIGHTS, SO_PEERCRED, Ucred,
+    self, CmsgHdr, EAGAIN, EBADF, EBUSY, EINTR, EINVAL, EPROTONOSUPPORT, IoVec, MSG_CTRUNC, MsgHdr,
+    SCM_PIDFD, SCM_RIGHTS,
 };
+
+/// A few descriptors of the server's own.
+type Fds<const N: usize> = heapless::Vec<i32, N, u32>;
+
+fn close_all(fds: &mut heapless::VecView<i32, u32>) {
+    while let Some(fd) = fds.pop() {
+        sys::close(fd);
+    }
+}
 
 /// Descriptors (duplicates of the listening socket) that are closed when a client arrives, so that
 /// it finds room in a full table.
@@ -24,27 +33,18 @@ use crate::sys::{
 /// They exist only while nobody or a version-1 controller, which knows their numbers, is attached:
 /// a client of version 0 may close what it does not know and use the number anew, and then closing
 /// it here would hit a descriptor of its own.
-pub struct SpareFds(heapless::Vec<i32, SPARES>);
+pub struct SpareFds(Fds<SPARES>);
 
 impl SpareFds {
     pub const fn new() -> Self {
-        Self(heapless::Vec::new())
-    }
-
-    fn release(&mut self) {
-        while let Some(fd) = self.0.pop() {
-            sys::close(fd);
-        }
+        Self(Fds::new())
     }
 
     /// Takes as many as there is room for.
-    pub fn fill(&mut self, listen: i32) {
+    fn fill(&mut self, listen: i32) {
         while !self.0.is_full() {
             let fd = sys::dup(listen) as i32;
-            if fd < 0 {
-                break;
-            }
-            if fd > Spares::MAX_FD {
+            if !(0..=Spares::MAX_FD).contains(&fd) {
                 sys::close(fd);
                 break;
             }
@@ -57,29 +57,23 @@ impl SpareFds {
     }
 }
 
-/// The client whose handshake is under way.
+/// What the client has sent whose handshake is under way.
+#[repr(C)]
 pub struct Pending {
-    /// Negative if there is none.
-    pub fd: i32,
-    hello: Hello,
+    /// Bytes of `hello` that have arrived.
     got: usize,
-    fds: heapless::Vec<i32, { MAX_FDS + 1 }>,
-    /// Descriptors came that do not count: too many, or lost in a full table.
-    surplus: bool,
-}
-
-/// How far the pending handshake is.
-enum Progress {
-    More,
-    Refused,
-    Version0,
-    Version1,
+    fds: Fds<MAX_FDS>,
+    /// MSG_CTRUNC if descriptors came that do not count: too many, or lost in a full table.
+    surplus: i32,
+    hello: Hello,
 }
 
 impl Pending {
-    pub fn new() -> Self {
+    pub const fn new() -> Self {
         Self {
-            fd: -1,
+            got: 0,
+            fds: Fds::new(),
+            surplus: 0,
             hello: Hello {
                 magic: 0,
                 version: 0,
@@ -89,30 +83,17 @@ impl Pending {
                 flags: 0,
                 reserved: 0,
             },
-            got: 0,
-            fds: heapless::Vec::new(),
-            surplus: false,
         }
-    }
-
-    /// Closes the client's socket, and what it has sent and nobody has taken over.
-    fn close(&mut self) {
-        while let Some(fd) = self.fds.pop() {
-            sys::close(fd);
-        }
-        sys::close(self.fd);
-        self.fd = -1;
-        self.got = 0;
-        self.surplus = false;
     }
 
     /// How many bytes the handshake has, as far as can be told from those that are here; 0 if it
     /// is none.
     fn size(&self) -> usize {
+        const V0: core::ops::RangeInclusive<u32> = MIN_FDS as u32..=MAX_FDS as u32;
         let first = self.hello.magic as u32;
         if self.got < size_of::<u32>() {
             size_of::<u32>()
-        } else if (MIN_FDS as u32..=MAX_FDS as u32).contains(&first) {
+        } else if V0.contains(&first) {
             HANDSHAKE_V0_SIZE
         } else if first == HANDSHAKE_MAGIC as u32 {
             HELLO_SIZE
@@ -121,11 +102,10 @@ impl Pending {
         }
     }
 
-    /// Takes what has arrived.
-    fn receive(&mut self) -> Progress {
-        // The longest control message that is understood: credentials, where the listener has
-        // SO_PASSCRED, before descriptors.
-        let mut control = [0u64; 8];
+    /// Takes what has arrived at `client`. Returns how many bytes the handshake has once it is
+    /// whole, and 0 if it won't become one.
+    fn receive(&mut self, client: i32) -> Option<usize> {
+        let mut control = Control([MaybeUninit::uninit(); 64]);
         let iov = IoVec {
             base: (&raw mut self.hello).cast::<u8>().wrapping_add(self.got),
             len: self.size() - self.got,
@@ -135,81 +115,76 @@ impl Pending {
             name_len: 0,
             iov: &iov,
             iov_len: 1,
-            control: control.as_mut_ptr(),
-            control_len: size_of_val(&control),
+            control: (&raw mut control).cast(),
+            control_len: size_of::<Control>(),
             flags: 0,
         };
-        let n = sys::receive(self.fd, &mut message);
+        let n = sys::receive(client, &mut message);
         if n == EAGAIN || n == EINTR {
-            return Progress::More;
+            return None;
         }
         if n <= 0 {
-            return Progress::Refused;
+            return Some(0);
         }
         self.got += n as usize;
-        self.surplus |= message.flags & MSG_CTRUNC != 0;
-        self.take_fds(control.as_ptr().cast(), message.control_len);
+        self.surplus |= message.flags & MSG_CTRUNC;
+        // SAFETY: the kernel has just filled as much of the buffer.
+        unsafe { self.take_fds(message.control, message.control_len) };
         let size = self.size();
-        if self.got < size {
-            Progress::More
-        } else if size == HELLO_SIZE {
-            Progress::Version1
-        } else if size == HANDSHAKE_V0_SIZE {
-            Progress::Version0
-        } else {
-            Progress::Refused
-        }
+        (self.got >= size).then_some(size)
     }
 
-    /// Collects the descriptors from a control buffer that the kernel has filled.
-    fn take_fds(&mut self, control: *const u8, len: usize) {
-        const HEADER: usize = 16;
-        let mut at = 0;
-        while at + HEADER <= len {
-            // SAFETY: the kernel filled `len` bytes of an aligned buffer with control messages,
-            // each a header (length, level, type) and its data, padded to 8 bytes; `at` is a
-            // multiple of 8, and the header lies inside.
-            let (size, kind) = unsafe {
-                (control.add(at).cast::<usize>().read(), control.add(at + 12).cast::<i32>().read())
-            };
-            let mut item = at + HEADER;
-            let carries = kind == SCM_RIGHTS || kind == SCM_PIDFD;
-            while carries && item + 4 <= len.min(at + size) {
-                // SAFETY: inside the filled part, as just checked, and 4-aligned.
-                let fd = unsafe { control.add(item).cast::<i32>().read() };
+    /// The descriptors make a connection.
+    fn counts(&self) -> bool {
+        self.surplus == 0 && self.fds.len() >= MIN_FDS
+    }
+
+    /// Collects the descriptors from a control buffer.
+    ///
+    /// # Safety
+    ///
+    /// `control` points to a [`Control`] of which the kernel filled `len` bytes.
+    unsafe fn take_fds(&mut self, mut control: *const u8, len: usize) {
+        let end = control.wrapping_add(len);
+        while control < end {
+            let mut at = control.wrapping_add(size_of::<CmsgHdr>());
+            // SAFETY: the kernel writes whole messages: a header, which lies at a multiple of 8
+            // bytes, and its data.
+            let header = unsafe { control.cast::<CmsgHdr>().read() };
+            let data_end = control.wrapping_add(header.len);
+            while at < data_end && (header.kind == SCM_RIGHTS || header.kind == SCM_PIDFD) {
+                // SAFETY: inside the data, which for these kinds is an array of descriptors.
+                let fd = unsafe { at.cast::<i32>().read() };
                 if self.fds.push(fd).is_err() {
-                    self.surplus = true;
+                    self.surplus = MSG_CTRUNC;
                     sys::close(fd);
                 }
-                item += 4;
+                at = at.wrapping_add(size_of::<i32>());
             }
-            at += (size.max(HEADER) + 7) & !7;
+            control = control.wrapping_add(header.len.next_multiple_of(size_of::<usize>()));
         }
-    }
-
-    fn counts(&self) -> bool {
-        !self.surplus && (MIN_FDS..=MAX_FDS).contains(&self.fds.len())
     }
 }
 
+/// Room for the longest control messages that are understood: credentials, where the listener has
+/// SO_PASSCRED, before descriptors.
+#[repr(C, align(8))]
+struct Control([MaybeUninit<u8>; 64]);
+
 impl Server {
     /// Takes a client from the listening socket, in place of the one that was pending.
+    #[inline(never)]
     pub fn accept(&mut self) {
-        self.pending.close();
-        self.spares.release();
-        let fd = sys::accept(self.listen);
-        if fd < 0 {
-            self.refill();
-            if fd != EAGAIN && fd != EINTR && fd != ECONNABORTED {
-                sys::pause();
-            }
+        self.dismiss();
+        close_all(&mut self.spares.0);
+        let client = sys::accept(self.watched.listen.fd) as i32;
+        self.watched.client.fd = client;
+        if client < 0 {
+            sys::pause();
+        } else if self.admits(client) {
             return;
         }
-        self.pending.fd = fd as i32;
-        if !self.admits(fd as i32) {
-            self.pending.close();
-            self.refill();
-        }
+        self.dismiss();
     }
 
     /// Whether the client may attach: the user that called listen, or root.
@@ -219,129 +194,137 @@ impl Server {
     /// uids say nothing, and the permissions of the socket file, which let the client connect,
     /// have decided.
     fn admits(&self, client: i32) -> bool {
-        let mut peer = Ucred::default();
-        let mut owner = Ucred::default();
-        sys::getsockopt(client, SO_PEERCRED, &mut peer) == 0
-            && sys::getsockopt(self.listen, SO_PEERCRED, &mut owner) == 0
-            && (peer.uid == owner.uid || peer.uid == 0)
+        let peer = sys::peer_uid(client);
+        peer == 0 || peer > 0 && peer == sys::peer_uid(self.watched.listen.fd)
     }
 
-    fn refill(&mut self) {
-        if self.owned || self.input < 0 {
-            self.spares.fill(self.listen);
+    /// Closes the client's socket, and what it has sent and nobody has taken over.
+    fn dismiss(&mut self) {
+        close_all(&mut self.pending.fds);
+        sys::close(self.watched.client.fd);
+        self.watched.client.fd = -1;
+        self.pending.got = 0;
+        self.pending.surplus = 0;
+        self.refill();
+    }
+
+    /// Makes the spare descriptors complete, where there may be any.
+    pub fn refill(&mut self) {
+        if self.owned || self.watched.input.fd < 0 {
+            self.spares.fill(self.watched.listen.fd);
         }
     }
 
     /// Goes on with the pending handshake.
+    #[inline(never)]
     pub fn progress(&mut self) {
-        match self.pending.receive() {
-            Progress::More => return,
-            Progress::Refused => {}
-            Progress::Version0 => self.attach_version_0(),
-            Progress::Version1 => self.attach_version_1(),
+        match self.pending.receive(self.watched.client.fd) {
+            None => return,
+            Some(HANDSHAKE_V0_SIZE) => self.attach_version_0(),
+            Some(HELLO_SIZE) => self.attach_version_1(),
+            Some(_) => {}
         }
-        self.pending.close();
-        self.refill();
+        self.dismiss();
     }
 
     /// rsyscall's form: nobody may be attached, and the answer is the numbers alone.
     fn attach_version_0(&mut self) {
-        let fds = &self.pending.fds;
-        if self.input >= 0
+        let count = self.pending.fds.len();
+        // The first byte of the handshake is the lowest of the count.
+        if self.attached()
             || !self.pending.counts()
-            || fds.len() as u64 != self.pending.hello.magic & 0xff
+            || count as u8 != self.pending.hello.magic as u8
         {
             return;
         }
-        sys::send(self.pending.fd, fds.as_ptr().cast(), size_of_val(fds.as_slice()));
-        self.token = Token([0; 2]);
-        self.holder = 0;
-        self.adopt(false);
+        self.adopt(Token([0; 2]), 0, false);
+        self.reply(self.answer.fds.as_ptr().cast(), count * size_of::<i32>());
     }
 
+    #[inline(never)]
     fn attach_version_1(&mut self) {
-        let hello = self.pending.hello;
+        self.answer.pid = sys::getpid();
+        self.answer.listen = self.watched.listen.fd;
+        self.answer.fds = [-1; MAX_FDS];
+        self.answer.spares = 0;
+        let hello = &self.pending.hello;
         let status = if hello.magic != HANDSHAKE_MAGIC || hello.flags != 0 || hello.reserved != 0 {
             EINVAL
         } else if hello.version != HANDSHAKE_VERSION {
             EPROTONOSUPPORT
-        } else if self.input >= 0 && hello.token != self.token {
+        } else if self.attached() && hello.token != self.token {
             EBUSY
         } else if !self.pending.counts() {
             EBADF
         } else {
             0
         };
-        let mut answer = Answer {
-            magic: HANDSHAKE_MAGIC,
-            status: status as i32,
-            version: HANDSHAKE_VERSION,
-            stream_version: STREAM_VERSION,
-            pid: sys::getpid(),
-            generation: 0,
-            fds: [-1; MAX_FDS],
-            listen: self.listen,
-            spares: 0,
-            holder_pid: self.holder,
-            reserved: 0,
-            holder_since: self.holder_since,
-        };
+        self.answer.status = status as i32;
         if status == 0 {
-            for (to, from) in answer.fds.iter_mut().zip(&self.pending.fds) {
-                *to = *from;
-            }
-            if self.input >= 0 {
-                self.hang_up();
-            }
-            self.token = hello.token;
-            self.holder = hello.pid;
-            self.adopt(true);
-            answer.holder_pid = self.holder;
-            answer.holder_since = self.holder_since;
-            self.spares.fill(self.listen);
-            answer.spares = self.spares.numbers().0;
+            self.answer.spares = self.adopt(hello.token, hello.pid, true);
         }
-        answer.generation = self.generation;
-        sys::send(self.pending.fd, (&raw const answer).cast(), ANSWER_SIZE);
+        self.reply((&raw const self.answer).cast(), ANSWER_SIZE);
     }
 
-    /// Makes the descriptors that came with the handshake the connection.
-    fn adopt(&mut self, owned: bool) {
-        let mut fds = self.pending.fds.iter().copied();
-        let mut next = || fds.next().unwrap_or(-1);
-        self.input = next();
-        self.output = if self.pending.fds.len() > MIN_FDS { next() } else { self.input };
-        self.data = next();
+    fn attached(&self) -> bool {
+        self.watched.input.fd >= 0
+    }
+
+    #[inline(never)]
+    fn reply(&self, from: *const u8, len: usize) {
+        sys::send(self.watched.client.fd, from, len);
+    }
+
+    /// Makes the descriptors that came with the handshake the connection. Returns the numbers of
+    /// the spare ones.
+    fn adopt(&mut self, token: Token, holder: i32, owned: bool) -> i64 {
+        let fds = self.pending.fds.as_slice();
+        for (to, from) in self.answer.fds.iter_mut().zip(fds) {
+            *to = *from;
+        }
+        if self.attached() {
+            self.hang_up();
+        }
+        if let [input, between @ .., data] = self.pending.fds.as_slice() {
+            self.watched.input.fd = *input;
+            self.output = *between.first().unwrap_or(input);
+            self.data = *data;
+        }
         self.pending.fds.clear();
-        self.hold(owned);
+        self.hold(token, holder, owned)
     }
 
-    /// A new connection begins.
-    fn hold(&mut self, owned: bool) {
+    /// A new connection begins. Returns the numbers of the spare descriptors.
+    fn hold(&mut self, token: Token, holder: i32, owned: bool) -> i64 {
         self.owned = owned;
-        self.generation += 1;
-        self.holder_since = sys::now();
+        self.token = token;
+        self.answer.generation += 1;
+        self.answer.holder_pid = holder;
+        self.answer.holder_since = sys::now();
+        self.refill();
+        self.spares.numbers().0
     }
 
     /// The operation SERVE: goes on with other descriptors, and with a listener becomes persistent.
-    pub fn persist(&mut self, args: [u64; 6]) -> i64 {
-        let [stream, sockets, low, high, holder, _] = args;
+    #[inline(never)]
+    pub fn persist(&mut self) -> i64 {
+        let [stream, sockets, low, high, holder, _] = self.request.args;
         let change = |fd: &mut i32, to: u64| {
-            if to as i32 >= 0 {
-                *fd = to as i32;
+            let to = to as i32;
+            if to >= 0 {
+                *fd = to;
             }
         };
-        change(&mut self.input, stream);
+        change(&mut self.watched.input.fd, stream);
         change(&mut self.output, stream >> 32);
         change(&mut self.data, sockets);
-        if (sockets >> 32) as i32 >= 0 {
-            self.listen = (sockets >> 32) as i32;
-            self.token = Token([low, high]);
-            self.holder = holder as i32;
-            self.hold(true);
-            self.spares.fill(self.listen);
+        let listen = sockets >> 32;
+        if listen as i32 >= 0 {
+            change(&mut self.watched.listen.fd, listen);
+            self.hold(Token([low, high]), holder as i32, true)
+        } else {
+            self.spares.numbers().0
         }
-        self.spares.numbers().0
     }
 }
 

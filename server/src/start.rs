@@ -4,16 +4,17 @@
 //! - With a path as its argument: persistent on a socket that it binds there.
 //! - With LISTEN_FDS in the environment (systemd's convention): persistent on descriptor 3.
 
+use core::mem::MaybeUninit;
+
 use crate::arch;
 use crate::serve;
-use crate::sys::{self, AF_UNIX, EINVAL, SO_ACCEPTCONN, SigAction};
+use crate::sys::{self, AF_UNIX, EINVAL, SO_ACCEPTCONN, SigAction, SockAddr, Way};
 
 const SIGPIPE: usize = 13;
 const SIGCHLD: usize = 17;
+const SIG_DFL: usize = 0;
 /// The first descriptor that LISTEN_FDS counts.
 const LISTEN_FDS_START: i32 = 3;
-/// Room for a path in an address of unix(7), its final zero included.
-const PATH_MAX: usize = 108;
 
 /// Called by the architecture's entry with the stack as `execve` left it.
 ///
@@ -22,15 +23,16 @@ const PATH_MAX: usize = 108;
 /// `stack` points to argc, followed by the arguments, a null, the environment, a null.
 pub unsafe extern "C" fn start(stack: *const usize) -> ! {
     // Handlers, unlike ignored signals, do not survive the execve of a program that is run later.
-    let handler = SigAction {
+    let mut action = SigAction {
         handler: arch::ignore_signal as *const () as usize,
         flags: arch::SA_RESTORER,
         restorer: arch::restore_signal as *const () as usize,
         mask: 0,
     };
-    sys::sigaction(SIGPIPE, &handler);
+    sys::sigaction(SIGPIPE, &action);
     // Inherited as ignored, it would lose the children's exit statuses.
-    sys::sigaction(SIGCHLD, &SigAction { handler: 0, flags: 0, restorer: 0, mask: 0 });
+    action.handler = SIG_DFL;
+    sys::sigaction(SIGCHLD, &action);
 
     // SAFETY: the caller's promise: `argc` pointers and a null, then the environment.
     let (argc, path, environment) =
@@ -43,12 +45,12 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
         unsafe { passed(environment) }
     };
     match listen {
-        None => serve::run(0, 1, -1),
-        Some(Ok(listen)) => serve::run(-1, -1, listen),
+        None => serve::serve_persistent(0, 1, -1),
+        Some(Ok(listen)) => serve::serve_persistent(-1, -1, listen),
         Some(Err(error)) => {
             const TEXT: &[u8] =
                 b"farcall: cannot listen: path in use or too long, or fd 3 no listener\n";
-            sys::write(2, TEXT.as_ptr() as u64, TEXT.len());
+            sys::transfer(Way::Out, 2, TEXT.as_ptr() as u64, TEXT.len() as u64);
             sys::exit_group(if error == EINVAL { 2 } else { 1 });
         }
     }
@@ -61,18 +63,13 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
 ///
 /// `path` is a string that ends with a zero.
 unsafe fn bind(path: *const u8) -> Option<Result<i32, i64>> {
-    let mut address = [0u8; 2 + PATH_MAX];
-    let mut bytes = address.iter_mut();
-    for (to, from) in bytes.by_ref().zip(AF_UNIX.to_le_bytes()) {
-        *to = from;
-    }
-    let mut len = 2;
-    for to in bytes {
+    let mut address = SockAddr { family: AF_UNIX, path: [MaybeUninit::uninit(); 108] };
+    for (at, to) in address.path.iter_mut().enumerate() {
         // SAFETY: every byte before this one was not the final zero.
-        *to = unsafe { path.add(len - 2).read() };
-        len += 1;
-        if *to == 0 {
-            return Some(sys::listen(&address, len));
+        let byte = unsafe { path.add(at).read() };
+        to.write(byte);
+        if byte == 0 {
+            return Some(sys::listen(&address, size_of::<u16>() + at + 1));
         }
     }
     Some(Err(EINVAL))
@@ -84,27 +81,11 @@ unsafe fn bind(path: *const u8) -> Option<Result<i32, i64>> {
 /// # Safety
 ///
 /// `environment` is an array of strings that ends with a null.
-unsafe fn passed(mut environment: *const *const u8) -> Option<Result<i32, i64>> {
-    let mut here = false;
-    let mut ours = true;
-    loop {
-        // SAFETY: the array's end has not been passed: its null ends the loop.
-        let entry = unsafe { environment.read() };
-        if entry.is_null() {
-            break;
-        }
-        environment = environment.wrapping_add(1);
-        // SAFETY: `entry` is a string.
-        unsafe {
-            if let Some(count) = number_after(entry, b"LISTEN_FDS=") {
-                here = count > 0;
-            }
-            if let Some(pid) = number_after(entry, b"LISTEN_PID=") {
-                ours = pid == sys::getpid() as u32;
-            }
-        }
-    }
-    if !here || !ours {
+unsafe fn passed(environment: *const *const u8) -> Option<Result<i32, i64>> {
+    // SAFETY: the caller's promise.
+    let (count, pid) =
+        unsafe { (variable(environment, b"LISTEN_FDS="), variable(environment, b"LISTEN_PID=")) };
+    if count.unwrap_or(0) == 0 || pid.is_some_and(|pid| pid != sys::getpid() as u32) {
         return None;
     }
     let mut listens = 0i32;
@@ -112,28 +93,36 @@ unsafe fn passed(mut environment: *const *const u8) -> Option<Result<i32, i64>> 
     Some(if listens != 0 { Ok(LISTEN_FDS_START) } else { Err(EINVAL) })
 }
 
-/// The number that follows `name` in `entry`, if it starts with that.
+/// The number in the variable whose entry starts with `name`, if there is one.
 ///
 /// # Safety
 ///
-/// `entry` is a string that ends with a zero.
-unsafe fn number_after(entry: *const u8, name: &[u8]) -> Option<u32> {
-    let mut at = entry;
-    for byte in name {
-        // SAFETY: all bytes before this one were equal to those of `name`, so none was the zero.
-        if unsafe { at.read() } != *byte {
+/// `environment` is an array of strings that ends with a null.
+unsafe fn variable(mut environment: *const *const u8, name: &[u8; 11]) -> Option<u32> {
+    'entries: loop {
+        // SAFETY: the array's end has not been passed: its null ends the loop.
+        let mut at = unsafe { environment.read() };
+        if at.is_null() {
             return None;
         }
-        at = at.wrapping_add(1);
-    }
-    let mut number = 0u32;
-    loop {
-        // SAFETY: all bytes before this one were digits or of `name`.
-        let digit = unsafe { at.read() }.wrapping_sub(b'0');
-        if digit > 9 {
-            return Some(number);
+        environment = environment.wrapping_add(1);
+        for byte in name {
+            // SAFETY: all bytes before this one were equal to those of `name`, so none was the
+            // final zero.
+            if unsafe { at.read() } != *byte {
+                continue 'entries;
+            }
+            at = at.wrapping_add(1);
         }
-        number = number.wrapping_mul(10).wrapping_add(u32::from(digit));
-        at = at.wrapping_add(1);
+        let mut number = 0u32;
+        loop {
+            // SAFETY: all bytes before this one were digits or of `name`.
+            let digit = unsafe { at.read() }.wrapping_sub(b'0');
+            if digit > 9 {
+                return Some(number);
+            }
+            number = number.wrapping_mul(10).wrapping_add(u32::from(digit));
+            at = at.wrapping_add(1);
+        }
     }
 }

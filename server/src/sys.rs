@@ -1,4 +1,7 @@
-//! The server's own system calls: inlined, results as the kernel returns them.
+//! The server's own system calls, results as the kernel returns them. They are inlined, except where
+//! one is made of more than the call itself.
+
+use core::mem::MaybeUninit;
 
 use syscalls::{Sysno, raw_syscall};
 
@@ -8,7 +11,6 @@ macro_rules! errnos {
 }
 errnos! {
     EINTR = 4, EBADF = 9, EAGAIN = 11, EFAULT = 14, EBUSY = 16, EINVAL = 22, EPROTONOSUPPORT = 93,
-    ECONNABORTED = 103,
 }
 
 pub const POLLIN: i16 = 1;
@@ -44,7 +46,6 @@ impl PollFd {
 }
 
 /// unix(7)'s credentials of a peer.
-#[derive(Default)]
 #[repr(C)]
 pub struct Ucred {
     pub pid: i32,
@@ -59,9 +60,18 @@ pub struct MsgHdr {
     pub name_len: usize,
     pub iov: *const IoVec,
     pub iov_len: usize,
-    pub control: *mut u64,
+    pub control: *mut u8,
     pub control_len: usize,
     pub flags: i32,
+}
+
+/// cmsg(3)'s header, as the kernel writes it.
+#[repr(C)]
+pub struct CmsgHdr {
+    /// Bytes of the header and the data, without what is padded to 8 bytes.
+    pub len: usize,
+    pub level: i32,
+    pub kind: i32,
 }
 
 /// A buffer for the kernel to fill.
@@ -69,6 +79,13 @@ pub struct MsgHdr {
 pub struct IoVec {
     pub base: *mut u8,
     pub len: usize,
+}
+
+/// An address of unix(7): the path ends with a zero, and nobody looks behind it.
+#[repr(C)]
+pub struct SockAddr {
+    pub family: u16,
+    pub path: [MaybeUninit<u8>; 108],
 }
 
 /// rt_sigaction(2)'s argument, as the kernel lays it out.
@@ -87,10 +104,37 @@ pub fn read(fd: i32, to: u64, len: usize) -> i64 {
     unsafe { raw_syscall!(Sysno::read, fd, to, len) as i64 }
 }
 
-/// write(2) from memory that may be anybody's: the kernel checks it.
-pub fn write(fd: i32, from: u64, len: usize) -> i64 {
-    // SAFETY: only reads memory, and a bad address is an error.
-    unsafe { raw_syscall!(Sysno::write, fd, from, len) as i64 }
+/// Which way bytes go between memory and a descriptor.
+#[derive(Clone, Copy)]
+pub enum Way {
+    In,
+    Out,
+}
+
+/// How many bytes [`transfer`] has moved, and the result that stopped it before the end: a negated
+/// errno, or 0 at the end of input.
+pub struct Transferred(pub u64, pub i64);
+
+/// read(2) or write(2) until all of the bytes are moved, through interruptions, and waiting for a
+/// descriptor that is non-blocking. The memory may be anybody's: the kernel checks it.
+pub fn transfer(way: Way, fd: i32, address: u64, len: u64) -> Transferred {
+    let (number, events) = match way {
+        Way::In => (Sysno::read, POLLIN),
+        Way::Out => (Sysno::write, POLLOUT),
+    };
+    let mut done = 0;
+    while done < len {
+        // SAFETY: as for `read`; a write only reads memory.
+        let n = unsafe { raw_syscall!(number, fd, address.wrapping_add(done), len - done) as i64 };
+        if n > 0 {
+            done += n as u64;
+        } else if n == EAGAIN {
+            poll(&mut [PollFd::new(fd, events)]);
+        } else if n != EINTR {
+            return Transferred(done, n);
+        }
+    }
+    Transferred(done, 0)
 }
 
 /// close(2). A number below zero is nobody's descriptor and does no harm.
@@ -108,7 +152,7 @@ pub fn shutdown(fd: i32) {
 /// ppoll(2) without a timeout and without a signal mask.
 pub fn poll(fds: &mut [PollFd]) -> i64 {
     // SAFETY: the kernel writes only `revents` of the entries in this slice.
-    unsafe { raw_syscall!(Sysno::ppoll, fds.as_mut_ptr(), fds.len(), 0, 0, 0) as i64 }
+    unsafe { raw_syscall!(Sysno::ppoll, fds.as_mut_ptr(), fds.len(), 0, 0) as i64 }
 }
 
 /// Sleeps for a tenth of a second: for the one case in which a wait would return at once forever.
@@ -141,6 +185,16 @@ pub fn getsockopt<T>(fd: i32, option: usize, value: &mut T) -> i64 {
     }
 }
 
+/// The uid of who is at the other end of a socket of unix(7), or of who has called listen on it; a
+/// negated errno if it can't be told.
+pub fn peer_uid(fd: i32) -> i64 {
+    let mut peer = Ucred { pid: 0, uid: 0, gid: 0 };
+    match getsockopt(fd, SO_PEERCRED, &mut peer) {
+        0 => i64::from(peer.uid),
+        error => error,
+    }
+}
+
 /// recvmsg(2), non-blocking; descriptors that come are closed on exec.
 pub fn receive(fd: i32, message: &mut MsgHdr) -> i64 {
     // SAFETY: `message` names a buffer and a control buffer of the caller's.
@@ -153,7 +207,7 @@ pub fn receive(fd: i32, message: &mut MsgHdr) -> i64 {
 /// sendto(2) on a connected socket: non-blocking, and no SIGPIPE.
 pub fn send(fd: i32, from: *const u8, len: usize) -> i64 {
     // SAFETY: the kernel only reads the buffer.
-    unsafe { raw_syscall!(Sysno::sendto, fd, from, len, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0) as i64 }
+    unsafe { raw_syscall!(Sysno::sendto, fd, from, len, MSG_DONTWAIT | MSG_NOSIGNAL, 0) as i64 }
 }
 
 /// Seconds of CLOCK_REALTIME.
@@ -177,14 +231,15 @@ pub fn sigaction(signal: usize, action: &SigAction) {
     unsafe { raw_syscall!(Sysno::rt_sigaction, signal, action as *const SigAction, 0, 8) };
 }
 
-/// A listening socket of unix(7) at the address in `address`, for the owner alone.
-pub fn listen(address: &[u8; 110], len: usize) -> Result<i32, i64> {
-    // SAFETY: none of these changes memory; the kernel reads `len` bytes of the address, and a
-    // longer one than `address` is refused before it comes here.
+/// A listening socket of unix(7) at the first `len` bytes of `address`, for the owner alone.
+pub fn listen(address: &SockAddr, len: usize) -> Result<i32, i64> {
+    // SAFETY: none of these changes memory, and the kernel only reads the address: the caller has
+    // written as many bytes of it.
     unsafe {
-        let fd = raw_syscall!(Sysno::socket, AF_UNIX as usize, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        let kind = SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK;
+        let fd = raw_syscall!(Sysno::socket, AF_UNIX as usize, kind, 0);
         let mask = raw_syscall!(Sysno::umask, 0o177);
-        let bound = raw_syscall!(Sysno::bind, fd, address.as_ptr(), len) as i64;
+        let bound = raw_syscall!(Sysno::bind, fd, address as *const SockAddr, len) as i64;
         raw_syscall!(Sysno::umask, mask);
         if bound < 0 {
             return Err(bound);
@@ -199,13 +254,5 @@ pub fn exit_group(status: i32) -> ! {
     loop {
         // SAFETY: does not return.
         unsafe { raw_syscall!(Sysno::exit_group, status) };
-    }
-}
-
-/// exit(2): the calling thread alone, which for a process of one thread is the process.
-pub fn exit(status: i32) -> ! {
-    loop {
-        // SAFETY: does not return.
-        unsafe { raw_syscall!(Sysno::exit, status) };
     }
 }

@@ -4,6 +4,8 @@
 use core::arch::{global_asm, naked_asm};
 
 use farcall_abi::entry::{ENTRY_TABLE_OFFSET, IMAGE_MAGIC, IMAGE_VERSION};
+use farcall_abi::wire::Request;
+use syscalls::Sysno;
 
 global_asm!(
     ".pushsection .farcall.entry, \"a\", @progbits",
@@ -76,6 +78,55 @@ pub unsafe extern "C" fn raw_syscall(
     naked_asm!("mov rax, [rsp + 8]", "mov r10, rcx", "syscall", "ret")
 }
 
+/// Makes the system call of a request. A child that comes out of it beside its parent, because it
+/// was given no stack of its own, leaves with exit(0) and answers nothing.
+///
+/// Written out because such a child may share its parent's memory (vfork): between the `ret` in
+/// `raw_syscall` and the child's exit nothing may be stored on the stack, where the parent is still
+/// to find its return address. No compiler promises that.
+///
+/// # Safety
+///
+/// As for [`raw_syscall`].
+#[unsafe(naked)]
+pub unsafe extern "C" fn call(request: &Request) -> i64 {
+    naked_asm!(
+        "push rbx",
+        "mov rbx, [rdi]",
+        "push rbx",
+        "mov rax, rdi",
+        "mov rdi, [rax + 8]",
+        "mov rsi, [rax + 16]",
+        "mov rdx, [rax + 24]",
+        "mov rcx, [rax + 32]",
+        "mov r8, [rax + 40]",
+        "mov r9, [rax + 48]",
+        "call {raw_syscall}",
+        "test rax, rax",
+        "jnz 2f",
+        // clone, fork and vfork are neighbours.
+        "lea ecx, [rbx - {clone}]",
+        "cmp ecx, {vfork} - {clone}",
+        "jbe 3f",
+        "cmp ebx, {clone3}",
+        "je 3f",
+        "2:",
+        "pop rbx",
+        "pop rbx",
+        "ret",
+        "3:",
+        "xor edi, edi",
+        "mov eax, {exit}",
+        "syscall",
+        "ud2",
+        raw_syscall = sym raw_syscall,
+        clone = const Sysno::clone as u32,
+        vfork = const Sysno::vfork as u32,
+        clone3 = const Sysno::clone3 as u32,
+        exit = const Sysno::exit as u32,
+    )
+}
+
 /// What the child of a `clone` returns into, its stack laid out as `abi::entry::TrampolineFrame`:
 /// ties its life to its parent's, calls the function with the six arguments, leaves with exit(0).
 #[unsafe(naked)]
@@ -99,10 +150,10 @@ unsafe extern "C" fn trampoline() -> ! {
         "mov eax, {exit}",
         "syscall",
         "ud2",
-        prctl = const syscalls::Sysno::prctl as u32,
+        prctl = const Sysno::prctl as u32,
         set_pdeathsig = const 1,
         sigkill = const 9,
-        exit = const syscalls::Sysno::exit as u32,
+        exit = const Sysno::exit as u32,
     )
 }
 
@@ -115,7 +166,7 @@ pub unsafe extern "C" fn ignore_signal() {
 /// What a signal handler returns to.
 #[unsafe(naked)]
 pub unsafe extern "C" fn restore_signal() {
-    naked_asm!("mov eax, {rt_sigreturn}", "syscall", rt_sigreturn = const syscalls::Sysno::rt_sigreturn as u32)
+    naked_asm!("mov eax, {rt_sigreturn}", "syscall", rt_sigreturn = const Sysno::rt_sigreturn as u32)
 }
 
 /// What the kernel's sigaction needs besides the handler: SA_RESTORER.
