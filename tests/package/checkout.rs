@@ -101,6 +101,8 @@ fn git(folder: &Path, arguments: &[&str]) -> String {
     }
     let output = git
         .args(["-c", "safe.directory=*", "-c", "commit.gpgSign=false"])
+        // It would go on in the background.
+        .args(["-c", "gc.auto=0", "-c", "maintenance.auto=false"])
         .args(["-c", "user.name=farcall", "-c", "user.email=farcall@localhost"])
         .args(arguments)
         .current_dir(folder)
