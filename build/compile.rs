@@ -81,11 +81,7 @@ pub fn compile(sources: &Path, root: &Path, arch: &str) -> Result<Vec<u8>, Strin
         "-Clink-arg=-Wl,-z,max-page-size=4096,--build-id=none,--gc-sections",
     ];
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(|name| OUTER.iter().any(|outer| name.starts_with(outer))) {
-            cargo.env_remove(&name);
-        }
-    }
+    forget_outer_build(&mut cargo);
     let output = cargo
         .args(["build", "--release", "--locked", "--offline", "--target", &target])
         .arg("--manifest-path")
@@ -105,4 +101,13 @@ pub fn compile(sources: &Path, root: &Path, arch: &str) -> Result<Vec<u8>, Strin
     }
     let elf = target_dir.join(&target).join("release").join("farcall-server");
     fs::read(&elf).map_err(|error| format!("{}: {error}", elf.display()))
+}
+
+/// Keeps the variables of the build that is going on from a cargo that is to know nothing of it.
+pub fn forget_outer_build(cargo: &mut Command) {
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| OUTER.iter().any(|outer| name.starts_with(outer))) {
+            cargo.env_remove(&name);
+        }
+    }
 }

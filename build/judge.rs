@@ -4,7 +4,7 @@
 //! it may be written, and nothing may have to be filled in first.
 
 use object::elf;
-use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
+use object::read::elf::{ElfFile64, ElfSection64, FileHeader, ProgramHeader};
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, SectionFlags};
 
 /// Where the entry table lies, its first bytes, and the largest image: abi's ENTRY_TABLE_OFFSET,
@@ -33,13 +33,37 @@ pub fn judge(file: &[u8]) -> Result<Vec<u8>, Vec<String>> {
     if offenders.is_empty() { Ok(image) } else { Err(offenders) }
 }
 
-/// The symbol that covers an address.
-fn symbol_at(elf: &ElfFile64<'_, LittleEndian>, address: u64) -> String {
+/// What lies at an address: the symbol that covers it, else its section.
+fn name_at(elf: &ElfFile64<'_, LittleEndian>, address: u64) -> String {
     elf.symbols()
         .filter(|symbol| symbol.is_definition() && symbol.size() > 0)
         .find(|symbol| (symbol.address()..symbol.address() + symbol.size()).contains(&address))
         .and_then(|symbol| symbol.name().ok().map(String::from))
+        .or_else(|| {
+            section_at(elf, address)?.name().ok().map(|name| format!("{name}+{address:#x}"))
+        })
         .unwrap_or_else(|| format!("{address:#x}"))
+}
+
+fn section_at<'a>(
+    elf: &'a ElfFile64<'a, LittleEndian>,
+    address: u64,
+) -> Option<ElfSection64<'a, 'a, LittleEndian>> {
+    elf.sections()
+        .find(|section| (section.address()..section.address() + section.size()).contains(&address))
+}
+
+/// The text of the `&str` whose pointer would be filled in at `slot` with `address`. If that is
+/// the first part of a panic's location, its line follows.
+fn text_at(elf: &ElfFile64<'_, LittleEndian>, slot: u64, address: u64) -> Option<String> {
+    let bytes = |from: u64, len: u64| section_at(elf, from)?.data_range(from, len).ok().flatten();
+    let len = u64::from_le_bytes(bytes(slot.checked_add(8)?, 8)?.try_into().ok()?);
+    let text = std::str::from_utf8(bytes(address, len)?).ok().filter(|text| !text.is_empty())?;
+    let line = bytes(slot.checked_add(16)?, 4).filter(|_| text.ends_with(".rs"));
+    Some(match line.and_then(|line| line.try_into().ok()).map(u32::from_le_bytes) {
+        Some(line) => format!("a panic at {text}:{line}"),
+        None => format!("{text:?}"),
+    })
 }
 
 fn relocations(elf: &ElfFile64<'_, LittleEndian>, offenders: &mut Vec<String>) {
@@ -61,11 +85,10 @@ fn relocations(elf: &ElfFile64<'_, LittleEndian>, offenders: &mut Vec<String>) {
             continue;
         };
         for relocation in bytes {
-            offenders.push(format!(
-                "relocation in {}, to {}",
-                symbol_at(elf, relocation.r_offset.get(endian)),
-                symbol_at(elf, relocation.r_addend.get(endian).cast_unsigned()),
-            ));
+            let slot = relocation.r_offset.get(endian);
+            let address = relocation.r_addend.get(endian).cast_unsigned();
+            let target = text_at(elf, slot, address).unwrap_or_else(|| name_at(elf, address));
+            offenders.push(format!("relocation in {}, to {target}", name_at(elf, slot)));
         }
     }
 }
@@ -110,7 +133,10 @@ fn segment(elf: &ElfFile64<'_, LittleEndian>, file: &[u8], offenders: &mut Vec<S
         offenders.push("the segment is not the file's first bytes, readable and executable".into());
     }
     if size > IMAGE_MAX_SIZE {
-        offenders.push(format!("{size} bytes, which is over {IMAGE_MAX_SIZE}"));
+        offenders.push(format!(
+            "{size} bytes, which is over {IMAGE_MAX_SIZE}; the largest parts are {}",
+            largest(elf).join(", ")
+        ));
     }
     let mut image = file.get(..size).unwrap_or_default().to_vec();
     if image.get(ENTRY_TABLE_OFFSET..ENTRY_TABLE_OFFSET + 8) != Some(IMAGE_MAGIC) {
@@ -122,4 +148,14 @@ fn segment(elf: &ElfFile64<'_, LittleEndian>, file: &[u8], offenders: &mut Vec<S
     image[40..48].fill(0);
     image[60..64].fill(0);
     image
+}
+
+/// The largest symbols, with their sizes.
+fn largest(elf: &ElfFile64<'_, LittleEndian>) -> Vec<String> {
+    let mut symbols: Vec<_> = elf.symbols().filter(|symbol| symbol.is_definition()).collect();
+    symbols.sort_by_key(|symbol| std::cmp::Reverse(symbol.size()));
+    let described = symbols.iter().take(4).filter_map(|symbol| {
+        symbol.name().ok().map(|name| format!("{name} ({} bytes)", symbol.size()))
+    });
+    described.collect()
 }

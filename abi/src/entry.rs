@@ -45,7 +45,7 @@ pub const ENTRY_TABLE_SIZE: usize = size_of::<EntryTable>();
 const _: () = {
     assert!(ENTRY_TABLE_SIZE == 32);
     assert!(ENTRY_TABLE_OFFSET == 176);
-    assert!(ENTRY_TABLE_OFFSET % align_of::<EntryTable>() == 0);
+    assert!(ENTRY_TABLE_OFFSET.is_multiple_of(align_of::<EntryTable>()));
     assert!(core::mem::offset_of!(EntryTable, version) == 8);
     assert!(core::mem::offset_of!(EntryTable, size) == 12);
     assert!(core::mem::offset_of!(EntryTable, serve) == 16);

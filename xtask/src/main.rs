@@ -1,1 +1,50 @@
-fn main() {}
+//! What developers of farcall run, as `cargo xtask COMMAND`.
+
+mod reap;
+mod residue;
+mod test;
+mod tools;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+What developers of farcall run.
+
+Usage: cargo xtask COMMAND
+
+Commands:
+  test    Run all tests, those in the documentation too, and check that they leave nothing behind.
+          Tools that they need and that are missing are installed if this is Debian and you are
+          root; elsewhere you are told what to install.
+  help    Print this.
+
+Exit status: 0 if all is well, 1 if something failed, 2 if the command line makes no sense.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["test"] => match test::run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => {
+                eprintln!("xtask: {problem}");
+                ExitCode::FAILURE
+            }
+        },
+        ["help" | "--help" | "-h"] | ["test", "--help" | "-h"] => {
+            print!("{HELP}");
+            ExitCode::SUCCESS
+        }
+        [] => {
+            eprint!("xtask: a command is needed\n\n{HELP}");
+            ExitCode::from(2)
+        }
+        _ => {
+            let unknown = arguments.join(" ");
+            eprintln!("xtask: there is no command `{unknown}`; `cargo xtask help` lists them");
+            ExitCode::from(2)
+        }
+    }
+}

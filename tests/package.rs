@@ -1,0 +1,81 @@
+//! What people get: a checkout builds in any folder and any environment, and so does what
+//! `cargo package` makes of it, alone.
+
+// The code that build.rs runs.
+#[allow(dead_code, reason = "only a part of it is used here")]
+#[path = "../build/compile.rs"]
+mod compile;
+
+#[path = "package/checkout.rs"]
+mod checkout;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use checkout::{Checkout, succeed};
+
+fn target() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+#[test]
+fn a_checkout_builds_and_stays_as_it_was() {
+    let checkout = Checkout::new();
+    succeed(&mut checkout.cargo(&checkout.path(), &["build"]));
+    assert!(checkout.target().join("debug/farcall").is_file());
+    succeed(&mut checkout.cargo(&checkout.path(), &["build", "--release", "--target", &target()]));
+    assert!(checkout.target().join(target()).join("release/farcall").is_file());
+    assert_eq!(checkout.changes(), "");
+}
+
+#[test]
+fn a_package_is_complete_and_builds_alone() {
+    let checkout = Checkout::new();
+    // Cargo builds it to see that it is complete, but it does that inside of this workspace.
+    succeed(&mut checkout.cargo(&checkout.path(), &["package"]));
+    let name = concat!("farcall-", env!("CARGO_PKG_VERSION"));
+    let archive = checkout.target().join("package").join(format!("{name}.crate"));
+    let unpack = ["--extract", "--gzip", "--touch", "--file"];
+    succeed(Command::new("tar").args(unpack).arg(archive).current_dir(checkout.beside()));
+
+    let alone = checkout.beside().join(name);
+    for source in ["abi.toml", "server.toml", "server.lock", "abi/lib.rs", "server/main.rs"] {
+        assert!(alone.join("embedded").join(source).is_file(), "{source} is missing");
+    }
+    assert!(!has_links(&alone), "a link leads out of the package");
+    for source in ["abi", "server", "xtask"] {
+        assert!(!alone.join(source).exists(), "{source} is not meant to be in it");
+    }
+    fs::remove_dir_all(checkout.path()).unwrap();
+    succeed(&mut checkout.cargo(&alone, &["build"]));
+}
+
+#[test]
+fn the_environment_of_a_build_does_not_reach_the_server() {
+    let checkout = Checkout::new();
+    let wrapper = checkout.beside().join("wrapper");
+    fs::write(&wrapper, "#!/bin/sh\nexec \"$@\"\n").unwrap();
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).unwrap();
+    succeed(
+        checkout
+            .cargo(&checkout.path(), &["check"])
+            .env("RUSTFLAGS", "-Ctarget-cpu=native -Cforce-frame-pointers=yes")
+            .env("CARGO_BUILD_TARGET", target())
+            .env("CARGO_BUILD_RUSTFLAGS", "--cfg=of_the_outer_build")
+            .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3")
+            .env("CARGO_PROFILE_RELEASE_PANIC", "unwind")
+            .env("RUSTC_WRAPPER", &wrapper)
+            // What `cargo clippy` sets.
+            .env("RUSTC_WORKSPACE_WRAPPER", &wrapper),
+    );
+}
+
+fn has_links(folder: &Path) -> bool {
+    fs::read_dir(folder).unwrap().map(Result::unwrap).any(|entry| {
+        let kind = entry.file_type().unwrap();
+        kind.is_symlink() || kind.is_dir() && has_links(&entry.path())
+    })
+}

@@ -1,0 +1,67 @@
+//! The programs that tests run, and how to get those that are missing.
+
+use std::env;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::reap;
+
+/// Programs, each with Debian's package that brings it.
+const TOOLS: [(&str, &str); 5] = [
+    ("git", "git"),
+    ("gzip", "gzip"),
+    ("readelf", "binutils"),
+    ("strace", "strace"),
+    ("tar", "tar"),
+];
+
+/// Sees to it that all tools are there, or says what has to be installed.
+pub fn provide() -> Result<(), String> {
+    let missing = missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
+    if !(found("apt-get") && nix::unistd::geteuid().is_root()) {
+        return Err(describe(&missing));
+    }
+    println!("xtask: installing {}", packages.join(", "));
+    apt_get(&["update"])?;
+    apt_get(&[&["install", "-y", "--no-install-recommends"], &packages[..]].concat())?;
+    match self::missing() {
+        still if still.is_empty() => Ok(()),
+        still => Err(describe(&still)),
+    }
+}
+
+fn missing() -> Vec<(&'static str, &'static str)> {
+    TOOLS.into_iter().filter(|(program, _)| !found(program)).collect()
+}
+
+fn found(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|folder| is_program(&folder.join(program)))
+}
+
+fn is_program(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    file.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}
+
+fn describe(missing: &[(&str, &str)]) -> String {
+    let mut text = String::from("the tests need programs that are missing here:\n");
+    for (program, package) in missing {
+        text += &format!("  {program} (Debian's package {package})\n");
+    }
+    let packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
+    text + &format!("On Debian: apt-get install --no-install-recommends {}", packages.join(" "))
+}
+
+fn apt_get(arguments: &[&str]) -> Result<(), String> {
+    let mut apt_get = Command::new("apt-get");
+    apt_get.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    match reap::succeeds(&mut apt_get)? {
+        true => Ok(()),
+        false => Err(format!("apt-get {} failed", arguments.join(" "))),
+    }
+}
