@@ -56,8 +56,7 @@ async fn by_model(home: &Home, root: &Process, model: &str) -> Child {
 
 #[test]
 fn a_persistent_process_of_every_model_survives_the_sigkill_of_its_controller() {
-    const TEST: &str =
-        "a_persistent_process_of_every_model_survives_the_sigkill_of_its_controller";
+    const TEST: &str = "a_persistent_process_of_every_model_survives_the_sigkill_of_its_controller";
     let runtime = tokio::runtime::Runtime::new().unwrap();
     if let Some(argument) = role() {
         let (model, path) = argument.split_once(' ').unwrap();
@@ -69,8 +68,7 @@ fn a_persistent_process_of_every_model_survives_the_sigkill_of_its_controller() 
                 process.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
             process.read(&file, 5).await.unwrap();
             let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-            let memory =
-                process.mmap(4096, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+            let memory = process.mmap(4096, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
             process.write_memory(memory.address(), *b"kept").await.unwrap();
             let child = process.child().spawn().await.unwrap();
             child.execve("/bin/sh", ["sh", "-c", "exit 42"], [""; 0]).await.unwrap();
@@ -194,7 +192,8 @@ async fn calls_made_while_disconnected_wait_and_go_out_in_order() {
     process.prepare_for_reconnect().await.unwrap();
     let writes: Vec<_> = (0..50u8)
         .map(|i| {
-            let (process, fd) = (process.process().clone(), process.adopt_fd(writing.number()).unwrap());
+            let (process, fd) =
+                (process.process().clone(), process.adopt_fd(writing.number()).unwrap());
             let mut write = Box::pin(async move { process.write(&fd, [i]).await.unwrap() });
             // Polled once, in this order: that is the order of the queue.
             let waker = std::task::Waker::noop();

@@ -181,7 +181,10 @@ async fn a_program_runs_in_a_child_of_every_kind() {
         // It serves on after that.
         child.getpid().await.unwrap();
         let script = "echo \"$GREETING $1\"; exit 7";
-        child.execve("/bin/sh", ["sh", "-c", script, "sh", "there"], ["GREETING=hello"]).await.unwrap();
+        child
+            .execve("/bin/sh", ["sh", "-c", script, "sh", "there"], ["GREETING=hello"])
+            .await
+            .unwrap();
         assert!(matches!(child.getpid().await, Err(Error::Gone)));
         assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(7));
         drop((reading, writing));
@@ -436,9 +439,11 @@ async fn memory_that_is_not_there_is_an_error_and_the_stream_stays_in_step() {
 
 #[tokio::test]
 async fn the_image_is_executed_from_a_sealed_memfd_or_from_an_unlinked_file() {
-    for (carrier, prefix) in
-        [(Carrier::Memfd, "/memfd:farcall"), (Carrier::UnlinkedFile, "/tmp"), (Carrier::Automatic, "/")]
-    {
+    for (carrier, prefix) in [
+        (Carrier::Memfd, "/memfd:farcall"),
+        (Carrier::UnlinkedFile, "/tmp"),
+        (Carrier::Automatic, "/"),
+    ] {
         let root = Local::new().stdio(Stdio::Null).carrier(carrier).start().await.unwrap();
         let exe = std::fs::read_link(format!("/proc/{}/exe", root.pid().unwrap())).unwrap();
         let exe = exe.to_str().unwrap().to_owned();

@@ -471,10 +471,11 @@ fn flush(shared: &Shared, epoch: u64) -> bool {
         return false;
     }
     let left = state.flush();
-    if state.closing && state.stream.is_written() {
-        if let Some(stream) = state.link.stream() {
-            let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);
-        }
+    if state.closing
+        && state.stream.is_written()
+        && let Some(stream) = state.link.stream()
+    {
+        let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);
     }
     left
 }

@@ -98,6 +98,16 @@ impl FdTable {
         Ok(Fd { number, table: self.clone(), open: true })
     }
 
+    /// A handle to a descriptor that a call has just made. If a server had kept that number in
+    /// reserve, it has given it up.
+    pub(crate) fn made(self: &Arc<Self>, number: i32) -> Fd {
+        let mut inner = self.lock();
+        inner.servers.remove(&number);
+        *inner.handles.entry(number).or_default() += 1;
+        drop(inner);
+        Fd { number, table: self.clone(), open: true }
+    }
+
     /// A server runs on these descriptors from here on.
     pub(crate) fn reserve(&self, numbers: impl IntoIterator<Item = i32>) {
         self.lock().servers.extend(numbers.into_iter().filter(|number| *number >= 0));

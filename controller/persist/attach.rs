@@ -184,7 +184,7 @@ async fn meet_once(place: &Place, token: Token, sockets: &Sockets, end: Instant)
             if let Some(state) = place.state()
                 && let Some(holder) = state.holder
                 && holder.is_alive()
-                && !(holder.pid == std::process::id() as i32)
+                && holder.pid != std::process::id() as i32
             {
                 return Ok(Hold::Theirs { pid: Some(holder.pid), since: state.since });
             }

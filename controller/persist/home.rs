@@ -321,7 +321,9 @@ impl Place {
             self.replace_stale()?;
         }
         let (address, _directory) = self.address()?;
-        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
+        // Non-blocking: the server must not wait in accept for a client that has gone again.
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(Error::local("socket"))?;
         bind(fd.as_raw_fd(), &address).map_err(|errno| self.error(&errno.into()))?;
         let reserved = Reserved { place: self, listener: Some(fd) };

@@ -198,7 +198,7 @@ async fn start(parent: &Process, flags: CloneFlags, input: i32) -> Result<Made> 
         .submit(calls, move |replies| {
             let _slot = slot;
             let (pid, pidfd) = cloned(&replies)?;
-            Ok((pid, table.adopt(pidfd)?))
+            Ok((pid, table.made(pidfd)))
         })
         .await?;
     Ok(Made { pid, pidfd, stack, arena })

@@ -168,7 +168,6 @@ impl Process {
     }
 
     /// A child of this process, made by clone(2) when it is told to `spawn`.
-    #[must_use]
     pub fn child(&self) -> ChildBuilder {
         ChildBuilder::new(self.clone())
     }

@@ -41,7 +41,7 @@ impl Task {
         self.connection
             .submit(calls, move |replies| {
                 let _buffer = buffer;
-                table.adopt(finish("openat", &replies)? as i32)
+                Ok(table.made(finish("openat", &replies)? as i32))
             })
             .await
     }
@@ -123,8 +123,8 @@ impl Task {
                 };
                 let second = second.first_chunk().ok_or(Error::Fault { address, len: 8 })?;
                 Ok((
-                    table.adopt(i32::from_le_bytes(*first))?,
-                    table.adopt(i32::from_le_bytes(*second))?,
+                    table.made(i32::from_le_bytes(*first)),
+                    table.made(i32::from_le_bytes(*second)),
                 ))
             })
             .await

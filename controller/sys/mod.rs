@@ -151,7 +151,8 @@ impl Task {
     pub(crate) fn opens(&self, name: &'static str, call: Call) -> Receipt<Fd> {
         let table = self.table();
         self.connection.submit(vec![call], move |replies| {
-            table.adopt(last(&replies)?.value().map_err(Error::call(name))? as i32)
+            let number = last(&replies)?.value().map_err(Error::call(name))?;
+            Ok(table.made(number as i32))
         })
     }
 

@@ -134,7 +134,7 @@ impl Task {
     /// EMFILE if they do not all fit into its table: none is left there then.
     pub async fn send_fds(&self, fds: &[BorrowedFd<'_>]) -> Result<Vec<Fd>> {
         self.send_fds_as(fds, |table, numbers| {
-            numbers.into_iter().map(|number| table.adopt(number)).collect()
+            Ok(numbers.into_iter().map(|number| table.made(number)).collect())
         })
         .await
     }

@@ -27,8 +27,8 @@ fn close_all(fds: &mut heapless::VecView<i32, u32>) {
     }
 }
 
-/// Descriptors (duplicates of the listening socket) that are closed when a client arrives, so that
-/// it finds room in a full table.
+/// Descriptors (duplicates of the listening socket) that are closed when a client arrives and finds
+/// no room in the table.
 ///
 /// They exist only while nobody or a version-1 controller, which knows their numbers, is attached:
 /// a client of version 0 may close what it does not know and use the number anew, and then closing
@@ -176,8 +176,17 @@ impl Server {
     #[inline(never)]
     pub fn accept(&mut self) {
         self.dismiss();
-        close_all(&mut self.spares.0);
-        let client = sys::accept(self.watched.listen.fd) as i32;
+        let listen = self.watched.listen.fd;
+        let mut client = sys::accept(listen) as i32;
+        let mut room = SpareFds::new();
+        room.fill(listen);
+        if !room.0.is_full() {
+            close_all(&mut self.spares.0);
+        }
+        close_all(&mut room.0);
+        if client < 0 {
+            client = sys::accept(listen) as i32;
+        }
         self.watched.client.fd = client;
         if client < 0 {
             sys::pause();
@@ -248,17 +257,20 @@ impl Server {
         self.answer.fds = [-1; MAX_FDS];
         self.answer.spares = 0;
         let hello = &self.pending.hello;
-        let status = if hello.magic != HANDSHAKE_MAGIC || hello.flags != 0 || hello.reserved != 0 {
-            EINVAL
-        } else if hello.version != HANDSHAKE_VERSION {
-            EPROTONOSUPPORT
-        } else if self.attached() && hello.token != self.token {
-            EBUSY
-        } else if !self.pending.counts() {
-            EBADF
-        } else {
-            0
-        };
+        // Zeros are no token: they stand for the controllers that have none.
+        let reserved = u64::from(hello.flags) | hello.reserved;
+        let status =
+            if hello.magic != HANDSHAKE_MAGIC || reserved != 0 || hello.token == Token([0; 2]) {
+                EINVAL
+            } else if hello.version != HANDSHAKE_VERSION {
+                EPROTONOSUPPORT
+            } else if self.attached() && hello.token != self.token {
+                EBUSY
+            } else if !self.pending.counts() {
+                EBADF
+            } else {
+                0
+            };
         self.answer.status = status as i32;
         if status == 0 {
             self.answer.spares = self.adopt(hello.token, hello.pid, true);

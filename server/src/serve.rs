@@ -28,8 +28,9 @@ pub struct Watched {
 impl Watched {
     fn poll(&mut self) -> i64 {
         const COUNT: usize = size_of::<Watched>() / size_of::<PollFd>();
+        let entries = (self as *mut Self).cast();
         // SAFETY: laid out as C does, this is that many entries in a row, and borrowed mutably.
-        sys::poll(unsafe { core::slice::from_raw_parts_mut(&raw mut self.input, COUNT) })
+        sys::poll(unsafe { core::slice::from_raw_parts_mut(entries, COUNT) })
     }
 }
 

@@ -8,7 +8,10 @@ use core::mem::MaybeUninit;
 
 use crate::arch;
 use crate::serve;
-use crate::sys::{self, AF_UNIX, EINVAL, SO_ACCEPTCONN, SigAction, SockAddr, Way};
+use crate::sys::{
+    self, AF_UNIX, EINVAL, F_SETFD, F_SETFL, FD_CLOEXEC, SO_ACCEPTCONN, SOCK_NONBLOCK, SigAction,
+    SockAddr, Way,
+};
 
 const SIGPIPE: usize = 13;
 const SIGCHLD: usize = 17;
@@ -69,6 +72,10 @@ unsafe fn bind(path: *const u8) -> Option<Result<i32, i64>> {
         let byte = unsafe { path.add(at).read() };
         to.write(byte);
         if byte == 0 {
+            if at == 0 {
+                // It would be an abstract address, which has no permissions.
+                break;
+            }
             return Some(sys::listen(&address, size_of::<u16>() + at + 1));
         }
     }
@@ -90,6 +97,9 @@ unsafe fn passed(environment: *const *const u8) -> Option<Result<i32, i64>> {
     }
     let mut listens = 0i32;
     sys::getsockopt(LISTEN_FDS_START, SO_ACCEPTCONN, &mut listens);
+    // Neither inherited by a program that is run, nor waited on for a client that has gone again.
+    sys::fcntl(LISTEN_FDS_START, F_SETFD, FD_CLOEXEC);
+    sys::fcntl(LISTEN_FDS_START, F_SETFL, SOCK_NONBLOCK);
     Some(if listens != 0 { Ok(LISTEN_FDS_START) } else { Err(EINVAL) })
 }
 

@@ -13,6 +13,10 @@ errnos! {
     EINTR = 4, EBADF = 9, EAGAIN = 11, EFAULT = 14, EBUSY = 16, EINVAL = 22, EPROTONOSUPPORT = 93,
 }
 
+pub const F_SETFD: usize = 2;
+pub const F_SETFL: usize = 4;
+pub const F_DUPFD_CLOEXEC: usize = 1030;
+pub const FD_CLOEXEC: usize = 1;
 pub const POLLIN: i16 = 1;
 pub const POLLOUT: i16 = 4;
 pub const POLLHUP: i16 = 0x10;
@@ -168,10 +172,15 @@ pub fn accept(listen: i32) -> i64 {
     unsafe { raw_syscall!(Sysno::accept4, listen, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC) as i64 }
 }
 
-/// fcntl(2) F_DUPFD_CLOEXEC: the lowest free descriptor.
-pub fn dup(fd: i32) -> i64 {
+/// fcntl(2) with a number as its argument.
+pub fn fcntl(fd: i32, command: usize, argument: usize) -> i64 {
     // SAFETY: touches no memory.
-    unsafe { raw_syscall!(Sysno::fcntl, fd, 1030, 0) as i64 }
+    unsafe { raw_syscall!(Sysno::fcntl, fd, command, argument) as i64 }
+}
+
+/// The lowest free descriptor, closed on exec.
+pub fn dup(fd: i32) -> i64 {
+    fcntl(fd, F_DUPFD_CLOEXEC, 0)
 }
 
 /// getsockopt(2) of a SOL_SOCKET option into a plain value.
