@@ -113,7 +113,7 @@ fn a_persistent_process_of_every_model_survives_the_sigkill_of_its_controller() 
             let child = process.child().spawn().await.unwrap();
             let child_pid = child.pid().unwrap();
             process.exit(0).await.unwrap();
-            until_async("its child dies with it", || !alive(child_pid)).await;
+            until_async(&format!("{model}: its child dies with it"), || !alive(child_pid)).await;
         });
         until("it is gone", || !alive(pid));
     }
@@ -225,11 +225,20 @@ async fn a_call_in_flight_at_a_disconnect_says_that_it_may_have_been_executed() 
         async move { process.nanosleep(Duration::from_millis(400)).await }
     });
     until_async("it sleeps", || in_call(pid, Sysno::nanosleep)).await;
-    // The same controller reconnects over the hanging connection: answered after the call.
+    // The same controller reconnects over the hanging connection: the call ends first, and its
+    // result, which had arrived, is not lost.
     process.reconnect().await.unwrap();
+    sleeping.await.unwrap().unwrap();
+    // What the process itself takes along is.
+    let sleeping = tokio::spawn({
+        let process = process.process().clone();
+        async move { process.nanosleep(Duration::from_secs(3600)).await }
+    });
+    until_async("it sleeps", || in_call(pid, Sysno::nanosleep)).await;
+    process.kill(Signal::SIGKILL).unwrap();
     let lost = sleeping.await.unwrap();
     assert!(matches!(lost, Err(Error::Lost(Outcome::PossiblyExecuted))), "{lost:?}");
-    process.getpid().await.unwrap();
+    assert!(matches!(process.getpid().await, Err(Error::Gone)));
 }
 
 #[tokio::test]

@@ -9,7 +9,14 @@ pub const RESULT_SIZE: usize = 8;
 pub const MAX_ERRNO: i64 = 4095;
 
 /// The newest version of the stream that this build speaks.
-pub const STREAM_VERSION: u32 = 0;
+pub const STREAM_VERSION: u32 = 1;
+
+/// How far back a REF can reach: the results of that many calls are remembered.
+pub const MAX_REF: u64 = 64;
+
+/// Bytes of memory that a version-1 server needs for what it has read ahead and what it has not
+/// sent yet. A controller gives it that with HELLO, in the memory of the process.
+pub const AHEAD_SIZE: usize = 8192;
 
 /// One call, as it travels: a word that says what to do, and six arguments.
 ///
@@ -73,26 +80,46 @@ impl Request {
 /// |---|---|
 /// | 0-31 | the system call's number, or an [`Operation`] if [`Word::OP`] is set |
 /// | 32 | [`Word::OP`] |
-/// | 33-63 | must be zero in version 0 |
+/// | 33 | [`Word::LINK`] (version 1) |
+/// | 34 | [`Word::FLUSH`] (version 1) |
+/// | 35-40 | [`Word::reference`] 0 to 5 (version 1) |
+/// | others | must be zero |
 ///
 /// A system call with a bit set that must be zero is answered `-EINVAL` and not executed. An
 /// operation with such a bit, or an unknown operation, ends the connection: how many bytes follow
-/// it could not be known.
+/// it could not be known. In version 0 the bits of version 1 are such bits.
 pub struct Word;
 
 impl Word {
     /// The low half is an [`Operation`], not a system call.
     pub const OP: u64 = 1 << 32;
+    /// Not executed, and answered `-ECANCELED`, if the call before failed or was itself not
+    /// executed.
+    pub const LINK: u64 = 1 << 33;
+    /// The results so far are sent before this is executed: for what may block.
+    pub const FLUSH: u64 = 1 << 34;
+    /// All bits that version 1 has for a system call.
+    pub const VERSION_1: u64 = Self::LINK | Self::FLUSH | 0b11_1111 << 35;
     /// The bits that hold the number of the system call or operation.
     pub const NUMBER: u64 = 0xffff_ffff;
+
+    /// Argument `index` is not a value but a distance `k`: the result of the call `k` back,
+    /// `1..=`[`MAX_REF`]. If that call failed, was not executed or does not exist, this one is not
+    /// executed either, and answered `-ECANCELED`.
+    #[must_use]
+    pub const fn reference(index: u32) -> u64 {
+        1 << (35 + index)
+    }
 }
 
 /// What a server can do besides system calls. A number, once given, is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Operation {
-    /// `HELLO(version)`: the highest version of the stream that the controller speaks. The result
-    /// is a [`HelloResult`].
+    /// `HELLO(version, addr)`: the highest version of the stream that the controller speaks, and
+    /// the address of [`AHEAD_SIZE`] zero bytes, a multiple of 8, that are the server's from here
+    /// on. The result, a [`HelloResult`], is the last one in the old version. Without memory the
+    /// version stays what it is.
     Hello = 0,
     /// `COPY_IN(addr, len)`: `len` bytes follow the request and land at `addr`. The result is
     /// `len`, or `-EFAULT` if any of them could not be stored; all of them are consumed in every
@@ -102,6 +129,14 @@ pub enum Operation {
     /// says how many of them, counted from the first, are real. The rest is zeros. A `len` above
     /// `isize::MAX` is `-EINVAL`, and nothing follows.
     CopyOut = 2,
+    /// `COPY(dst, src, len)`: copies inside the process. The result is how many bytes were copied,
+    /// or `-EFAULT` if not even the first could be. Ranges that overlap are copied somehow.
+    Copy = 3,
+    /// `LOAD(addr, width)`: the result is the `width` bytes (1, 2, 4 or 8) at `addr`, as a number
+    /// without a sign.
+    Load = 4,
+    /// `STORE(addr, width, value)`: stores the low `width` bytes of `value`. The result is 0.
+    Store = 5,
     /// `SERVE(in | out << 32, data | listen << 32, token low, token high, holder)`: the server
     /// goes on with these descriptors; -1 keeps the one it has. With a listening socket the
     /// process is persistent from here on, held by the controller with that token and pid. The
@@ -119,6 +154,9 @@ impl Operation {
             0 => Self::Hello,
             1 => Self::CopyIn,
             2 => Self::CopyOut,
+            3 => Self::Copy,
+            4 => Self::Load,
+            5 => Self::Store,
             8 => Self::Serve,
             9 => Self::Image,
             _ => return None,
@@ -133,7 +171,7 @@ impl Operation {
 pub struct HelloResult(pub i64);
 
 impl HelloResult {
-    /// COPY_IN and COPY_OUT are there.
+    /// COPY_IN, COPY_OUT, COPY, LOAD and STORE are there.
     pub const COPY: u32 = 1 << 0;
     /// SERVE is there: the process can become persistent.
     pub const SERVE: u32 = 1 << 1;

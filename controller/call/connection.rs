@@ -143,6 +143,11 @@ impl Connection {
     /// Goes on over another stream, held: nothing is written before [`Connection::release`].
     pub(crate) fn attach(&self, stream: UnixStream) {
         let stream = Arc::new(stream);
+        // Results that have arrived and that nobody has read yet are no lost ones.
+        if let Some((old, epoch)) = self.shared().lock().link_and_epoch() {
+            let mut buffer = vec![0; READ_SIZE];
+            while let Ok(true) = read(self.shared(), &old, epoch, &mut buffer) {}
+        }
         let mut state = self.shared().lock();
         let lost = state.detach();
         state.epoch += 1;
@@ -151,6 +156,17 @@ impl Connection {
         tokio::spawn(drive(self.shared().clone(), stream, state.epoch));
         drop(state);
         fail(lost, Outcome::PossiblyExecuted);
+    }
+
+    /// What is submitted from here on is for a server that speaks `version` of the stream.
+    pub(crate) fn set_version(&self, version: u32) {
+        self.shared().lock().stream.set_version(version);
+    }
+
+    /// The version of the stream that both sides speak.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.shared().lock().stream.version()
     }
 
     /// From here on the process outlives its links.
@@ -334,6 +350,10 @@ impl State {
         self.stream.is_answered() && self.completing == 0
     }
 
+    fn link_and_epoch(&self) -> Option<(Arc<UnixStream>, u64)> {
+        Some((self.link.stream()?.clone(), self.epoch))
+    }
+
     fn hold(&mut self) {
         if let Link::Up(stream) = &self.link {
             self.link = Link::Held(stream.clone());
@@ -411,7 +431,7 @@ async fn drive(shared: Arc<Shared>, stream: Arc<UnixStream>, epoch: u64) {
     loop {
         tokio::select! {
             ready = stream.readable() => {
-                if ready.is_err() || !read(&shared, &stream, epoch, &mut buffer) {
+                if ready.is_err() || read(&shared, &stream, epoch, &mut buffer).is_err() {
                     break;
                 }
             }
@@ -437,18 +457,23 @@ async fn drive(shared: Arc<Shared>, stream: Arc<UnixStream>, epoch: u64) {
     fail(dead, Outcome::NotExecuted);
 }
 
-/// Reads once and completes what it can. False: the stream is over.
-fn read(shared: &Shared, stream: &UnixStream, epoch: u64, buffer: &mut [u8]) -> bool {
-    let n = match stream.try_read(buffer) {
-        Ok(0) => return false,
-        Ok(n) => n,
-        Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-    };
+/// The stream is over.
+struct Over;
+
+/// Reads once and completes what it can. False: there was nothing to read.
+fn read(shared: &Shared, stream: &UnixStream, epoch: u64, buffer: &mut [u8]) -> Result<bool, Over> {
     let mut state = shared.lock();
     if state.epoch != epoch {
-        return false;
+        return Err(Over);
     }
-    let Ok(complete) = state.stream.receive(&buffer[..n]) else { return false };
+    // Under the lock: what is read first is taken first, whoever reads.
+    let n = match stream.try_read(buffer) {
+        Ok(0) => return Err(Over),
+        Ok(n) => n,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+        Err(_) => return Err(Over),
+    };
+    let complete = state.stream.receive(&buffer[..n]).map_err(|_| Over)?;
     let count = complete.len();
     state.completing += count;
     // Outside of the lock: completing may submit.
@@ -460,7 +485,7 @@ fn read(shared: &Shared, stream: &UnixStream, epoch: u64, buffer: &mut [u8]) -> 
         shared.lock().completing -= count;
         shared.changed.send_replace(());
     }
-    true
+    Ok(true)
 }
 
 /// Writes what is queued, and ends the stream when that was the last. Says whether something is

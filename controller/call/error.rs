@@ -81,8 +81,10 @@ pub enum Error {
         "the process shares its memory: as a persistent process it would keep all of that memory alive and die with it; ask for it with SharedMemory::Keep, or use an isolated child"
     )]
     SharesMemory,
-    /// The parent died while its child changed credentials: the child was killed with it.
-    #[error("the parent died while the child changed its credentials; the child was ended too")]
+    /// The parent died while its child was made or changed credentials: the child ends too.
+    #[error(
+        "the parent died while its child was made or changed its credentials: the child ends too"
+    )]
     ParentDied,
     /// Another controller holds the process.
     #[error("held by {}{}: wait until it is gone, or stop it",

@@ -7,8 +7,10 @@ pub(crate) use connection::WeakConnection;
 pub use connection::{Connection, Receipt};
 pub use error::{Error, Outcome, Result, errno_name};
 
-use crate::abi::wire::{MAX_ERRNO, Operation, Request};
 use nix::errno::Errno;
+use syscalls::Sysno;
+
+use crate::abi::wire::{MAX_ERRNO, Operation, Request, STREAM_VERSION, Word};
 
 /// One call on its way to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +24,7 @@ pub struct Call {
 impl Call {
     /// A system call.
     #[must_use]
-    pub fn syscall(number: syscalls::Sysno, args: [u64; 6]) -> Self {
+    pub fn syscall(number: Sysno, args: [u64; 6]) -> Self {
         // Numbers of system calls are small and positive.
         Self { request: Request::syscall(number.id() as u32, args), payload: Vec::new() }
     }
@@ -47,10 +49,85 @@ impl Call {
     }
 
     /// How many bytes follow the result, if it is a success.
-    pub(crate) fn data_len(&self) -> Option<u64> {
+    pub(crate) fn data_len(&self) -> Option<DataLen> {
         let copy_out = Request::operation(Operation::CopyOut, [0; 6]).word;
-        (self.request.word == copy_out).then_some(self.request.args[1])
+        let word = self.request.word;
+        if word & (Word::OP | Word::NUMBER) != copy_out {
+            return None;
+        }
+        Some(match word & Word::reference(1) {
+            0 => DataLen::Exactly(self.request.args[1]),
+            _ => DataLen::AsAnnounced,
+        })
     }
+
+    /// Whether the call may take long: whatever is not known to be quick.
+    pub(crate) fn may_block(&self) -> bool {
+        let word = self.request.word;
+        let number = (word & Word::NUMBER) as usize;
+        word & Word::OP == 0 && !Sysno::new(number).is_some_and(|number| QUICK.contains(&number))
+    }
+}
+
+/// Calls that never wait for anything but the processor and locks of the kernel's.
+const QUICK: [Sysno; 34] = [
+    Sysno::getpid,
+    Sysno::getppid,
+    Sysno::gettid,
+    Sysno::getuid,
+    Sysno::geteuid,
+    Sysno::getgid,
+    Sysno::getegid,
+    Sysno::getpgid,
+    Sysno::getsid,
+    Sysno::getpriority,
+    Sysno::getrlimit,
+    Sysno::prlimit64,
+    Sysno::prctl,
+    Sysno::umask,
+    Sysno::uname,
+    Sysno::clock_gettime,
+    Sysno::dup,
+    Sysno::dup2,
+    Sysno::dup3,
+    Sysno::pipe2,
+    Sysno::socket,
+    Sysno::socketpair,
+    Sysno::bind,
+    Sysno::listen,
+    Sysno::getsockname,
+    Sysno::getsockopt,
+    Sysno::setsockopt,
+    Sysno::eventfd2,
+    Sysno::epoll_create1,
+    Sysno::epoll_ctl,
+    Sysno::mmap,
+    Sysno::mprotect,
+    Sysno::munmap,
+    Sysno::rt_sigaction,
+];
+
+/// How much data a COPY_OUT brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DataLen {
+    Exactly(u64),
+    /// Its length is another call's result.
+    AsAnnounced,
+}
+
+impl DataLen {
+    pub(crate) fn allows(self, len: u64) -> bool {
+        match self {
+            Self::Exactly(expected) => len == expected,
+            Self::AsAnnounced => true,
+        }
+    }
+}
+
+/// HELLO: asks for the newest version of the stream, for which the server may keep the
+/// [`AHEAD_SIZE`](crate::abi::wire::AHEAD_SIZE) bytes at `memory`.
+pub(crate) fn hello(memory: u64) -> Call {
+    Call::operation(Operation::Hello, [u64::from(STREAM_VERSION), memory, 0, 0, 0, 0])
 }
 
 /// What a server answered to one call.

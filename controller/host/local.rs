@@ -16,8 +16,8 @@ use syscalls::{Sysno, syscall};
 use tokio::sync::oneshot;
 
 use crate::abi::handshake::Token;
-use crate::abi::wire::{HelloResult, Operation};
-use crate::call::{Call, Connection, Error, Result};
+use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation};
+use crate::call::{self, Call, Connection, Error, Result};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::{self, Carrier, Loaded};
 use crate::memory::{ARENA_SIZE, Arena};
@@ -184,31 +184,34 @@ struct SetUp {
 /// Makes a server that was executed with its stream on 0 and 1 and its data socket on 2 a root
 /// server: tied to this process, its own descriptors out of the way, nothing else open.
 async fn set_up(connection: &Connection) -> Result<SetUp> {
-    let call = |name, number, args| connection.call(name, Call::syscall(number, args));
+    let make = |name, number, args| connection.call(name, Call::syscall(number, args));
     let signal = nix::libc::SIGKILL as u64;
     let tied =
-        call("prctl", Sysno::prctl, [nix::libc::PR_SET_PDEATHSIG as u64, signal, 0, 0, 0, 0]);
-    let parent = call("getppid", Sysno::getppid, [0; 6]);
-    let hello = connection.call("HELLO", Call::operation(Operation::Hello, [0; 6]));
+        make("prctl", Sysno::prctl, [nix::libc::PR_SET_PDEATHSIG as u64, signal, 0, 0, 0, 0]);
+    let parent = make("getppid", Sysno::getppid, [0; 6]);
     let image = connection.call("IMAGE", Call::operation(Operation::Image, [0; 6]));
     let protection = (nix::libc::PROT_READ | nix::libc::PROT_WRITE) as u64;
     let private = (nix::libc::MAP_PRIVATE | nix::libc::MAP_ANONYMOUS) as u64;
-    let arena = [0, ARENA_SIZE as u64, protection, private, u64::MAX, 0];
-    let arena = call("mmap", Sysno::mmap, arena);
+    let size = (AHEAD_SIZE + ARENA_SIZE) as u64;
+    let arena = [0, size, protection, private, u64::MAX, 0];
+    let arena = make("mmap", Sysno::mmap, arena);
     let command = nix::libc::F_DUPFD_CLOEXEC as u64;
-    let stream = call("fcntl", Sysno::fcntl, [0, command, 3, 0, 0, 0]);
-    let data = call("fcntl", Sysno::fcntl, [2, command, 3, 0, 0, 0]);
+    let stream = make("fcntl", Sysno::fcntl, [0, command, 3, 0, 0, 0]);
+    let data = make("fcntl", Sysno::fcntl, [2, command, 3, 0, 0, 0]);
     tied.await?;
     let parent = parent.await?;
     if parent != u64::from(process::id()) && parent != 0 {
         return Err(Error::ParentDied);
     }
-    let hello = HelloResult(hello.await?.cast_signed());
+    let ahead = arena.await?;
+    let arena = ahead + AHEAD_SIZE as u64;
+    let hello = connection.call("HELLO", call::hello(ahead)).await?;
+    let hello = HelloResult(hello.cast_signed());
+    connection.set_version(hello.version());
     if hello.features() & NEEDED != NEEDED {
         return Err(Error::Protocol("the image lacks operations of this build's"));
     }
     let image = Loaded::ours(image.await?);
-    let arena = arena.await?;
     let (stream, data) = (stream.await?, data.await?);
     // All descriptors that this process lets its children inherit are closed; then the standard
     // streams are free for what they are for.
@@ -221,7 +224,7 @@ async fn set_up(connection: &Connection) -> Result<SetUp> {
     let mut closed = Vec::new();
     for (first, last) in [(0, low - 1), (low + 1, high - 1), (high + 1, u64::from(u32::MAX))] {
         if first <= last {
-            closed.push(call("close_range", Sysno::close_range, [first, last, 0, 0, 0, 0]));
+            closed.push(make("close_range", Sysno::close_range, [first, last, 0, 0, 0, 0]));
         }
     }
     served.await?;

@@ -20,8 +20,8 @@ use super::handshake::{self, Hold};
 use super::home::Place;
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::handshake::{ANSWER_SIZE, Token};
-use crate::abi::wire::Operation;
-use crate::call::{Call, Connection, Error, Result};
+use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
+use crate::call::{self, Call, Connection, Error, Result};
 use crate::handle::{AddressSpace, FdTable};
 use crate::host::local::random_token;
 use crate::image::Loaded;
@@ -82,11 +82,15 @@ impl Attach {
         let Sockets { stream, data, .. } = sockets;
         let connection = Connection::new(stream);
         connection.set_persistent();
-        let (fds, pid) = taken(&place, hold)?;
+        let Taken { fds, pid, version } = taken(&place, hold)?;
+        connection.set_version(version);
         let table = FdTable::new(&connection);
         table.reserve(fds.all());
         let image = find_image(&connection).await?;
         let arena = map_arena(&connection, pid).await?;
+        if version < STREAM_VERSION {
+            greet(&connection, pid).await?;
+        }
         let data = DataSocket::new(data, fds.data);
         let pidfd = pidfd_of(&connection, &data, &arena, pid).await?;
         let here = crate::process::pid_of(&pidfd);
@@ -111,11 +115,20 @@ impl Attach {
     }
 }
 
-/// The descriptors of an answer that says that the process is ours, and its own pid.
-pub(super) fn taken(place: &Place, hold: Hold) -> Result<(ServerFds, i32)> {
+/// What an answer tells that says that the process is ours.
+pub(super) struct Taken {
+    pub(super) fds: ServerFds,
+    /// Its pid, in its own pid namespace.
+    pid: i32,
+    /// The version in which the stream begins.
+    pub(super) version: u32,
+}
+
+pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
     match hold {
-        Hold::Ours { fds: [stream, data], own, pid, .. } => {
-            Ok((ServerFds { input: stream, output: stream, data, persistent: own }, pid))
+        Hold::Ours { fds: [stream, data], own, pid, version, .. } => {
+            let fds = ServerFds { input: stream, output: stream, data, persistent: own };
+            Ok(Taken { fds, pid, version })
         }
         Hold::Theirs { pid, since } => Err(Error::Held { pid, since: Some(since) }),
         Hold::Refused(reason) => Err(refused(place, reason)),
@@ -259,11 +272,25 @@ async fn find_image(connection: &Connection) -> Result<Loaded> {
 /// pile up arenas, and processes that share memory do not share one.
 async fn map_arena(connection: &Connection, pid: i32) -> Result<Arena> {
     let address = arena_address(pid);
+    map(connection, address, ARENA_SIZE).await?;
+    Ok(Arena::new(address, ARENA_SIZE))
+}
+
+/// Asks for the newest version of the stream, with memory behind the arena for it. The server
+/// keeps that for all later connections.
+async fn greet(connection: &Connection, pid: i32) -> Result<()> {
+    let address = arena_address(pid) + ARENA_SIZE as u64;
+    map(connection, address, AHEAD_SIZE).await?;
+    let hello = connection.call("HELLO", call::hello(address)).await?;
+    connection.set_version(HelloResult(hello.cast_signed()).version());
+    Ok(())
+}
+
+async fn map(connection: &Connection, address: u64, size: usize) -> Result<()> {
     let protection = (nix::libc::PROT_READ | nix::libc::PROT_WRITE) as u64;
     let flags = nix::libc::MAP_PRIVATE | nix::libc::MAP_ANONYMOUS | nix::libc::MAP_FIXED;
-    let args = [address, ARENA_SIZE as u64, protection, flags as u64, u64::MAX, 0];
-    connection.call("mmap", Call::syscall(Sysno::mmap, args)).await?;
-    Ok(Arena::new(address, ARENA_SIZE))
+    let args = [address, size as u64, protection, flags as u64, u64::MAX, 0];
+    connection.call("mmap", Call::syscall(Sysno::mmap, args)).await.map(|_| ())
 }
 
 /// A range far below where the kernel maps things by itself and above where programs are linked.

@@ -36,6 +36,8 @@ pub enum Hold {
         generation: u64,
         /// Its pid, in its own pid namespace.
         pid: i32,
+        /// The version in which the stream begins.
+        version: u32,
     },
     /// Another controller holds it.
     Theirs {
@@ -88,7 +90,13 @@ pub fn answer(bytes: &[u8; ANSWER_SIZE]) -> Hold {
     let mut own = vec![answer.listen];
     own.extend(Spares(answer.spares).fds());
     own.retain(|fd| *fd >= 0);
-    Hold::Ours { fds: [stream, data], own, generation: answer.generation, pid: answer.pid }
+    Hold::Ours {
+        fds: [stream, data],
+        own,
+        generation: answer.generation,
+        pid: answer.pid,
+        version: answer.stream_version,
+    }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use syscalls::Sysno;
 
-use super::attach::{meet, refused, taken, there};
+use super::attach::{Taken, meet, refused, taken, there};
 use super::handshake::{self, Hold};
 use super::home::Place;
 use crate::abi::handshake::ANSWER_SIZE;
@@ -77,7 +77,7 @@ impl Process {
 
     /// The handshake is over: the connection goes on over the new sockets.
     async fn go_on(&self, place: &Place, hold: Hold, sockets: Sockets) -> Result<()> {
-        let (fds, _) = taken(place, hold)?;
+        let Taken { fds, version, .. } = taken(place, hold)?;
         let table = self.table();
         let old = std::mem::replace(&mut *self.server_fds(), fds.clone());
         table.unreserve(old.all());
@@ -87,6 +87,9 @@ impl Process {
         drop((sockets.stream_there, sockets.data_there));
         // Held: what waits in the queue goes out after the sweep.
         self.connection.attach(sockets.stream);
+        if version != self.connection.version() {
+            return Err(refused(place, "the server changed the version of the stream"));
+        }
         let busy = try_sweep(&table, &self.connection).await;
         self.connection.release();
         if let Some(busy) = busy? {

@@ -10,7 +10,7 @@ use syscalls::Sysno;
 use super::child::{self, Child, Remains};
 use super::{Parts, Process, ServerFds, Sockets};
 use crate::abi::entry::TrampolineFrame;
-use crate::call::{Call, Connection, Error, Reply, Result};
+use crate::call::{self, Call, Connection, Error, Reply, Result};
 use crate::handle::{AddressSpace, Fd, FdTable, Mapping};
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::sys::{DataSocket, Guardian};
@@ -86,7 +86,7 @@ impl ChildBuilder {
             .await?;
         let (input, data) = (numbers[0], numbers[1]);
         let made = start(&parent, flags, input).await;
-        let Made { pid, pidfd, stack, arena } = match made {
+        let Made { pid, pidfd, stack, arena, ahead } = match made {
             Ok(made) => made,
             Err(error) => {
                 for number in numbers {
@@ -97,6 +97,9 @@ impl ChildBuilder {
             }
         };
         let connection = Connection::new(sockets.stream);
+        // It is the same image under the same kernel: what its parent can, it can.
+        let ready = connection.call("HELLO", call::hello(ahead));
+        connection.set_version(parent.connection.version());
         let (child_table, in_parent) = if shares_files {
             table.join(&connection);
             (table.clone(), vec![input, data])
@@ -126,6 +129,12 @@ impl ChildBuilder {
             None => Arena::new(parent.arena.base(), parent.arena.size()),
         };
         let here = Arc::new(parent.fetch_fd(&pidfd).await?);
+        ready.await?;
+        // It answers, so its parent-death signal is set: if its parent lives now, it will get it.
+        let guardian = Guardian::Parent(parent.shared_pidfd().clone());
+        if !guardian.lives() {
+            return Err(Error::ParentDied);
+        }
         let remains = Arc::new(Remains::new(shares_memory, stack, arena, table, in_parent));
         child::watch(&here, &connection, &parent, &remains)?;
         let process = Process::new(Parts {
@@ -134,7 +143,7 @@ impl ChildBuilder {
             space,
             arena: arena_range,
             data: DataSocket::new(sockets.data, data),
-            guardian: Guardian::Parent(parent.shared_pidfd().clone()),
+            guardian,
             image: parent.image(),
             fds: ServerFds { input, output: input, data, persistent: Vec::new() },
             pidfd: here,
@@ -171,6 +180,8 @@ struct Made {
     pidfd: Fd,
     stack: Option<Mapping>,
     arena: Option<Mapping>,
+    /// The memory for version 1 of the stream, in the child.
+    ahead: u64,
 }
 
 /// Lays out the stack and makes the call.
@@ -201,7 +212,7 @@ async fn start(parent: &Process, flags: CloneFlags, input: i32) -> Result<Made> 
             Ok((pid, table.made(pidfd)))
         })
         .await?;
-    Ok(Made { pid, pidfd, stack, arena })
+    Ok(Made { pid, pidfd, stack, arena, ahead: top })
 }
 
 fn cloned(replies: &[Reply]) -> Result<(i32, i32)> {

@@ -4,6 +4,7 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use syscalls::Sysno;
 
 use super::{Buffer, Task, last};
+use crate::abi::wire::AHEAD_SIZE;
 use crate::call::{Call, Error, Result};
 use crate::handle::{Fd, Mapping};
 
@@ -42,15 +43,16 @@ impl Task {
         self.mmap(size.max(1), protection, MapFlags::MAP_PRIVATE, None).await
     }
 
-    /// Pages for a stack, and the address behind its last byte. Below them lies a guard page.
+    /// Pages for a child's stack, and the address behind its last byte. Below them lies a guard
+    /// page; from that address on, the memory that version 1 of the stream needs.
     pub(crate) async fn mmap_stack(&self) -> Result<(Mapping, u64)> {
         const GUARD: usize = 4096;
         const STACK: usize = 16 * 1024;
-        let mapping =
-            self.mmap(GUARD + STACK, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE, None).await?;
+        let size = GUARD + STACK + AHEAD_SIZE;
+        let mapping = self.mmap(size, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE, None).await?;
         let stack = mapping.address() + GUARD as u64;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let args = [stack, STACK as u64, protection.bits() as u64, 0, 0, 0];
+        let args = [stack, (STACK + AHEAD_SIZE) as u64, protection.bits() as u64, 0, 0, 0];
         self.syscall(Sysno::mprotect, args).await?;
         Ok((mapping, stack + STACK as u64))
     }

@@ -1,4 +1,4 @@
-//! The stream, version 0, as plain state.
+//! The stream, versions 0 and 1, as plain state.
 //!
 //! Batches of calls wait in a queue, are written in order, and are answered in order. A batch is
 //! written as a whole and completes when the last of its replies is here. What the bytes travel on
@@ -8,8 +8,8 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE};
-use crate::call::{Call, Reply};
+use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Word};
+use crate::call::{Call, DataLen, Reply};
 
 /// How many pieces are offered to one write.
 const PIECES: usize = 64;
@@ -25,6 +25,7 @@ pub struct Stream<T> {
     written: usize,
     sent: VecDeque<Batch<T>>,
     incoming: Incoming,
+    version: u32,
 }
 
 /// Batches that wait, set aside.
@@ -72,14 +73,35 @@ impl<T> Default for Stream<T> {
             written: 0,
             sent: VecDeque::new(),
             incoming: Incoming::Result(Partial::default()),
+            version: 0,
         }
     }
 }
 
 impl<T> Stream<T> {
+    /// The version that both sides speak.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// What is pushed from here on is for a server that speaks `version`.
+    pub fn set_version(&mut self, version: u32) {
+        self.version = version;
+    }
+
     /// Adds a batch at the end of the queue. An empty one would never complete.
-    pub fn push(&mut self, calls: Vec<Call>, tag: T) {
+    ///
+    /// In version 1 the results of earlier batches must not wait for one that blocks: if any of its
+    /// calls may, they are sent before it begins.
+    pub fn push(&mut self, mut calls: Vec<Call>, tag: T) {
         debug_assert!(!calls.is_empty());
+        if self.version > 0
+            && calls.iter().any(Call::may_block)
+            && let Some(first) = calls.first_mut()
+        {
+            first.request.word |= Word::FLUSH;
+        }
         let calls: Vec<_> = calls
             .into_iter()
             .map(|call| {
@@ -160,12 +182,13 @@ impl<T> Stream<T> {
                     let Some(result) = partial.take(&mut input) else { break };
                     let reply = Reply { result, data: Vec::new() };
                     match self.expected()? {
-                        Some(len) if reply.value().is_ok() => {
-                            let len = usize::try_from(len).ok().filter(|_| len <= MAX_DATA);
-                            let left = len.ok_or("more data than was asked for")?;
-                            if result.cast_unsigned() != left as u64 {
+                        Some(expected) if reply.value().is_ok() => {
+                            let len = result.cast_unsigned();
+                            if !expected.allows(len) {
                                 return Err("COPY_OUT announces another length than was asked for");
                             }
+                            let left = usize::try_from(len).ok().filter(|_| len <= MAX_DATA);
+                            let left = left.ok_or("more data than fits")?;
                             self.incoming = Incoming::Data { reply, left };
                             self.skip_empty_data();
                             continue;
@@ -204,7 +227,7 @@ impl<T> Stream<T> {
     }
 
     /// How much data follows the next result, if any.
-    fn expected(&self) -> Result<Option<u64>, &'static str> {
+    fn expected(&self) -> Result<Option<DataLen>, &'static str> {
         let batch = self.answering().ok_or("a result that no call asked for")?;
         let call = batch.calls.get(batch.replies.len()).ok_or("too many results")?;
         Ok(call.0.data_len())

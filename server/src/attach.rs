@@ -246,6 +246,7 @@ impl Server {
         {
             return;
         }
+        self.answer.stream_version = 0;
         self.adopt(Token([0; 2]), 0, false);
         self.reply(self.answer.fds.as_ptr().cast(), count * size_of::<i32>());
     }
@@ -273,6 +274,9 @@ impl Server {
             };
         self.answer.status = status as i32;
         if status == 0 {
+            // What both speak; version 1 needs the memory that an earlier controller gave.
+            let spoken = !self.memory.is_null() && hello.stream_version != 0;
+            self.answer.stream_version = u32::from(spoken);
             self.answer.spares = self.adopt(hello.token, hello.pid, true);
         }
         self.reply((&raw const self.answer).cast(), ANSWER_SIZE);
@@ -303,6 +307,7 @@ impl Server {
             self.data = *data;
         }
         self.pending.fds.clear();
+        self.begin();
         self.hold(token, holder, owned)
     }
 

@@ -14,6 +14,7 @@
 #![no_std]
 #![no_main]
 
+mod ahead;
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 mod arch;
 mod attach;

@@ -6,9 +6,10 @@
 use farcall_abi::handshake::{Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, MAX_FDS, Token};
 use farcall_abi::wire::{HelloResult, Operation, REQUEST_SIZE, Request, STREAM_VERSION, Word};
 
+use crate::ahead::{Ahead, is_later};
 use crate::arch;
 use crate::attach::{Pending, SpareFds};
-use crate::sys::{self, EAGAIN, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, PollFd, Way};
+use crate::sys::{self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, PollFd, Way};
 
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
 pub struct HangUp;
@@ -58,6 +59,8 @@ pub struct Server {
     /// process since when, are kept here; the other parts are filled in for each answer.
     pub answer: Answer,
     pub request: Request,
+    /// Version 1's memory, once a controller has given it.
+    pub memory: *mut Ahead,
 }
 
 /// Entry: serves version 0 on two descriptors, until the end of input.
@@ -85,7 +88,7 @@ pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32) {
             magic: HANDSHAKE_MAGIC,
             status: 0,
             version: HANDSHAKE_VERSION,
-            stream_version: STREAM_VERSION,
+            stream_version: 0,
             pid: 0,
             generation: 0,
             fds: [0; MAX_FDS],
@@ -96,36 +99,68 @@ pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32) {
             holder_since: 0,
         },
         request: Request { word: 0, args: [0; 6] },
+        memory: core::ptr::null_mut(),
     };
     server.refill();
     while (server.watched.listen.fd < 0 || server.wait()) && server.advance() {}
 }
 
 impl Server {
-    /// Takes what has arrived of a request, and executes it once it is whole. False: that was the
-    /// end of the connection, and without a listener there won't be another one.
+    /// Takes what has arrived and executes what is whole. False: that was the end of the connection,
+    /// and without a listener there won't be another one.
     #[inline(never)]
     fn advance(&mut self) -> bool {
-        let to = (&raw mut self.request).cast::<u8>().wrapping_add(self.got);
-        let n = sys::read(self.watched.input.fd, to as u64, REQUEST_SIZE - self.got);
-        if n == EINTR || n == EAGAIN {
+        let n = match self.ahead() {
+            Some(ahead) => ahead.read(self.watched.input.fd),
+            None => {
+                let to = (&raw mut self.request).cast::<u8>().wrapping_add(self.got);
+                sys::read(self.watched.input.fd, to as u64, REQUEST_SIZE - self.got)
+            }
+        };
+        if is_later(n) {
             return self.wait();
         }
-        if n > 0 {
-            self.got += n as usize;
-            if self.got < REQUEST_SIZE {
-                return true;
-            }
-            self.got = 0;
-            if self.execute().is_ok() {
-                return true;
-            }
+        if n > 0 && self.execute_all(n as usize).is_ok() {
+            return true;
         }
         if self.watched.listen.fd < 0 {
             return false;
         }
         self.hang_up();
         true
+    }
+
+    /// Executes what is whole after `n` more bytes have arrived.
+    fn execute_all(&mut self, n: usize) -> Result<(), HangUp> {
+        if self.answer.stream_version == 0 {
+            self.got += n;
+            if self.got < REQUEST_SIZE {
+                return Ok(());
+            }
+            self.got = 0;
+            return self.execute();
+        }
+        while let Some(request) = self.ahead().and_then(Ahead::next) {
+            self.request = request;
+            self.execute()?;
+        }
+        self.flush()
+    }
+
+    /// The memory of version 1, if the connection speaks it.
+    pub fn ahead(&mut self) -> Option<&'static mut Ahead> {
+        if self.answer.stream_version == 0 {
+            return None;
+        }
+        // SAFETY: HELLO gave this memory to the server for good, and it was seen to be writable
+        // then. The references made here live only as long as one step of the loop needs them.
+        Some(unsafe { &mut *self.memory })
+    }
+
+    /// Sends what waits to be sent.
+    pub fn flush(&mut self) -> Result<(), HangUp> {
+        let output = self.output;
+        self.ahead().map_or(Ok(()), |ahead| ahead.flush(output))
     }
 
     /// Waits until there is something to read on the connection, and meanwhile listens. False:
@@ -184,29 +219,154 @@ impl Server {
     }
 
     /// Executes the request that has arrived and writes its result.
+    #[inline(never)]
     fn execute(&mut self) -> Result<(), HangUp> {
-        let Request { word, args: [first, second, ..] } = self.request;
-        // The answer goes where the request came from, wherever SERVE sends later ones.
-        let output = self.output;
-        let result = if word & !Word::NUMBER == 0 {
-            // SAFETY: this is what the controller asks for, in its own process; the server's state
-            // is only reached by a call that names an address inside the server's stack, and then
-            // it is the controller that breaks its own server.
-            unsafe { arch::call(&self.request) }
-        } else if word & Word::OP == 0 {
-            EINVAL
-        } else {
-            let number = u32::try_from(word ^ Word::OP).map_err(|_| HangUp)?;
-            match Operation::from_number(number).ok_or(HangUp)? {
-                Operation::Hello => HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0,
-                Operation::CopyIn => self.copy_in(first, second)?,
-                Operation::CopyOut => self.copy_out(first, second)?,
-                Operation::Serve => self.persist(),
-                Operation::Image => arch::image_address() as i64,
+        let word = self.request.word;
+        let stray = word & !(Word::NUMBER | Word::OP);
+        let (skipped, stray) = match self.ahead() {
+            None => (false, stray != 0),
+            Some(ahead) => {
+                if word & Word::FLUSH != 0 {
+                    ahead.flush(self.output)?;
+                }
+                (self.resolve(ahead), stray & !Word::VERSION_1 != 0)
             }
         };
-        send(output, result)
+        self.request.word &= Word::NUMBER;
+        let result = if word & Word::OP != 0 {
+            let number = self.request.word as u32;
+            let operation = Operation::from_number(number).filter(|_| !stray).ok_or(HangUp)?;
+            if operation == Operation::CopyIn && word & Word::reference(1) != 0 {
+                // How much follows must not depend on a result.
+                return Err(HangUp);
+            }
+            return self.operate(operation, skipped);
+        } else if stray {
+            EINVAL
+        } else if skipped {
+            ECANCELED
+        } else {
+            // SAFETY: this is what the controller asks for, in its own process; the server's state
+            // is only reached by a call that names an address inside the server's memory, and then
+            // it is the controller that breaks its own server.
+            unsafe { arch::call(&self.request) }
+        };
+        self.finish(result)
     }
+
+    /// Replaces the arguments that refer to earlier results. True if the request is not to be
+    /// executed.
+    fn resolve(&mut self, ahead: &Ahead) -> bool {
+        let word = self.request.word;
+        let mut skipped = word & Word::LINK != 0 && ahead.earlier(1).is_none();
+        let mut bit = Word::reference(0);
+        for argument in &mut self.request.args {
+            if word & bit != 0 {
+                match ahead.earlier(*argument) {
+                    Some(result) => *argument = result as u64,
+                    None => skipped = true,
+                }
+            }
+            bit <<= 1;
+        }
+        skipped
+    }
+
+    /// A call has this result: it is remembered, and sent or put behind those that wait.
+    pub fn finish(&mut self, result: i64) -> Result<(), HangUp> {
+        let output = self.output;
+        match self.ahead() {
+            None => send(output, result),
+            Some(ahead) => {
+                ahead.record(result);
+                ahead.push(output, result)
+            }
+        }
+    }
+
+    /// Does what only a server can do.
+    fn operate(&mut self, operation: Operation, skipped: bool) -> Result<(), HangUp> {
+        let [first, second, third, ..] = self.request.args;
+        let result = match operation {
+            Operation::CopyIn => self.copy_in(first, second, skipped)?,
+            _ if skipped => ECANCELED,
+            Operation::Hello => return self.greet(first, second),
+            Operation::CopyOut => return self.copy_out(first, second),
+            Operation::Copy => match sys::copy(first, second, third) {
+                error if error < 0 => EFAULT,
+                copied => copied,
+            },
+            Operation::Load => load(first, second),
+            Operation::Store => store(first, second, third),
+            Operation::Serve => {
+                // The answer goes where the request came from, with all before it.
+                let output = self.output;
+                let result = self.persist();
+                let later = core::mem::replace(&mut self.output, output);
+                let sent = self.finish(result).and_then(|()| self.flush());
+                self.output = later;
+                return sent;
+            }
+            Operation::Image => arch::image_address() as i64,
+        };
+        self.finish(result)
+    }
+
+    /// The operation HELLO: answers in the version that was spoken, and goes on in the other.
+    fn greet(&mut self, version: u64, memory: u64) -> Result<(), HangUp> {
+        let mut speak = self.answer.stream_version;
+        let probe = 0u64;
+        // Where the kernel forbids this copy, version 1 could not move what it reads ahead.
+        if speak == 0
+            && version != 0
+            && memory.is_multiple_of(align_of::<Ahead>() as u64)
+            && sys::copy(memory, &raw const probe as u64, 8) == 8
+        {
+            speak = STREAM_VERSION;
+        }
+        self.finish(HelloResult::new(speak, HelloResult::OFFERED).0)?;
+        if speak != self.answer.stream_version {
+            self.memory = memory as *mut Ahead;
+            self.answer.stream_version = speak;
+            self.begin();
+        }
+        Ok(())
+    }
+
+    /// A connection begins: nothing has been read ahead.
+    pub fn begin(&mut self) {
+        if let Some(ahead) = self.ahead() {
+            ahead.clear();
+        }
+    }
+}
+
+/// The operation LOAD.
+fn load(address: u64, width: u64) -> i64 {
+    let mut value = 0i64;
+    if !is_width(width) {
+        EINVAL
+    } else if sys::copy(&raw mut value as u64, address, width) == width as i64 {
+        // The kernel has changed it.
+        core::hint::black_box(value)
+    } else {
+        EFAULT
+    }
+}
+
+/// The operation STORE.
+fn store(address: u64, width: u64, value: u64) -> i64 {
+    if !is_width(width) {
+        EINVAL
+    } else if sys::copy(address, &raw const value as u64, width) == width as i64 {
+        0
+    } else {
+        EFAULT
+    }
+}
+
+fn is_width(width: u64) -> bool {
+    width.is_power_of_two() && width <= 8
 }
 
 /// Moves all of the bytes, or the connection is over.

@@ -10,7 +10,7 @@ macro_rules! errnos {
     ($($name:ident = $number:literal),* $(,)?) => { $(pub const $name: i64 = -$number;)* };
 }
 errnos! {
-    EINTR = 4, EBADF = 9, EAGAIN = 11, EFAULT = 14, EBUSY = 16, EINVAL = 22, EPROTONOSUPPORT = 93,
+    EINTR = 4, EBADF = 9, EAGAIN = 11, EFAULT = 14, EBUSY = 16, EINVAL = 22, EPROTONOSUPPORT = 93, ECANCELED = 125,
 }
 
 pub const F_SETFD: usize = 2;
@@ -99,6 +99,21 @@ pub struct SigAction {
     pub flags: u64,
     pub restorer: usize,
     pub mask: u64,
+}
+
+/// process_vm_writev(2) on this process: copies inside it, and faults are errors. Returns how many
+/// bytes were copied.
+pub fn copy(to: u64, from: u64, len: u64) -> i64 {
+    let len = len as usize;
+    let source = IoVec { base: from as *mut u8, len };
+    let target = IoVec { base: to as *mut u8, len };
+    let pid = getpid();
+    // SAFETY: the kernel checks both ranges. What is written is memory that the controller named,
+    // or a buffer of the caller's.
+    unsafe {
+        raw_syscall!(Sysno::process_vm_writev, pid, &raw const source, 1, &raw const target, 1, 0)
+            as i64
+    }
 }
 
 /// read(2) into memory that may be anybody's: the kernel checks it.
