@@ -238,6 +238,7 @@ async fn a_call_in_flight_at_a_disconnect_says_that_it_may_have_been_executed() 
     process.kill(Signal::SIGKILL).unwrap();
     let lost = sleeping.await.unwrap();
     assert!(matches!(lost, Err(Error::Lost(Outcome::PossiblyExecuted))), "{lost:?}");
+    process.ended().await;
     assert!(matches!(process.getpid().await, Err(Error::Gone)));
 }
 

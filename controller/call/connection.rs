@@ -19,7 +19,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -144,9 +144,14 @@ impl Connection {
     pub(crate) fn attach(&self, stream: UnixStream) {
         let stream = Arc::new(stream);
         // Results that have arrived and that nobody has read yet are no lost ones.
-        if let Some((old, epoch)) = self.shared().lock().link_and_epoch() {
+        let old = self.shared().lock().link_and_epoch();
+        if let Some((old, epoch)) = old {
             let mut buffer = vec![0; READ_SIZE];
-            while let Ok(true) = read(self.shared(), &old, epoch, &mut buffer) {}
+            // Not by way of the runtime, which may not know yet that there is something to read.
+            let receive = |buffer: &mut [u8]| {
+                recv(old.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from)
+            };
+            while let Ok(true) = read(self.shared(), epoch, &mut buffer, receive) {}
         }
         let mut state = self.shared().lock();
         let lost = state.detach();
@@ -431,7 +436,8 @@ async fn drive(shared: Arc<Shared>, stream: Arc<UnixStream>, epoch: u64) {
     loop {
         tokio::select! {
             ready = stream.readable() => {
-                if ready.is_err() || read(&shared, &stream, epoch, &mut buffer).is_err() {
+                let receive = |buffer: &mut [u8]| stream.try_read(buffer);
+                if ready.is_err() || read(&shared, epoch, &mut buffer, receive).is_err() {
                     break;
                 }
             }
@@ -461,13 +467,18 @@ async fn drive(shared: Arc<Shared>, stream: Arc<UnixStream>, epoch: u64) {
 struct Over;
 
 /// Reads once and completes what it can. False: there was nothing to read.
-fn read(shared: &Shared, stream: &UnixStream, epoch: u64, buffer: &mut [u8]) -> Result<bool, Over> {
+fn read(
+    shared: &Shared,
+    epoch: u64,
+    buffer: &mut [u8],
+    receive: impl FnOnce(&mut [u8]) -> io::Result<usize>,
+) -> Result<bool, Over> {
     let mut state = shared.lock();
     if state.epoch != epoch {
         return Err(Over);
     }
     // Under the lock: what is read first is taken first, whoever reads.
-    let n = match stream.try_read(buffer) {
+    let n = match receive(buffer) {
         Ok(0) => return Err(Over),
         Ok(n) => n,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
