@@ -2,6 +2,7 @@
 
 pub mod abi;
 pub mod call;
+pub mod chain;
 pub mod handle;
 pub mod host;
 pub mod image;

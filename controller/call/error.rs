@@ -39,6 +39,9 @@ pub enum Error {
         /// The errno, as in its man page.
         errno: Errno,
     },
+    /// A call of a chain failed.
+    #[error(transparent)]
+    Chain(crate::chain::ChainError),
     /// The connection ended before the result of a call arrived.
     #[error("the connection to the process ended: the call was {0}")]
     Lost(Outcome),

@@ -8,7 +8,7 @@ use crate::call::{Call, Error, Result};
 use crate::handle::Fd;
 
 /// Room for any address: `struct sockaddr_storage`.
-const ADDRESS_SIZE: usize = 128;
+pub(crate) const ADDRESS_SIZE: usize = 128;
 
 impl Task {
     /// A socket in the target process's network namespace, closed on exec: socket(2).
@@ -72,11 +72,7 @@ impl Task {
         address: &dyn SockaddrLike,
     ) -> Result<()> {
         let fd = self.number(fd)?;
-        // SAFETY: a SockaddrLike's pointer and length describe its own initialised bytes.
-        let bytes = unsafe {
-            std::slice::from_raw_parts(address.as_ptr().cast::<u8>(), address.len() as usize)
-        };
-        let bytes = bytes.to_vec();
+        let bytes = address_bytes(address);
         let len = bytes.len() as u64;
         let call = |at| Call::syscall(number, [fd, at, len, 0, 0, 0]);
         self.call_with(name, bytes, call).await.map(|_| ())
@@ -131,17 +127,28 @@ impl Task {
         let fault = || Error::Fault { address, len: ADDRESS_SIZE };
         let (bytes, length) = data.split_first_chunk::<ADDRESS_SIZE>().ok_or_else(fault)?;
         let length = u32::from_le_bytes(*length.first_chunk().ok_or_else(fault)?);
-        let storage = Aligned(*bytes);
-        // SAFETY: `storage` is as large as any address, aligned, initialised, and `length` is
-        // clamped to it.
-        unsafe {
-            SockaddrStorage::from_raw(
-                (&raw const storage).cast(),
-                Some(length.min(ADDRESS_SIZE as u32)),
-            )
-        }
-        .ok_or(Error::Protocol("an address of an unknown family"))
+        socket_address(bytes, u64::from(length))
     }
+}
+
+/// The bytes of an address.
+pub(crate) fn address_bytes(address: &dyn SockaddrLike) -> Vec<u8> {
+    // SAFETY: a SockaddrLike's pointer and length describe its own initialised bytes.
+    let bytes = unsafe {
+        std::slice::from_raw_parts(address.as_ptr().cast::<u8>(), address.len() as usize)
+    };
+    bytes.to_vec()
+}
+
+/// The address in the first `length` bytes.
+pub(crate) fn socket_address(bytes: &[u8], length: u64) -> Result<SockaddrStorage> {
+    let mut storage = Aligned([0; ADDRESS_SIZE]);
+    let length = bytes.len().min(ADDRESS_SIZE).min(length as usize);
+    storage.0[..length].copy_from_slice(&bytes[..length]);
+    // SAFETY: `storage` is as large as any address, aligned, initialised, and `length` is clamped
+    // to it.
+    unsafe { SockaddrStorage::from_raw((&raw const storage).cast(), Some(length as u32)) }
+        .ok_or(Error::Protocol("an address of an unknown family"))
 }
 
 /// Bytes with the alignment of every address.

@@ -1,0 +1,307 @@
+//! Chains: calls that are sent together, in which later ones use the results of earlier ones.
+//!
+//! A chain is built without I/O; its calls return placeholders ([`Later`]) that later calls take as
+//! arguments. [`Chain::run`] sends all of it in one round trip, and the server resolves what refers
+//! to what. Each call is linked to the one before: after a failure the rest is not executed, except
+//! what was added after [`Chain::unlinked`].
+
+mod calls;
+mod run;
+
+use std::collections::HashMap;
+use std::marker::PhantomData;
+
+use nix::errno::Errno;
+use nix::sys::socket::SockaddrStorage;
+
+use crate::abi::wire::{Operation, Word};
+use crate::call::{Error, Reply, Result};
+use crate::handle::Fd;
+use crate::sys::Task;
+
+/// Calls to be sent together to one process.
+#[must_use = "a chain is executed by `run`"]
+pub struct Chain<'t> {
+    task: &'t Task,
+    steps: Vec<Step>,
+    /// What lies in the process's memory before the first call, from the chain's buffer on.
+    input: Vec<u8>,
+    /// How many bytes behind that are for what calls leave.
+    output: usize,
+    linked: bool,
+    one_by_one: bool,
+    /// What was wrong with an argument: told by `run`.
+    error: Option<Error>,
+}
+
+/// One call of a chain.
+#[derive(Debug)]
+struct Step {
+    name: &'static str,
+    /// The number of the system call or operation, with [`Word::OP`] for the latter.
+    word: u64,
+    args: [Arg; 6],
+    linked: bool,
+    /// Its result is a new descriptor.
+    opens: bool,
+    /// It closes the descriptor that is the result of that step.
+    closes: Option<usize>,
+}
+
+/// An argument of a call in a chain: a value, an earlier call's result, or a place in the chain's
+/// memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arg(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Value(u64),
+    Result(usize),
+    Input(usize),
+    Output(usize),
+}
+
+impl From<u64> for Arg {
+    fn from(value: u64) -> Self {
+        Self(Kind::Value(value))
+    }
+}
+
+impl From<i32> for Arg {
+    fn from(value: i32) -> Self {
+        // As C passes an int: with its sign.
+        Self(Kind::Value(i64::from(value).cast_unsigned()))
+    }
+}
+
+impl<T> From<Later<T>> for Arg {
+    fn from(later: Later<T>) -> Self {
+        Self(Kind::Result(later.step))
+    }
+}
+
+impl Arg {
+    /// The place `bytes` further on in the chain's memory. A value or result is returned as it is.
+    #[must_use]
+    pub fn offset(self, bytes: usize) -> Self {
+        Self(match self.0 {
+            Kind::Input(at) => Kind::Input(at + bytes),
+            Kind::Output(at) => Kind::Output(at + bytes),
+            other => other,
+        })
+    }
+}
+
+/// What a call of a chain will have returned, once the chain has run: an argument for later calls,
+/// and the key to the result.
+pub struct Later<T> {
+    step: usize,
+    what: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Later<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Later<T> {}
+
+impl<T> std::fmt::Debug for Later<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Later({})", self.step)
+    }
+}
+
+/// A descriptor: one that is open already, or one that an earlier call of the chain opens.
+#[derive(Clone, Copy, Debug)]
+pub enum AnyFd<'f> {
+    /// Open already.
+    Open(&'f Fd),
+    /// To be opened by the chain.
+    Later(Later<Fd>),
+}
+
+impl<'f> From<&'f Fd> for AnyFd<'f> {
+    fn from(fd: &'f Fd) -> Self {
+        Self::Open(fd)
+    }
+}
+
+impl From<Later<Fd>> for AnyFd<'_> {
+    fn from(later: Later<Fd>) -> Self {
+        Self::Later(later)
+    }
+}
+
+/// Which call of a chain failed, and what was not executed because of it. Descriptors that the
+/// chain had opened are closed again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainError {
+    /// Its place in the chain, counted from 0.
+    pub step: usize,
+    /// Its name in its man page.
+    pub call: &'static str,
+    /// With what it failed.
+    pub errno: Errno,
+    /// The places and names of the calls that were not executed.
+    pub skipped: Vec<(usize, &'static str)>,
+    /// How many round trips the chain took.
+    pub round_trips: usize,
+}
+
+impl std::fmt::Display for ChainError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { step, call, errno, skipped, .. } = self;
+        let name = crate::call::errno_name(*errno);
+        write!(f, "call {step} of the chain, {call}: {} ({name})", errno.desc())?;
+        if !skipped.is_empty() {
+            let names: Vec<&str> = skipped.iter().map(|(_, name)| *name).collect();
+            write!(f, "; not executed: {}", names.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ChainError {}
+
+/// What a chain has left: the results of its calls.
+#[derive(Debug)]
+pub struct Done {
+    replies: Vec<Reply>,
+    fds: HashMap<usize, Fd>,
+    round_trips: usize,
+}
+
+impl Done {
+    /// The result of a call, as a number.
+    #[must_use]
+    pub fn value<T>(&self, later: Later<T>) -> u64 {
+        // Every call has a reply, and it is a success: otherwise the chain has failed.
+        self.replies[later.step].result.cast_unsigned()
+    }
+
+    /// The descriptor that a call has opened.
+    ///
+    /// # Errors
+    ///
+    /// If it was taken before, or the chain has closed it.
+    pub fn fd(&mut self, later: Later<Fd>) -> Result<Fd> {
+        self.fds.remove(&later.step).ok_or(Error::Protocol("that descriptor was taken or closed"))
+    }
+
+    /// The bytes that a call has left.
+    pub fn bytes(&mut self, later: Later<Vec<u8>>) -> Vec<u8> {
+        std::mem::take(&mut self.replies[later.step].data)
+    }
+
+    /// The address that a call has left.
+    ///
+    /// # Errors
+    ///
+    /// If it is of an unknown family.
+    pub fn address(&mut self, later: Later<SockaddrStorage>) -> Result<SockaddrStorage> {
+        // The call before is the LOAD of its length.
+        let length = self.replies[later.step - 1].result;
+        crate::sys::socket_address(&self.replies[later.step].data, length.cast_unsigned())
+    }
+
+    /// How many round trips the chain took: one, unless it was too long for that, or the server
+    /// speaks version 0 of the stream.
+    #[must_use]
+    pub fn round_trips(&self) -> usize {
+        self.round_trips
+    }
+}
+
+impl Task {
+    /// An empty chain of calls in this process.
+    pub fn chain(&self) -> Chain<'_> {
+        Chain {
+            task: self,
+            steps: Vec::new(),
+            input: Vec::new(),
+            output: 0,
+            linked: true,
+            one_by_one: false,
+            error: None,
+        }
+    }
+}
+
+impl Chain<'_> {
+    /// Calls that are added from here on are executed whether or not the one before has failed;
+    /// only what refers to a failed call is not. For closing what was opened.
+    pub fn unlinked(&mut self) -> &mut Self {
+        self.linked = false;
+        self
+    }
+
+    /// Calls that are added from here on are executed only if the one before was, and succeeded.
+    pub fn linked(&mut self) -> &mut Self {
+        self.linked = true;
+        self
+    }
+
+    /// Sends every call by itself and waits for its result, as it is done for servers of version 0:
+    /// for finding out which call hangs.
+    pub fn one_by_one(&mut self) -> &mut Self {
+        self.one_by_one = true;
+        self
+    }
+
+    /// Bytes that lie in the process's memory, at a multiple of 8, before the chain's first call.
+    pub fn input(&mut self, bytes: impl AsRef<[u8]>) -> Arg {
+        let at = self.input.len().next_multiple_of(8);
+        self.input.resize(at, 0);
+        self.input.extend_from_slice(bytes.as_ref());
+        Arg(Kind::Input(at))
+    }
+
+    /// `len` bytes of the process's memory, at a multiple of 8, for what calls leave.
+    pub fn output(&mut self, len: usize) -> Arg {
+        let at = self.output.next_multiple_of(8);
+        self.output = at + len;
+        Arg(Kind::Output(at))
+    }
+
+    /// Adds a system call.
+    pub fn syscall(&mut self, number: syscalls::Sysno, args: [Arg; 6]) -> Later<u64> {
+        // Numbers are small and positive.
+        self.push(number.name(), number.id() as u64, args)
+    }
+
+    fn operation(&mut self, name: &'static str, operation: Operation, args: [Arg; 6]) -> usize {
+        self.push::<u64>(name, Word::OP | operation as u64, args).step
+    }
+
+    fn push<T>(&mut self, name: &'static str, word: u64, args: [Arg; 6]) -> Later<T> {
+        let linked = self.linked;
+        self.steps.push(Step { name, word, args, linked, opens: false, closes: None });
+        Later { step: self.steps.len() - 1, what: PhantomData }
+    }
+
+    /// A descriptor as an argument.
+    fn fd<'f>(&mut self, fd: impl Into<AnyFd<'f>>) -> Arg {
+        match fd.into() {
+            AnyFd::Later(later) => later.into(),
+            AnyFd::Open(fd) => match self.task.number(fd) {
+                Ok(number) => number.into(),
+                Err(error) => self.refuse(error),
+            },
+        }
+    }
+
+    /// A path or name as an argument.
+    fn string(&mut self, call: &'static str, text: impl AsRef<[u8]>) -> Arg {
+        match crate::sys::c_string(call, text) {
+            Ok(bytes) => self.input(bytes),
+            Err(error) => self.refuse(error),
+        }
+    }
+
+    fn refuse(&mut self, error: Error) -> Arg {
+        self.error.get_or_insert(error);
+        0.into()
+    }
+}
