@@ -1,5 +1,6 @@
 //! The command line: starts persistent processes, lists them, calls into them and stops them.
 
+mod bench;
 mod call;
 mod constants;
 mod demo;
@@ -34,6 +35,9 @@ enum Command {
     Call(call::CallCommand),
     Stop(stop::Stop),
     Image(image::Image),
+    Bench(bench::Bench),
+    #[command(hide = true)]
+    BenchServer(bench::BenchServer),
     #[command(hide = true)]
     DemoController(demo::FirstController),
     #[command(hide = true)]
@@ -49,6 +53,8 @@ async fn main() -> ExitCode {
         Command::Call(command) => command.run().await,
         Command::Stop(command) => command.run().await,
         Command::Image(command) => command.run(),
+        Command::Bench(command) => command.run().await,
+        Command::BenchServer(command) => return command.run(),
         Command::DemoController(command) => command.run().await,
         Command::DemoChild(command) => return command.run(),
     };

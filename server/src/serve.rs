@@ -177,6 +177,10 @@ impl Server {
                 if ready != EINTR {
                     sys::pause();
                 }
+            } else if self.owned && input.revents & POLLHUP != 0 {
+                // A version-1 controller that is gone leaves nothing to be executed, even if
+                // requests of its have not been read yet. And it keeps nobody out.
+                self.hang_up();
             } else if client.revents != 0 {
                 // The descriptors may be other ones after this.
                 self.progress();
@@ -187,11 +191,7 @@ impl Server {
                 } else if listen.revents != 0 {
                     self.accept();
                 }
-                // A version-1 controller that is gone leaves nothing to be executed, even if
-                // requests of its have not been read yet.
-                if self.owned && input & POLLHUP != 0 {
-                    self.hang_up();
-                } else if input != 0 {
+                if input != 0 {
                     return true;
                 }
             }

@@ -1,0 +1,206 @@
+//! Processes: making them, having them, having many.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use farcall::host::local::Stdio;
+use farcall::image::IMAGE;
+use farcall::persist::{Home, Name, SharedMemory};
+use farcall::{Child, Local, Process};
+
+use super::Row;
+use super::baseline::{NoOp, posix_spawn, vfork};
+use super::measure::{row, since, take_turns};
+use crate::Failure;
+
+/// Processes of one round.
+const SPAWNS: usize = 20;
+/// What a controller has resident in the large case.
+const GIBIBYTE: usize = 1 << 30;
+
+async fn root() -> Result<Process, Failure> {
+    Ok(Local::new().stdio(Stdio::Null).start().await?)
+}
+
+pub async fn spawn() -> Result<Vec<Row>, Failure> {
+    let root = root().await?;
+    let no_op = NoOp::new()?;
+    let mut stack = vec![0; 64 * 1024];
+    let program = Path::new("/bin/true");
+    let isolated = take_turns!(
+        SPAWNS,
+        for _ in 0..SPAWNS {
+            come_and_go(root.child().spawn().await?).await?;
+        },
+        for _ in 0..SPAWNS {
+            posix_spawn(no_op.path())?;
+        }
+    );
+    let shared = take_turns!(
+        SPAWNS,
+        for _ in 0..SPAWNS {
+            come_and_go(root.child().share_memory().share_files().spawn().await?).await?;
+        },
+        for _ in 0..SPAWNS {
+            vfork(&mut stack)?;
+        }
+    );
+    let exec = take_turns!(
+        SPAWNS,
+        for _ in 0..SPAWNS {
+            run(&root, program).await?;
+        },
+        for _ in 0..SPAWNS {
+            posix_spawn(program)?;
+        }
+    );
+    let small = exec.0.median();
+    let mut rows = vec![
+        row("spawn.isolated", "posix_spawn of a static no-op", isolated),
+        row("spawn.shared", "vfork and _exit", shared),
+        row("spawn.exec", "posix_spawn of /bin/true", exec),
+    ];
+    rows.push(large(&root, program, small).await?);
+    Ok(rows)
+}
+
+/// The same with much memory resident here: nothing of it is copied for a child.
+async fn large(root: &Process, program: &Path, small: f64) -> Result<Row, Failure> {
+    let memory = vec![1u8; GIBIBYTE];
+    std::hint::black_box(&memory);
+    let (figure, _) = take_turns!(
+        SPAWNS,
+        for _ in 0..SPAWNS {
+            run(root, program).await?;
+        },
+        ()
+    );
+    drop(memory);
+    let value = figure.median();
+    Ok(Row {
+        baseline: Some("spawn.exec"),
+        baseline_value: Some(small),
+        ratio: Some(value / small),
+        ..Row::alone("spawn.exec.1gib", value, "us")
+    })
+}
+
+/// A child that is ready for calls, ends, and is reaped.
+async fn come_and_go(mut child: Child) -> Result<(), Failure> {
+    child.exit(0).await?;
+    child.wait().await?;
+    Ok(())
+}
+
+async fn run(root: &Process, program: &Path) -> Result<(), Failure> {
+    let mut child = root.child().share_memory().share_files().spawn().await?;
+    child.execve(program, [program], [""; 0]).await?;
+    child.wait().await?;
+    Ok(())
+}
+
+/// A home of the bench's own, removed with what is in it.
+struct BenchHome(Home);
+
+impl BenchHome {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("farcall-bench-home-{}", std::process::id()));
+        Self(Home::at(path))
+    }
+
+    async fn start(&self, root: &Process, number: usize) -> Result<Child, Failure> {
+        let name: Name = format!("bench-{number}").parse().map_err(Failure::new)?;
+        let reserved = self.0.reserve(&name)?;
+        Ok(root.child().spawn_persistent(reserved, SharedMemory::Refuse).await?)
+    }
+}
+
+impl Drop for BenchHome {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.0.path());
+    }
+}
+
+/// Ends a persistent child with its handle, whatever happens.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill(nix::sys::signal::Signal::SIGKILL);
+    }
+}
+
+pub async fn footprint() -> Result<Vec<Row>, Failure> {
+    let root = root().await?;
+    let home = BenchHome::new();
+    let child = Ended(home.start(&root, 0).await?);
+    let pid = child.0.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
+    let switches = || switches(pid).zip(self::switches(std::process::id() as i32));
+    let before = switches().ok_or_else(|| Failure::new("/proc tells no context switches"))?;
+    const IDLE: Duration = Duration::from_secs(2);
+    // The wait itself is one switch of this process's.
+    tokio::time::sleep(IDLE).await;
+    let after = switches().ok_or_else(|| Failure::new("/proc tells no context switches"))?;
+    let count = (after.0 - before.0) + (after.1 - before.1).saturating_sub(1);
+    let private =
+        private_bytes(pid).ok_or_else(|| Failure::new("/proc tells no private memory"))?;
+    Ok(vec![
+        Row::alone("idle.switches", count as f64 / IDLE.as_secs_f64(), "1/s"),
+        Row::alone("footprint.image", IMAGE.len() as f64, "bytes"),
+        Row::alone("footprint.private", private as f64, "bytes"),
+    ])
+}
+
+/// How often all threads of a process have been switched away from by their own doing.
+fn switches(pid: i32) -> Option<u64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let statuses =
+        tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
+    Some(statuses.filter_map(|status| number(&status, "voluntary_ctxt_switches:")).sum())
+}
+
+fn private_bytes(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let part = |field| number(&text, field);
+    Some((part("Private_Clean:")? + part("Private_Dirty:")?) * 1024)
+}
+
+fn number(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+pub async fn scale() -> Result<Vec<Row>, Failure> {
+    const FEW: usize = 20;
+    const MANY: usize = 2000;
+    let few = many(FEW).await?;
+    let many = many(MANY).await?;
+    let ratio = few.iter().zip(&many).map(|(few, many)| many / few).fold(0.0, f64::max);
+    Ok(vec![Row {
+        baseline: Some("20 processes, start of each"),
+        baseline_value: Some(few[0]),
+        ratio: Some(ratio),
+        ..Row::alone("scale.processes", many[0], "us")
+    }])
+}
+
+/// For each of so many persistent processes: microseconds to start it, microseconds for a call,
+/// private bytes.
+async fn many(count: usize) -> Result<[f64; 3], Failure> {
+    let root = root().await?;
+    let home = BenchHome::new();
+    let mut children = Vec::with_capacity(count);
+    let begun = Instant::now();
+    for number in 0..count {
+        children.push(Ended(home.start(&root, number).await?));
+    }
+    let start = since(begun);
+    let begun = Instant::now();
+    for child in &children {
+        child.0.getppid().await?;
+    }
+    let call = since(begun);
+    let memory: u64 = children.iter().filter_map(|child| private_bytes(child.0.pid()?)).sum();
+    Ok([start, call, memory as f64].map(|total| total / count as f64))
+}
