@@ -168,7 +168,10 @@ impl Server {
     fn execute(&mut self) -> Result<(), HangUp> {
         let Request { word, args } = self.request;
         let number = (word & Word::NUMBER) as u32;
-        let result = if word & !Word::NUMBER == Word::OP {
+        let result = if word & Word::OP != 0 {
+            if word & !(Word::NUMBER | Word::OP) != 0 {
+                return Err(HangUp);
+            }
             match Operation::from_number(number) {
                 Some(Operation::Hello) => HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0,
                 Some(Operation::CopyIn) => self.copy_in(args)?,
