@@ -225,14 +225,15 @@ fn call(word: u64, args: [u64; 6]) -> i64 {
     // reached by a call that names an address inside the server's stack, and then it is the
     // controller that breaks its own server.
     let result = unsafe { arch::raw_syscall(a0, a1, a2, a3, a4, a5, word) };
-    // A child that was given no stack of its own comes out here too. It must not answer.
+    // A child that was given no stack of its own comes out here too. It must not answer, and after
+    // vfork its stack is the waiting parent's.
     if result == 0
         && (word == Sysno::clone as u64
             || word == Sysno::clone3 as u64
             || word == Sysno::fork as u64
             || word == Sysno::vfork as u64)
     {
-        sys::exit(0);
+        arch::leave();
     }
     result
 }

@@ -201,11 +201,3 @@ pub fn exit_group(status: i32) -> ! {
         unsafe { raw_syscall!(Sysno::exit_group, status) };
     }
 }
-
-/// exit(2): the calling thread alone, which for a process of one thread is the process.
-pub fn exit(status: i32) -> ! {
-    loop {
-        // SAFETY: does not return.
-        unsafe { raw_syscall!(Sysno::exit, status) };
-    }
-}

@@ -1,7 +1,7 @@
 //! x86-64: the entries, the call that is made for the controller, and what the compiler expects
 //! of a C library. Another architecture is another file of this shape beside this one.
 
-use core::arch::{global_asm, naked_asm};
+use core::arch::{asm, global_asm, naked_asm};
 
 use farcall_abi::entry::{ENTRY_TABLE_OFFSET, IMAGE_MAGIC, IMAGE_VERSION};
 
@@ -30,7 +30,7 @@ pub fn image_address() -> u64 {
     let address;
     // SAFETY: only computes an address relative to the instruction pointer.
     unsafe {
-        core::arch::asm!(
+        asm!(
             "lea {}, [rip + __ehdr_start]",
             out(reg) address,
             options(nomem, nostack, preserves_flags, pure)
@@ -74,6 +74,25 @@ pub unsafe extern "C" fn raw_syscall(
     number: u64,
 ) -> i64 {
     naked_asm!("mov rax, [rsp + 8]", "mov r10, rcx", "syscall", "ret")
+}
+
+/// exit(0) of the calling thread, without touching the stack: in the child of a vfork that is the
+/// stack from which the parent is going to return.
+///
+/// Inlined, and the constants are loaded here: for size the compiler would push and pop them.
+#[inline(always)]
+pub fn leave() -> ! {
+    // SAFETY: does not return, and only the calling thread is gone.
+    unsafe {
+        asm!(
+            "xor edi, edi",
+            "mov eax, {exit}",
+            "syscall",
+            "ud2",
+            exit = const syscalls::Sysno::exit as u32,
+            options(noreturn, nostack)
+        )
+    }
 }
 
 /// What the child of a `clone` returns into, its stack laid out as `abi::entry::TrampolineFrame`:
