@@ -62,12 +62,10 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
 /// `path` is a string that ends with a zero.
 unsafe fn bind(path: *const u8) -> Option<Result<i32, i64>> {
     let mut address = [0u8; 2 + PATH_MAX];
-    let mut bytes = address.iter_mut();
-    for (to, from) in bytes.by_ref().zip(AF_UNIX.to_le_bytes()) {
-        *to = from;
-    }
+    let [low, high, room @ ..] = &mut address;
+    [*low, *high] = AF_UNIX.to_le_bytes();
     let mut len = 2;
-    for to in bytes {
+    for to in room {
         // SAFETY: every byte before this one was not the final zero.
         *to = unsafe { path.add(len - 2).read() };
         len += 1;
