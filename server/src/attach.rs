@@ -18,42 +18,59 @@ use crate::sys::{
     MsgHdr, SCM_PIDFD, SCM_RIGHTS, SO_PEERCRED, Ucred,
 };
 
-/// Descriptors (duplicates of the listening socket) that are closed when a client arrives, so that
-/// it finds room in a full table.
+/// Descriptors (duplicates of the listening socket) that are closed while a client is heard, so
+/// that it finds room in a full table. Each is its number, or the inverse of that while closed.
 ///
-/// They exist only while nobody or a version-1 controller, which knows their numbers, is attached:
-/// a client of version 0 may close what it does not know and use the number anew, and then closing
-/// it here would hit a descriptor of its own.
-pub struct SpareFds(heapless::Vec<i32, SPARES>);
+/// They exist only while nobody or a version-1 controller is attached. That one knows their
+/// numbers, so they stay the same as long as it is attached. A client of version 0 may close what
+/// it does not know and use the number anew, and then closing it here would hit a descriptor of
+/// its own.
+pub struct SpareFds([i32; SPARES]);
 
 impl SpareFds {
     pub const fn new() -> Self {
-        Self(heapless::Vec::new())
+        Self([i32::MIN; SPARES])
     }
 
     fn release(&mut self) {
-        while let Some(fd) = self.0.pop() {
-            sys::close(fd);
+        for spare in self.0.iter_mut().filter(|spare| **spare >= 0) {
+            sys::close(*spare);
+            *spare = !*spare;
+        }
+    }
+
+    /// Takes those that are closed again, if there is room: at any number, or at the same one.
+    fn take(&mut self, listen: i32, anywhere: bool) {
+        for spare in self.0.iter_mut().filter(|spare| **spare < 0) {
+            let least = if anywhere { 0 } else { !*spare };
+            let fd = sys::dup(listen, least) as i32;
+            if anywhere {
+                *spare = i32::MIN;
+            }
+            if fd == least || (anywhere && (0..=Spares::MAX_FD).contains(&fd)) {
+                *spare = fd;
+            } else {
+                sys::close(fd);
+            }
         }
     }
 
     /// Takes as many as there is room for.
     pub fn fill(&mut self, listen: i32) {
-        while !self.0.is_full() {
-            let fd = sys::dup(listen) as i32;
-            if fd < 0 {
-                break;
-            }
-            if fd > Spares::MAX_FD {
-                sys::close(fd);
-                break;
-            }
-            let _ = self.0.push(fd);
+        self.take(listen, true);
+    }
+
+    /// The same; and if there is not enough, the client's socket will be one when it is closed.
+    fn fill_behind(&mut self, listen: i32, client: i32) {
+        self.fill(listen);
+        if let Some(spare) = self.0.iter_mut().find(|spare| **spare < 0) {
+            *spare = !client;
         }
     }
 
     fn numbers(&self) -> Spares {
-        self.0.iter().fold(Spares(0), |spares, fd| spares.with(*fd))
+        let numbers = self.0.iter().map(|fd| if *fd < 0 { !*fd } else { *fd });
+        numbers.filter(|fd| *fd <= Spares::MAX_FD).fold(Spares(0), Spares::with)
     }
 }
 
@@ -199,17 +216,16 @@ impl Server {
         self.spares.release();
         let fd = sys::accept(self.listen);
         if fd < 0 {
-            self.refill();
             if fd != EAGAIN && fd != EINTR && fd != ECONNABORTED {
                 sys::pause();
             }
-            return;
+        } else {
+            self.pending.fd = fd as i32;
+            if !self.admits(fd as i32) {
+                self.pending.close();
+            }
         }
-        self.pending.fd = fd as i32;
-        if !self.admits(fd as i32) {
-            self.pending.close();
-            self.refill();
-        }
+        self.refill();
     }
 
     /// Whether the client may attach: the user that called listen, or root.
@@ -226,16 +242,18 @@ impl Server {
             && (peer.uid == owner.uid || peer.uid == 0)
     }
 
+    /// Takes the spare descriptors again, whenever calls may be made.
     fn refill(&mut self) {
         if self.owned || self.input < 0 {
-            self.spares.fill(self.listen);
+            self.spares.take(self.listen, self.input < 0);
         }
     }
 
     /// Goes on with the pending handshake.
     pub fn progress(&mut self) {
+        self.spares.release();
         match self.pending.receive() {
-            Progress::More => return,
+            Progress::More => return self.refill(),
             Progress::Refused => {}
             Progress::Version0 => self.attach_version_0(),
             Progress::Version1 => self.attach_version_1(),
@@ -298,7 +316,7 @@ impl Server {
             self.adopt(true);
             answer.holder_pid = self.holder;
             answer.holder_since = self.holder_since;
-            self.spares.fill(self.listen);
+            self.spares.fill_behind(self.listen, self.pending.fd);
             answer.spares = self.spares.numbers().0;
         }
         answer.generation = self.generation;

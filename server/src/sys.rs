@@ -124,10 +124,10 @@ pub fn accept(listen: i32) -> i64 {
     unsafe { raw_syscall!(Sysno::accept4, listen, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC) as i64 }
 }
 
-/// fcntl(2) F_DUPFD_CLOEXEC: the lowest free descriptor.
-pub fn dup(fd: i32) -> i64 {
+/// fcntl(2) F_DUPFD_CLOEXEC: the lowest free descriptor that is not below `least`.
+pub fn dup(fd: i32, least: i32) -> i64 {
     // SAFETY: touches no memory.
-    unsafe { raw_syscall!(Sysno::fcntl, fd, 1030, 0) as i64 }
+    unsafe { raw_syscall!(Sysno::fcntl, fd, 1030, least) as i64 }
 }
 
 /// getsockopt(2) of a SOL_SOCKET option into a plain value.
