@@ -126,6 +126,12 @@ impl Server {
                 continue;
             }
             let [input, listen, pending] = fds;
+            // A version-1 controller that is gone keeps nobody out, and leaves nothing to be
+            // executed, even if requests of its have not been read yet.
+            if self.owned && input.revents & POLLHUP != 0 {
+                self.hang_up();
+                continue;
+            }
             if pending.revents != 0 {
                 self.progress();
                 // The descriptors may be other ones now.
@@ -136,11 +142,7 @@ impl Server {
             } else if listen.revents != 0 {
                 self.accept();
             }
-            // A version-1 controller that is gone leaves nothing to be executed, even if requests
-            // of its have not been read yet.
-            if self.owned && input.revents & POLLHUP != 0 {
-                self.hang_up();
-            } else if input.revents != 0 {
+            if input.revents != 0 {
                 return true;
             }
         }
