@@ -28,7 +28,7 @@ pub const OVERFLOW_UID: u32 = 65534;
 pub struct Token(pub [u64; 2]);
 
 /// A version-1 handshake. Its descriptors (SCM_RIGHTS, two or three) may come with any of its
-/// bytes; it is complete when both are there.
+/// bytes, but have come when the last one has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Hello {

@@ -27,8 +27,11 @@ fn close_all(fds: &mut heapless::VecView<i32, u32>) {
     }
 }
 
-/// Descriptors (duplicates of the listening socket) that are closed when a client arrives and finds
-/// no room in the table.
+/// Descriptors (duplicates of the listening socket) that make room for a client in a full table.
+///
+/// They are closed only where there is no room otherwise, and only around the call that needs it:
+/// what the controller calls meanwhile finds the table as full as it was, and the spare descriptors
+/// keep their numbers, which are the only free ones then.
 ///
 /// They exist only while nobody or a version-1 controller, which knows their numbers, is attached:
 /// a client of version 0 may close what it does not know and use the number anew, and then closing
@@ -176,24 +179,25 @@ impl Server {
     #[inline(never)]
     pub fn accept(&mut self) {
         self.dismiss();
-        let listen = self.watched.listen.fd;
-        let mut client = sys::accept(listen) as i32;
-        let mut room = SpareFds::new();
-        room.fill(listen);
-        if !room.0.is_full() {
-            close_all(&mut self.spares.0);
-        }
-        close_all(&mut room.0);
-        if client < 0 {
-            client = sys::accept(listen) as i32;
-        }
+        self.make_room();
+        let client = sys::accept(self.watched.listen.fd) as i32;
         self.watched.client.fd = client;
         if client < 0 {
             sys::pause();
         } else if self.admits(client) {
-            return;
+            return self.refill();
         }
         self.dismiss();
+    }
+
+    /// Room for the descriptors of a handshake.
+    fn make_room(&mut self) {
+        let mut room = SpareFds::new();
+        room.fill(self.watched.listen.fd);
+        if !room.0.is_full() {
+            close_all(&mut self.spares.0);
+        }
+        close_all(&mut room.0);
     }
 
     /// Whether the client may attach: the user that called listen, or root.
@@ -227,8 +231,9 @@ impl Server {
     /// Goes on with the pending handshake.
     #[inline(never)]
     pub fn progress(&mut self) {
+        self.make_room();
         match self.pending.receive(self.watched.client.fd) {
-            None => return,
+            None => return self.refill(),
             Some(HANDSHAKE_V0_SIZE) => self.attach_version_0(),
             Some(HELLO_SIZE) => self.attach_version_1(),
             Some(_) => {}
@@ -318,8 +323,17 @@ impl Server {
         self.answer.generation += 1;
         self.answer.holder_pid = holder;
         self.answer.holder_since = sys::now();
+        if !owned {
+            close_all(&mut self.spares.0);
+        }
         self.refill();
-        self.spares.numbers().0
+        let numbers = self.spares.numbers();
+        let client = self.watched.client.fd;
+        if self.spares.0.is_full() || client < 0 {
+            return numbers.0;
+        }
+        // The table is full: the client's number will be one as soon as it is free.
+        numbers.with(client).0
     }
 
     /// The operation SERVE: goes on with other descriptors, and with a listener becomes persistent.

@@ -171,7 +171,7 @@ pub fn shutdown(fd: i32) {
 /// ppoll(2) without a timeout and without a signal mask.
 pub fn poll(fds: &mut [PollFd]) -> i64 {
     // SAFETY: the kernel writes only `revents` of the entries in this slice.
-    unsafe { raw_syscall!(Sysno::ppoll, fds.as_mut_ptr(), fds.len(), 0, 0) as i64 }
+    unsafe { raw_syscall!(Sysno::ppoll, fds.as_mut_ptr(), fds.len(), 0, 0, 0) as i64 }
 }
 
 /// Sleeps for a tenth of a second: for the one case in which a wait would return at once forever.

@@ -1,0 +1,20 @@
+//! The wire: what `docs/protocol.md` says, claim by claim.
+//!
+//! Everything here drives the image with nothing but sockets, pipes and the bytes of that document.
+//! The library is used for the image's bytes, and in `vectors` to hold the document to `abi`.
+
+mod children;
+mod client;
+mod copies;
+mod detached;
+mod executable;
+mod handshake;
+mod mapped;
+mod operations;
+mod requests;
+mod server;
+mod stream;
+mod unwanted;
+mod users;
+mod vectors;
+mod version_1;
