@@ -1,4 +1,49 @@
-//! farcall runs Linux system calls in other processes.
+//! farcall runs Linux system calls in other processes, and in processes that outlive their
+//! controller.
+//!
+//! A *server*, a page of position-independent code without libc, sits in a process and executes the
+//! requests that arrive on a stream. This library is the *controller*: it starts servers, makes
+//! calls in them, and can leave them behind as *persistent processes* for the next controller.
+//!
+//! ```
+//! use farcall::Local;
+//! use nix::fcntl::OFlag;
+//! use nix::sys::stat::Mode;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> farcall::Result<()> {
+//! // A root server, from which all other processes are made, and a child of it.
+//! let root = Local::new().start().await?;
+//! let child = root.child().spawn().await?;
+//!
+//! // Calls are methods. Handles know whose they are, and close what they own.
+//! let file = child.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty()).await?;
+//! assert_eq!(child.read(&file, 16).await?.len(), 16);
+//! assert_eq!(child.getppid().await?, root.getpid().await?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything runs on the tokio runtime on which it was started, and dies with the controller
+//! unless it is persistent. A future that is dropped takes nothing back: its call is made all the
+//! same, and what the call opens or maps is given back. ([`ChildBuilder::spawn`] is an exception.)
+//!
+//! # Where things are
+//!
+//! From what programs use down to what lies below it:
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`persist`] | persistent processes: [`attach`](persist::attach), [`Home`](persist::Home), reconnecting |
+//! | [`host`] | where servers are started: [`Local`], this machine |
+//! | [`process`] | [`Process`], [`Child`], [`ChildBuilder`]: clone, exec, wait |
+//! | [`sys`] | the typed calls, as methods of [`Task`](sys::Task), to which a [`Process`] dereferences |
+//! | [`handle`] | [`Fd`] and [`FdTable`], [`Mapping`]: resources of another process |
+//! | [`memory`] | buffers for calls, in the memory of the target process |
+//! | [`call`] | [`Connection`](call::Connection): batches of calls and their results; [`Error`] and [`Outcome`] |
+//! | [`transport`] | the stream's protocol, without I/O |
+//! | [`image`] | the server image that this build carries |
+//! | [`abi`] | types and numbers that both sides agree on |
 
 pub mod abi;
 pub mod call;
@@ -16,3 +61,12 @@ pub use call::{Error, Outcome, Result};
 pub use handle::{Fd, FdTable, Mapping};
 pub use host::local::Local;
 pub use process::{Child, ChildBuilder, Process};
+
+/// The examples in documents are tests as well.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/persistent.md")]
+    struct Persistent;
+}
