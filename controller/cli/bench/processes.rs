@@ -74,7 +74,7 @@ async fn large(root: &Process, program: &Path, small: f64) -> Result<Row, Failur
         for _ in 0..SPAWNS {
             run(root, program).await?;
         },
-        ()
+        std::hint::black_box(())
     );
     drop(memory);
     let value = figure.median();
