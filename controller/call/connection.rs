@@ -340,8 +340,11 @@ impl Shared {
             complete(Err(Error::Gone));
             return;
         }
+        // A call that finds nothing under way goes out at once. Behind others it is left to the
+        // driver, which writes all that has gathered together.
+        let idle = state.stream.is_answered() && state.stream.is_written();
         state.stream.push(calls, complete);
-        let left = state.flush();
+        let left = !idle || state.flush();
         drop(state);
         if left {
             self.work.notify_one();

@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 
 use super::Row;
 use super::baseline::Server;
-use super::measure::{bandwidth, row, take_turns};
+use super::measure::{Pinned, bandwidth, row, take_turns};
 use crate::Failure;
 
 /// Calls of one round, one at a time.
@@ -30,6 +30,7 @@ async fn process() -> Result<Process, Failure> {
 
 pub async fn calls() -> Result<Vec<Row>, Failure> {
     let process = process().await?;
+    let _pinned = Pinned::with(&process)?;
     let mut server = Server::start(None)?;
     let one = take_turns!(
         CALLS,

@@ -2,7 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use farcall::Process;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
 use super::Row;
+use crate::Failure;
 
 /// How often a figure and its baseline take turns.
 const ROUNDS: usize = 15;
@@ -93,6 +98,32 @@ pub fn bandwidth(
         baseline_value: baseline,
         ratio: baseline.map(|baseline| value / baseline),
         ..row
+    }
+}
+
+/// This thread and a process, and what they start, on one processor: what takes turns needs no second one, and
+/// waking one up costs more than a call.
+pub struct Pinned(CpuSet);
+
+impl Pinned {
+    pub fn with(process: &Process) -> Result<Self, Failure> {
+        let this_thread = Pid::from_raw(0);
+        let before = sched_getaffinity(this_thread)?;
+        let mut one = CpuSet::new();
+        let first = (0..CpuSet::count()).find(|cpu| before.is_set(*cpu).unwrap_or(false));
+        one.set(first.unwrap_or(0))?;
+        sched_setaffinity(this_thread, &one)?;
+        if let Some(pid) = process.pid() {
+            sched_setaffinity(Pid::from_raw(pid), &one)?;
+        }
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // It was allowed before.
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
     }
 }
 

@@ -11,7 +11,7 @@ use farcall::{Child, Local, Process};
 
 use super::Row;
 use super::baseline::{NoOp, posix_spawn, vfork};
-use super::measure::{row, since, take_turns};
+use super::measure::{Pinned, row, since, take_turns};
 use crate::Failure;
 
 /// Processes of one round.
@@ -25,6 +25,7 @@ async fn root() -> Result<Process, Failure> {
 
 pub async fn spawn() -> Result<Vec<Row>, Failure> {
     let root = root().await?;
+    let _pinned = Pinned::with(&root)?;
     let no_op = NoOp::new()?;
     let mut stack = vec![0; 64 * 1024];
     let program = Path::new("/bin/true");
