@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use syscalls::Sysno;
 
 use super::child::{self, Child, Remains};
-use super::{Parts, Process, ServerFds, Sockets};
+use super::{Parts, Process, ServerFds, Sockets, to_the_end};
 use crate::abi::entry::TrampolineFrame;
 use crate::call::{Call, Connection, Error, Reply, Result};
 use crate::handle::{AddressSpace, Fd, FdTable, Mapping};
@@ -73,6 +73,12 @@ impl ChildBuilder {
     /// [`Error::CloneFlags`] for flags that can't go together, and the errno of clone(2).
     pub async fn spawn(self) -> Result<Child> {
         self.check()?;
+        // A child that nobody waits for any more is dropped there, which ends and reaps it: until
+        // then it runs on memory that must not be given back.
+        to_the_end(self.make()).await
+    }
+
+    async fn make(self) -> Result<Child> {
         let Self { parent, flags } = self;
         let shares_memory = flags.contains(CloneFlags::CLONE_VM);
         let shares_files = flags.contains(CloneFlags::CLONE_FILES);
