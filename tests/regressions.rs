@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use common::{LIMIT, TestHome, alive, fds, until_async};
+use common::{LIMIT, Role, TestHome, alive, fds, role, tell, until_async};
 use farcall::host::local::Stdio;
 use farcall::persist::{Home, Name, SharedMemory, attach};
 use farcall::sys::Sysno;
@@ -49,6 +49,19 @@ fn maps(pid: i32) -> usize {
     std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count()
 }
 
+/// Sets the soft limit on a process's descriptors (0 is this one), and returns what it was.
+fn limit_descriptors(pid: i32, soft: u64) -> u64 {
+    use nix::libc::{RLIMIT_NOFILE, prlimit, rlimit};
+    let mut limit = rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both pointers are to a struct of that kind, or null.
+    unsafe {
+        assert_eq!(prlimit(pid, RLIMIT_NOFILE, std::ptr::null(), &mut limit), 0);
+        let new = rlimit { rlim_cur: soft, ..limit };
+        assert_eq!(prlimit(pid, RLIMIT_NOFILE, &new, std::ptr::null_mut()), 0);
+    }
+    limit.rlim_cur
+}
+
 #[tokio::test]
 async fn a_spawn_that_is_given_up_leaves_nothing_in_the_parent() {
     let root = root().await;
@@ -76,4 +89,68 @@ async fn a_spawn_that_is_given_up_leaves_nothing_in_the_parent() {
             .await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_child_is_tied_to_its_parent_when_spawn_returns() {
+    let root = root().await;
+    for _ in 0..30 {
+        let parent = root.child().spawn().await.unwrap();
+        let pid = parent.pid().unwrap();
+        let one_cpu = nix::sched::sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let first = (0..1024).find(|cpu| one_cpu.is_set(*cpu).unwrap()).unwrap();
+        let mut set = nix::sched::CpuSet::new();
+        set.set(first).unwrap();
+        // On one processor the parent goes on before its child begins.
+        nix::sched::sched_setaffinity(Pid::from_raw(pid), &set).unwrap();
+        let killer = std::thread::spawn(move || {
+            loop {
+                if let [child] = children(pid)[..] {
+                    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+                    return child;
+                }
+            }
+        });
+        let child = in_time("spawn", parent.child().spawn()).await;
+        let pid = killer.join().unwrap();
+        until_async("the child dies with its parent", || !alive(pid)).await;
+        drop(child);
+    }
+}
+
+#[test]
+fn a_child_that_can_not_be_watched_is_ended_and_reaped() {
+    const TEST: &str = "a_child_that_can_not_be_watched_is_ended_and_reaped";
+    // In a process of its own: the limit is a process's.
+    let Some(_) = role() else {
+        assert_eq!(Role::start(TEST, "alone").told(), "done");
+        return;
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let root = root().await;
+        let pid = root.pid().unwrap();
+        drop(root.child().spawn().await.unwrap());
+        until_async("the first child is reaped", || children(pid).is_empty()).await;
+        root.getpid().await.unwrap();
+        let before = (fds(pid).len(), maps(pid));
+        for share in [false, true] {
+            let builder = root.child();
+            let builder = if share { builder.share_memory().share_files() } else { builder };
+            kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+            let spawn = tokio::spawn(builder.spawn());
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            let limit = limit_descriptors(0, 3);
+            kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+            let failed = spawn.await.unwrap();
+            limit_descriptors(0, limit);
+            let Err(Error::Io { source, .. }) = failed else { panic!("{share}: {failed:?}") };
+            assert_eq!(source.raw_os_error(), Some(nix::libc::EMFILE));
+            until_async("descriptors, mappings and zombies are gone", || {
+                (fds(pid).len(), maps(pid)) == before && children(pid).is_empty()
+            })
+            .await;
+        }
+        tell("done");
+    });
 }

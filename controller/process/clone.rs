@@ -1,6 +1,6 @@
 //! Making a child: clone(2), by a server, of a server.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::sched::CloneFlags;
@@ -10,7 +10,7 @@ use syscalls::Sysno;
 use super::child::{self, Child, Remains};
 use super::{Parts, Process, ServerFds, Sockets, to_the_end};
 use crate::abi::entry::TrampolineFrame;
-use crate::call::{Call, Connection, Error, Reply, Result};
+use crate::call::{Call, Connection, Error, Outcome, Reply, Result};
 use crate::handle::{AddressSpace, Fd, FdTable, Mapping};
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::sys::{DataSocket, Guardian};
@@ -91,6 +91,8 @@ impl ChildBuilder {
             .send_server_fds(&[sockets.stream_there.as_fd(), sockets.data_there.as_fd()])
             .await?;
         let (input, data) = (numbers[0], numbers[1]);
+        // A copy here would hide the child's end from its connection.
+        drop((sockets.stream_there, sockets.data_there));
         let made = start(&parent, flags, input).await;
         let Made { pid, pidfd, stack, arena } = match made {
             Ok(made) => made,
@@ -131,16 +133,30 @@ impl ChildBuilder {
             // The child's copy of the parent's.
             None => Arena::new(parent.arena.base(), parent.arena.size()),
         };
-        let here = Arc::new(parent.fetch_fd(&pidfd).await?);
         let remains = Arc::new(Remains::new(shares_memory, stack, arena, table, in_parent));
-        child::watch(&here, &connection, &parent, &remains)?;
+        // Whatever it answers, from here on its life is tied to its parent's.
+        let tied = connection.call("getpid", Call::syscall(Sysno::getpid, [0; 6]));
+        let here = match watched(&parent, &pidfd, &connection, &remains).await {
+            Ok(here) => here,
+            Err(error) => {
+                end(&parent, &pidfd, &remains).await;
+                return Err(error);
+            }
+        };
+        // One that has ended meanwhile has a status to wait for.
+        let _ = tied.await;
+        let guardian = Guardian::Parent(parent.shared_pidfd().clone());
+        if !guardian.lives() {
+            // It may have died before that: then nothing but the end of its stream ends the child.
+            return Err(Error::ParentDied);
+        }
         let process = Process::new(Parts {
             connection,
             table: child_table,
             space,
             arena: arena_range,
             data: DataSocket::new(sockets.data, data),
-            guardian: Guardian::Parent(parent.shared_pidfd().clone()),
+            guardian,
             image: parent.image(),
             fds: ServerFds { input, output: input, data, persistent: Vec::new() },
             pidfd: here,
@@ -199,15 +215,51 @@ async fn start(parent: &Process, flags: CloneFlags, input: i32) -> Result<Made> 
         Call::copy_out(at, 4),
     ];
     let table = parent.table();
-    let (pid, pidfd) = parent
+    let made = parent
         .connection
         .submit(calls, move |replies| {
             let _slot = slot;
             let (pid, pidfd) = cloned(&replies)?;
             Ok((pid, table.made(pidfd)))
         })
-        .await?;
-    Ok(Made { pid, pidfd, stack, arena })
+        .await;
+    match made {
+        Ok((pid, pidfd)) => Ok(Made { pid, pidfd, stack, arena }),
+        Err(error) => {
+            if matches!(error, Error::Lost(Outcome::PossiblyExecuted)) {
+                // There may be a child that runs on them.
+                for mapping in [stack, arena].into_iter().flatten() {
+                    let _ = mapping.into_raw();
+                }
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The child's pidfd, in this process, with somebody who waits for the child's end.
+async fn watched(
+    parent: &Process,
+    pidfd: &Fd,
+    connection: &Connection,
+    remains: &Arc<Remains>,
+) -> Result<Arc<OwnedFd>> {
+    let here = Arc::new(parent.fetch_fd(pidfd).await?);
+    child::watch(&here, connection, parent, remains)?;
+    Ok(here)
+}
+
+/// Ends and reaps a child that can't be watched over. Where that fails too, its memory stays.
+async fn end(parent: &Process, pidfd: &Fd, remains: &Remains) {
+    let number = pidfd.number() as u64;
+    let kill = [number, Signal::SIGKILL as u64, 0, 0, 0, 0];
+    let kind = u64::from(nix::libc::P_PIDFD);
+    // It is dying: this does not block the parent.
+    let reap = [kind, number, 0, nix::libc::WEXITED as u64, 0, 0];
+    let _ = parent.syscall(Sysno::pidfd_send_signal, kill).await;
+    if parent.syscall(Sysno::waitid, reap).await.is_ok() {
+        remains.ended();
+    }
 }
 
 fn cloned(replies: &[Reply]) -> Result<(i32, i32)> {

@@ -106,7 +106,7 @@ pub(crate) fn exit_group(status: i32) -> Call {
 
 impl Guardian {
     /// Whether what the task's life depends on is still there.
-    fn lives(&self) -> bool {
+    pub(crate) fn lives(&self) -> bool {
         match self {
             Self::None | Self::Controller => true,
             Self::Parent(pidfd) => !has_ended(pidfd),
