@@ -154,3 +154,60 @@ fn a_child_that_can_not_be_watched_is_ended_and_reaped() {
         tell("done");
     });
 }
+
+#[tokio::test]
+async fn a_reserved_name_is_nobody_elses() {
+    let test = TestHome::new();
+    let reserved = test.home.reserve(&name("one")).unwrap();
+    let error = test.home.reserve(&name("one")).unwrap_err().to_string();
+    assert!(error.contains("reserved"), "{error}");
+    let root = root().await;
+    let process = root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
+    process.prepare_for_reconnect().await.unwrap();
+    attach(test.home.place(&name("one"))).await.unwrap().exit(0).await.unwrap();
+}
+
+#[test]
+fn a_name_whose_reserver_was_killed_is_free_again() {
+    const TEST: &str = "a_name_whose_reserver_was_killed_is_free_again";
+    if let Some(path) = role() {
+        let _reserved = Home::at(path).reserve(&name("one")).unwrap();
+        tell("reserved");
+        common::hear();
+        return;
+    }
+    let test = TestHome::new();
+    let mut other = Role::start(TEST, test.path());
+    assert_eq!(other.told(), "reserved");
+    assert!(test.home.reserve(&name("one")).is_err());
+    other.kill();
+    test.home.reserve(&name("one")).unwrap();
+}
+
+#[tokio::test]
+async fn what_others_put_beside_a_socket_is_neither_written_to_nor_waited_for() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    let precious = test.file("precious");
+    std::fs::write(&precious, "precious").unwrap();
+    let own = std::process::id();
+    for name in [format!(".one.json.{own}"), ".one.json".into(), "one.json".into()] {
+        let link = test.path().join(name);
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+    }
+    for count in 0..50 {
+        let link = test.path().join(format!(".one.json.{own}.{count}"));
+        std::os::unix::fs::symlink(&precious, link).unwrap();
+    }
+    process.prepare_for_reconnect().await.unwrap();
+    process.reconnect().await.unwrap();
+    assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+
+    let state = test.path().join("one.json");
+    std::fs::remove_file(&state).unwrap();
+    nix::unistd::mkfifo(&state, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(test.home.place(&name("one")).state().is_none());
+    process.exit(0).await.unwrap();
+}
