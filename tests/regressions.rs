@@ -211,3 +211,21 @@ async fn what_others_put_beside_a_socket_is_neither_written_to_nor_waited_for() 
     assert!(test.home.place(&name("one")).state().is_none());
     process.exit(0).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_close_that_waited_does_not_close_what_was_opened_meanwhile() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    let open = || process.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty());
+    let old = open().await.unwrap();
+    process.prepare_for_reconnect().await.unwrap();
+    // Both wait, in this order; the sweep comes before them.
+    let mut new = Box::pin(open());
+    assert!(begin(&mut new));
+    drop(old);
+    process.reconnect().await.unwrap();
+    let new = in_time("open", new).await.unwrap();
+    process.getpid().await.unwrap();
+    assert_eq!(process.read(&new, 4).await.unwrap(), std::fs::read("/etc/passwd").unwrap()[..4]);
+}

@@ -87,7 +87,6 @@ impl Remains {
     fn close_in_parent(&self) {
         let numbers =
             std::mem::take(&mut *self.in_parent.lock().unwrap_or_else(PoisonError::into_inner));
-        self.table.unreserve(numbers.iter().copied());
         for number in numbers {
             self.table.close_later(number);
         }

@@ -98,7 +98,6 @@ impl ChildBuilder {
             Ok(made) => made,
             Err(error) => {
                 for number in numbers {
-                    table.unreserve([number]);
                     table.close_later(number);
                 }
                 return Err(error);
@@ -116,7 +115,6 @@ impl ChildBuilder {
             for number in table.reserved().into_iter().filter(|n| *n != input && *n != data) {
                 child_table.close_later(number);
             }
-            table.unreserve([input, data]);
             table.close_later(input);
             table.close_later(data);
             (child_table, Vec::new())

@@ -222,7 +222,6 @@ impl Process {
         // And in the old table, if somebody is left in it, this server's.
         old.leave(&self.connection);
         if !old.members().is_empty() {
-            old.unreserve(mine.iter().copied());
             for number in mine {
                 old.close_later(number);
             }
