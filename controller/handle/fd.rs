@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use syscalls::Sysno;
 
-use crate::call::{Call, Connection, Error, Result, WeakConnection};
+use crate::call::{Call, Connection, Error, Receipt, Result, WeakConnection};
 
 /// A table of descriptors, as `CLONE_FILES` shares it: which of its entries have handles, which
 /// belong to servers, and which processes can be asked to act on it.
@@ -21,6 +21,9 @@ struct Inner {
     handles: BTreeMap<i32, usize>,
     /// The descriptors that servers run on.
     servers: BTreeSet<i32>,
+    /// How many calls are under way that close a number. As long as one is, nothing else may close
+    /// it: the number would be used anew, and the call would close what has it then.
+    closing: BTreeMap<i32, usize>,
     members: Vec<WeakConnection>,
 }
 
@@ -34,6 +37,41 @@ pub struct Fd {
     number: i32,
     table: Arc<FdTable>,
     open: bool,
+}
+
+/// A number that a call is going to close, and that nothing else closes until then.
+struct Closing {
+    number: i32,
+    table: Arc<FdTable>,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.table.lock().closing.release(self.number);
+    }
+}
+
+/// Counts by number.
+trait Counts {
+    fn take(&mut self, number: i32);
+    /// Says whether that was the last.
+    fn release(&mut self, number: i32) -> bool;
+}
+
+impl Counts for BTreeMap<i32, usize> {
+    fn take(&mut self, number: i32) {
+        *self.entry(number).or_default() += 1;
+    }
+
+    fn release(&mut self, number: i32) -> bool {
+        let Some(count) = self.get_mut(&number) else { return false };
+        *count -= 1;
+        let last = *count == 0;
+        if last {
+            self.remove(&number);
+        }
+        last
+    }
 }
 
 impl std::fmt::Debug for FdTable {
@@ -93,7 +131,7 @@ impl FdTable {
         if inner.servers.contains(&number) {
             return Err(Error::Protocol("that descriptor is the server's own"));
         }
-        *inner.handles.entry(number).or_default() += 1;
+        inner.handles.take(number);
         drop(inner);
         Ok(Fd { number, table: self.clone(), open: true })
     }
@@ -103,7 +141,7 @@ impl FdTable {
     pub(crate) fn made(self: &Arc<Self>, number: i32) -> Fd {
         let mut inner = self.lock();
         inner.servers.remove(&number);
-        *inner.handles.entry(number).or_default() += 1;
+        inner.handles.take(number);
         drop(inner);
         Fd { number, table: self.clone(), open: true }
     }
@@ -127,11 +165,12 @@ impl FdTable {
     }
 
     /// The calls that close every descriptor which neither a handle nor a server nor the standard
-    /// streams account for: close_range(2) on the gaps, which needs no /proc.
+    /// streams account for, nor a call that is going to close it: close_range(2) on the gaps, which needs no /proc.
     pub(crate) fn sweep(&self) -> Vec<Call> {
         let inner = self.lock();
         let mut known: BTreeSet<i32> = inner.servers.iter().copied().collect();
         known.extend(inner.handles.keys());
+        known.extend(inner.closing.keys());
         known.extend(0..=2);
         let mut calls = Vec::new();
         let mut next = 0u64;
@@ -147,12 +186,28 @@ impl FdTable {
         calls
     }
 
-    /// Closes a descriptor, by whichever process is there, and does not wait for it.
-    pub(crate) fn close_later(&self, number: i32) {
-        if let Some(member) = self.member() {
-            // Dropping the receipt loses nothing.
-            drop(member.call("close", close(number)));
-        }
+    /// Closes a descriptor, by whichever process is there, and does not wait for it. If a server ran
+    /// on it, none does any more.
+    pub(crate) fn close_later(self: &Arc<Self>, number: i32) {
+        let mut inner = self.lock();
+        inner.servers.remove(&number);
+        inner.closing.take(number);
+        drop(inner);
+        // Dropping the receipt loses nothing.
+        drop(Closing { number, table: self.clone() }.submit());
+    }
+}
+
+impl Closing {
+    /// Closes it, unless nobody is left to do it.
+    fn submit(self) -> Option<Receipt<()>> {
+        let member = self.table.member()?;
+        let call = close(self.number);
+        Some(member.submit(vec![call], move |replies| {
+            drop(self);
+            let reply = replies.first().ok_or(Error::Protocol("no reply"))?;
+            reply.value().map(|_| ()).map_err(Error::call("close"))
+        }))
     }
 }
 
@@ -179,40 +234,34 @@ impl Fd {
     ///
     /// The errno of close(2); the descriptor is closed even then.
     pub async fn close(mut self) -> Result<()> {
-        if !self.forget() {
-            return Ok(());
-        }
-        let Some(member) = self.table.member() else { return Err(Error::Gone) };
-        member.call("close", close(self.number)).await.map(|_| ())
+        let Some(closing) = self.forget() else { return Ok(()) };
+        closing.submit().ok_or(Error::Gone)?.await
     }
 
     /// Gives the descriptor up without closing it, and returns its number.
     #[must_use = "nothing else knows the number"]
     pub fn into_raw(mut self) -> i32 {
-        self.forget();
+        drop(self.forget());
         self.number
     }
 
-    /// Says whether this was the last handle of an open descriptor.
-    fn forget(&mut self) -> bool {
+    /// If this was the last handle of an open descriptor, the descriptor is to be closed.
+    fn forget(&mut self) -> Option<Closing> {
         if !std::mem::replace(&mut self.open, false) {
-            return false;
+            return None;
         }
         let mut inner = self.table.lock();
-        let Some(count) = inner.handles.get_mut(&self.number) else { return false };
-        *count -= 1;
-        let last = *count == 0;
-        if last {
-            inner.handles.remove(&self.number);
+        if !inner.handles.release(self.number) {
+            return None;
         }
-        last
+        inner.closing.take(self.number);
+        drop(inner);
+        Some(Closing { number: self.number, table: self.table.clone() })
     }
 }
 
 impl Drop for Fd {
     fn drop(&mut self) {
-        if self.forget() {
-            self.table.close_later(self.number);
-        }
+        drop(self.forget().and_then(Closing::submit));
     }
 }

@@ -6,11 +6,12 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -157,10 +158,16 @@ pub struct Place {
     socket: PathBuf,
 }
 
+/// The process of a place that is reserved: none yet. No process has that pid.
+const NONE_YET: Incarnation = Incarnation { pid: 0, start_time: 0 };
+
+/// Bytes of a NAME.json that are read.
+const STATE_SIZE: u64 = 64 * 1024;
+
 /// What lies beside a socket, in NAME.json.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// The process.
+    /// The process; its pid is 0 while the place is only reserved, by the holder.
     #[serde(flatten)]
     pub process: Incarnation,
     /// The controller that attached last, unless it detached in good order.
@@ -225,7 +232,18 @@ impl Place {
     /// What NAME.json says, if it is there and can be read.
     #[must_use]
     pub fn state(&self) -> Option<State> {
-        serde_json::from_slice(&fs::read(self.state_path()).ok()?).ok()
+        // The directory may be another user's: what lies there need not be a file.
+        let file = File::options()
+            .read(true)
+            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW)
+            .open(self.state_path())
+            .ok()?;
+        if !file.metadata().ok()?.is_file() {
+            return None;
+        }
+        let mut text = Vec::new();
+        file.take(STATE_SIZE).read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
     /// Writes NAME.json, as a whole or not at all.
@@ -235,15 +253,15 @@ impl Place {
         let path = self.state_path();
         let mut name = OsString::from(".");
         name.push(path.file_name().unwrap_or(OsStr::new("state")));
-        name.push(format!(".{}", std::process::id()));
+        static WRITES: AtomicU64 = AtomicU64::new(0);
+        let count = WRITES.fetch_add(1, Ordering::Relaxed);
+        name.push(format!(".{}.{count}", std::process::id()));
         let temporary = path.with_file_name(name);
         let write = || {
-            let mut file = File::options()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
+            // Left by a process of the same pid. What others put there is not written to.
+            let _ = fs::remove_file(&temporary);
+            let mut file =
+                File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
             file.write_all(&text)?;
             fs::rename(&temporary, &path)
         };
@@ -330,6 +348,9 @@ impl Place {
         // Nobody can connect before listen(2): so nobody gets in before the mode is right.
         fs::set_permissions(&reserved.place.socket, fs::Permissions::from_mode(0o600))
             .map_err(|error| reserved.place.error(&error))?;
+        // As long as this process lives, nobody takes the place for one that was left behind.
+        let holder = Incarnation::of(std::process::id() as i32);
+        reserved.place.write_state(&State { process: NONE_YET, holder, since: now() })?;
         drop(lock);
         Ok(reserved)
     }
@@ -342,12 +363,18 @@ impl Place {
             .map_err(Error::local("socket"))?;
         let being_made = self
             .state()
-            .is_some_and(|s| s.holder.is_some_and(|h| h.is_alive()) && s.process.is_alive());
+            .filter(|state| state.process == NONE_YET || state.process.is_alive())
+            .is_some_and(|state| state.holder.is_some_and(|holder| holder.is_alive()));
         match connect(probe.as_raw_fd(), &address) {
             Err(Errno::ECONNREFUSED) if !being_made => self.remove(),
             // Full, or connected: somebody listens.
             Ok(()) | Err(Errno::EAGAIN | Errno::ECONNREFUSED) => {
-                let pid = self.state().map(|state| format!(" (pid {})", state.process.pid));
+                let state = self.state();
+                if let Some(State { process: NONE_YET, holder: Some(holder), .. }) = state {
+                    let reason = format!("pid {} has reserved it: choose another name", holder.pid);
+                    return Err(self.refuse(reason));
+                }
+                let pid = state.map(|state| format!(" (pid {})", state.process.pid));
                 Err(self.refuse(format!(
                     "a live process{} listens there: choose another name, or `farcall stop` it",
                     pid.unwrap_or_default()

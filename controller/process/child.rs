@@ -76,14 +76,27 @@ impl Remains {
         self.in_parent.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// The child has ended: what it had in its parent is given back.
+    pub(super) fn ended(&self) {
+        self.left_memory();
+        self.close_in_parent();
+        self.ended.send_replace(true);
+    }
+
     /// The child has ended while it used its parent's table: its descriptors are still there.
     fn close_in_parent(&self) {
         let numbers =
             std::mem::take(&mut *self.in_parent.lock().unwrap_or_else(PoisonError::into_inner));
-        self.table.unreserve(numbers.iter().copied());
         for number in numbers {
             self.table.close_later(number);
         }
+    }
+}
+
+/// A child that is not watched any more may still run on that memory.
+impl Drop for Remains {
+    fn drop(&mut self) {
+        self.leave_memory_mapped();
     }
 }
 
@@ -98,14 +111,14 @@ pub(super) fn watch(
     let readable = readable(pidfd.clone())?;
     let (connection, parent, remains) = (connection.downgrade(), parent.clone(), remains.clone());
     tokio::spawn(async move {
-        // A failure means that the runtime is shutting down.
-        let _ = readable.readable().await;
+        if readable.readable().await.is_err() {
+            // The runtime is shutting down, and the child may live.
+            return;
+        }
         if let Some(connection) = connection.upgrade() {
             connection.process_died();
         }
-        remains.left_memory();
-        remains.close_in_parent();
-        remains.ended.send_replace(true);
+        remains.ended();
         drop(parent);
     });
     Ok(())

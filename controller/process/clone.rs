@@ -1,6 +1,6 @@
 //! Making a child: clone(2), by a server, of a server.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::sched::CloneFlags;
@@ -8,9 +8,9 @@ use nix::sys::signal::Signal;
 use syscalls::Sysno;
 
 use super::child::{self, Child, Remains};
-use super::{Parts, Process, ServerFds, Sockets};
+use super::{Parts, Process, ServerFds, Sockets, to_the_end};
 use crate::abi::entry::TrampolineFrame;
-use crate::call::{self, Call, Connection, Error, Reply, Result};
+use crate::call::{self, Call, Connection, Error, Outcome, Reply, Result};
 use crate::handle::{AddressSpace, Fd, FdTable, Mapping};
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::sys::{DataSocket, Guardian};
@@ -73,6 +73,12 @@ impl ChildBuilder {
     /// [`Error::CloneFlags`] for flags that can't go together, and the errno of clone(2).
     pub async fn spawn(self) -> Result<Child> {
         self.check()?;
+        // A child that nobody waits for any more is dropped there, which ends and reaps it: until
+        // then it runs on memory that must not be given back.
+        to_the_end(self.make()).await
+    }
+
+    async fn make(self) -> Result<Child> {
         let Self { parent, flags } = self;
         let shares_memory = flags.contains(CloneFlags::CLONE_VM);
         let shares_files = flags.contains(CloneFlags::CLONE_FILES);
@@ -85,12 +91,13 @@ impl ChildBuilder {
             .send_server_fds(&[sockets.stream_there.as_fd(), sockets.data_there.as_fd()])
             .await?;
         let (input, data) = (numbers[0], numbers[1]);
+        // A copy here would hide the child's end from its connection.
+        drop((sockets.stream_there, sockets.data_there));
         let made = start(&parent, flags, input).await;
         let Made { pid, pidfd, stack, arena, ahead } = match made {
             Ok(made) => made,
             Err(error) => {
                 for number in numbers {
-                    table.unreserve([number]);
                     table.close_later(number);
                 }
                 return Err(error);
@@ -98,6 +105,7 @@ impl ChildBuilder {
         };
         let connection = Connection::new(sockets.stream);
         // It is the same image under the same kernel: what its parent can, it can.
+        // Whatever it answers, from then on its life is tied to its parent's.
         let ready = connection.call("HELLO", call::hello(ahead));
         connection.set_version(parent.connection.version());
         let (child_table, in_parent) = if shares_files {
@@ -111,7 +119,6 @@ impl ChildBuilder {
             for number in table.reserved().into_iter().filter(|n| *n != input && *n != data) {
                 child_table.close_later(number);
             }
-            table.unreserve([input, data]);
             table.close_later(input);
             table.close_later(data);
             (child_table, Vec::new())
@@ -128,15 +135,21 @@ impl ChildBuilder {
             // The child's copy of the parent's.
             None => Arena::new(parent.arena.base(), parent.arena.size()),
         };
-        let here = Arc::new(parent.fetch_fd(&pidfd).await?);
-        ready.await?;
-        // It answers, so its parent-death signal is set: if its parent lives now, it will get it.
+        let remains = Arc::new(Remains::new(shares_memory, stack, arena, table, in_parent));
+        let here = match watched(&parent, &pidfd, &connection, &remains).await {
+            Ok(here) => here,
+            Err(error) => {
+                end(&parent, &pidfd, &remains).await;
+                return Err(error);
+            }
+        };
+        // One that has ended meanwhile has a status to wait for.
+        let _ = ready.await;
         let guardian = Guardian::Parent(parent.shared_pidfd().clone());
         if !guardian.lives() {
+            // It may have died before that: then nothing but the end of its stream ends the child.
             return Err(Error::ParentDied);
         }
-        let remains = Arc::new(Remains::new(shares_memory, stack, arena, table, in_parent));
-        child::watch(&here, &connection, &parent, &remains)?;
         let process = Process::new(Parts {
             connection,
             table: child_table,
@@ -204,15 +217,51 @@ async fn start(parent: &Process, flags: CloneFlags, input: i32) -> Result<Made> 
         Call::copy_out(at, 4),
     ];
     let table = parent.table();
-    let (pid, pidfd) = parent
+    let made = parent
         .connection
         .submit(calls, move |replies| {
             let _slot = slot;
             let (pid, pidfd) = cloned(&replies)?;
             Ok((pid, table.made(pidfd)))
         })
-        .await?;
-    Ok(Made { pid, pidfd, stack, arena, ahead: top })
+        .await;
+    match made {
+        Ok((pid, pidfd)) => Ok(Made { pid, pidfd, stack, arena, ahead: top }),
+        Err(error) => {
+            if matches!(error, Error::Lost(Outcome::PossiblyExecuted)) {
+                // There may be a child that runs on them.
+                for mapping in [stack, arena].into_iter().flatten() {
+                    let _ = mapping.into_raw();
+                }
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The child's pidfd, in this process, with somebody who waits for the child's end.
+async fn watched(
+    parent: &Process,
+    pidfd: &Fd,
+    connection: &Connection,
+    remains: &Arc<Remains>,
+) -> Result<Arc<OwnedFd>> {
+    let here = Arc::new(parent.fetch_fd(pidfd).await?);
+    child::watch(&here, connection, parent, remains)?;
+    Ok(here)
+}
+
+/// Ends and reaps a child that can't be watched over. Where that fails too, its memory stays.
+async fn end(parent: &Process, pidfd: &Fd, remains: &Remains) {
+    let number = pidfd.number() as u64;
+    let kill = [number, Signal::SIGKILL as u64, 0, 0, 0, 0];
+    let kind = u64::from(nix::libc::P_PIDFD);
+    // It is dying: this does not block the parent.
+    let reap = [kind, number, 0, nix::libc::WEXITED as u64, 0, 0];
+    let _ = parent.syscall(Sysno::pidfd_send_signal, kill).await;
+    if parent.syscall(Sysno::waitid, reap).await.is_ok() {
+        remains.ended();
+    }
 }
 
 fn cloned(replies: &[Reply]) -> Result<(i32, i32)> {

@@ -6,6 +6,7 @@ mod exec;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::future::Future;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +21,7 @@ pub use child::Child;
 pub use clone::ChildBuilder;
 
 use crate::abi::handshake::Token;
-use crate::call::{Call, Connection, Error, Result};
+use crate::call::{Call, Connection, Error, Outcome, Result};
 use crate::handle::{AddressSpace, FdTable, Mapping};
 use crate::image::Loaded;
 use crate::memory::Arena;
@@ -221,7 +222,6 @@ impl Process {
         // And in the old table, if somebody is left in it, this server's.
         old.leave(&self.connection);
         if !old.members().is_empty() {
-            old.unreserve(mine.iter().copied());
             for number in mine {
                 old.close_later(number);
             }
@@ -258,6 +258,19 @@ impl Process {
     async fn nursery(&self) -> Result<u64> {
         let nursery = self.inner.nursery.get_or_try_init(|| self.mmap_stack()).await?;
         Ok(nursery.1)
+    }
+}
+
+/// Carries steps out to the last one, even if nobody waits for it any more: for what takes several
+/// calls, and would leave things behind, or out of step with the process, between two of them.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    steps: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    match tokio::spawn(steps).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(result) => result,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime is being shut down.
+        Err(Err(_)) => Err(Error::Lost(Outcome::PossiblyExecuted)),
     }
 }
 

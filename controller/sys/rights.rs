@@ -259,6 +259,10 @@ fn receive(here: &OwnedFd) -> Result<OwnedFd> {
     let mut iov = [IoSliceMut::new(&mut byte)];
     let message = recvmsg::<()>(here.as_raw_fd(), &mut iov, Some(&mut space), flags)
         .map_err(Error::local("recvmsg"))?;
+    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+        // There is room for one in the message: there was none in this process's table.
+        return Err(Error::local("recvmsg")(Errno::EMFILE));
+    }
     let mut fd = None;
     for control in message.cmsgs().map_err(Error::local("recvmsg"))? {
         if let ControlMessageOwned::ScmRights(fds) = control {

@@ -1,0 +1,231 @@
+//! What went wrong once, a test for each.
+
+mod common;
+
+use std::future::Future;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use common::{LIMIT, Role, TestHome, alive, fds, role, tell, until_async};
+use farcall::host::local::Stdio;
+use farcall::persist::{Home, Name, SharedMemory, attach};
+use farcall::sys::Sysno;
+use farcall::{Child, Error, Local, Process};
+use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
+
+async fn root() -> Process {
+    Local::new().stdio(Stdio::Null).start().await.unwrap()
+}
+
+fn name(name: &str) -> Name {
+    name.parse().unwrap()
+}
+
+async fn start(home: &Home, root: &Process) -> Child {
+    let reserved = home.reserve(&name("one")).unwrap();
+    root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap()
+}
+
+/// Lets a future begin: what it asks for first is on its way. Says whether it is still under way.
+fn begin<F: Future + ?Sized>(future: &mut Pin<Box<F>>) -> bool {
+    future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+}
+
+async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what}: not in time"))
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    list.unwrap_or_default().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+fn maps(pid: i32) -> usize {
+    std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count()
+}
+
+/// Sets the soft limit on a process's descriptors (0 is this one), and returns what it was.
+fn limit_descriptors(pid: i32, soft: u64) -> u64 {
+    use nix::libc::{RLIMIT_NOFILE, prlimit, rlimit};
+    let mut limit = rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both pointers are to a struct of that kind, or null.
+    unsafe {
+        assert_eq!(prlimit(pid, RLIMIT_NOFILE, std::ptr::null(), &mut limit), 0);
+        let new = rlimit { rlim_cur: soft, ..limit };
+        assert_eq!(prlimit(pid, RLIMIT_NOFILE, &new, std::ptr::null_mut()), 0);
+    }
+    limit.rlim_cur
+}
+
+#[tokio::test]
+async fn a_spawn_that_is_given_up_leaves_nothing_in_the_parent() {
+    let root = root().await;
+    let pid = root.pid().unwrap();
+    drop(root.child().spawn().await.unwrap());
+    until_async("the first child is reaped", || children(pid).is_empty()).await;
+    root.getpid().await.unwrap();
+    let before = (fds(pid).len(), maps(pid));
+    for share in [false, true] {
+        // Given up at another point each time: after that many of the test's own calls.
+        for calls in 0..12 {
+            let builder = root.child();
+            let builder = if share { builder.share_memory().share_files() } else { builder };
+            let mut spawn = Box::pin(builder.spawn());
+            for _ in 0..calls {
+                if !begin(&mut spawn) {
+                    break;
+                }
+                root.getpid().await.unwrap();
+            }
+            drop(spawn);
+            until_async("descriptors, mappings and zombies are gone", || {
+                (fds(pid).len(), maps(pid)) == before && children(pid).is_empty()
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_child_is_tied_to_its_parent_when_spawn_returns() {
+    let root = root().await;
+    for _ in 0..30 {
+        let parent = root.child().spawn().await.unwrap();
+        let pid = parent.pid().unwrap();
+        let one_cpu = nix::sched::sched_getaffinity(Pid::from_raw(0)).unwrap();
+        let first = (0..1024).find(|cpu| one_cpu.is_set(*cpu).unwrap()).unwrap();
+        let mut set = nix::sched::CpuSet::new();
+        set.set(first).unwrap();
+        // On one processor the parent goes on before its child begins.
+        nix::sched::sched_setaffinity(Pid::from_raw(pid), &set).unwrap();
+        let killer = std::thread::spawn(move || {
+            loop {
+                if let [child] = children(pid)[..] {
+                    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+                    return child;
+                }
+            }
+        });
+        let child = in_time("spawn", parent.child().spawn()).await;
+        let pid = killer.join().unwrap();
+        until_async("the child dies with its parent", || !alive(pid)).await;
+        drop(child);
+    }
+}
+
+#[test]
+fn a_child_that_can_not_be_watched_is_ended_and_reaped() {
+    const TEST: &str = "a_child_that_can_not_be_watched_is_ended_and_reaped";
+    // In a process of its own: the limit is a process's.
+    let Some(_) = role() else {
+        assert_eq!(Role::start(TEST, "alone").told(), "done");
+        return;
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let root = root().await;
+        let pid = root.pid().unwrap();
+        drop(root.child().spawn().await.unwrap());
+        until_async("the first child is reaped", || children(pid).is_empty()).await;
+        root.getpid().await.unwrap();
+        let before = (fds(pid).len(), maps(pid));
+        for share in [false, true] {
+            let builder = root.child();
+            let builder = if share { builder.share_memory().share_files() } else { builder };
+            kill(Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+            let spawn = tokio::spawn(builder.spawn());
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            let limit = limit_descriptors(0, 3);
+            kill(Pid::from_raw(pid), Signal::SIGCONT).unwrap();
+            let failed = spawn.await.unwrap();
+            limit_descriptors(0, limit);
+            let Err(Error::Io { source, .. }) = failed else { panic!("{share}: {failed:?}") };
+            assert_eq!(source.raw_os_error(), Some(nix::libc::EMFILE));
+            until_async("descriptors, mappings and zombies are gone", || {
+                (fds(pid).len(), maps(pid)) == before && children(pid).is_empty()
+            })
+            .await;
+        }
+        tell("done");
+    });
+}
+
+#[tokio::test]
+async fn a_reserved_name_is_nobody_elses() {
+    let test = TestHome::new();
+    let reserved = test.home.reserve(&name("one")).unwrap();
+    let error = test.home.reserve(&name("one")).unwrap_err().to_string();
+    assert!(error.contains("reserved"), "{error}");
+    let root = root().await;
+    let process = root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
+    process.prepare_for_reconnect().await.unwrap();
+    attach(test.home.place(&name("one"))).await.unwrap().exit(0).await.unwrap();
+}
+
+#[test]
+fn a_name_whose_reserver_was_killed_is_free_again() {
+    const TEST: &str = "a_name_whose_reserver_was_killed_is_free_again";
+    if let Some(path) = role() {
+        let _reserved = Home::at(path).reserve(&name("one")).unwrap();
+        tell("reserved");
+        common::hear();
+        return;
+    }
+    let test = TestHome::new();
+    let mut other = Role::start(TEST, test.path());
+    assert_eq!(other.told(), "reserved");
+    assert!(test.home.reserve(&name("one")).is_err());
+    other.kill();
+    test.home.reserve(&name("one")).unwrap();
+}
+
+#[tokio::test]
+async fn what_others_put_beside_a_socket_is_neither_written_to_nor_waited_for() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    let precious = test.file("precious");
+    std::fs::write(&precious, "precious").unwrap();
+    let own = std::process::id();
+    for name in [format!(".one.json.{own}"), ".one.json".into(), "one.json".into()] {
+        let link = test.path().join(name);
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&precious, &link).unwrap();
+    }
+    for count in 0..50 {
+        let link = test.path().join(format!(".one.json.{own}.{count}"));
+        std::os::unix::fs::symlink(&precious, link).unwrap();
+    }
+    process.prepare_for_reconnect().await.unwrap();
+    process.reconnect().await.unwrap();
+    assert_eq!(std::fs::read(&precious).unwrap(), b"precious");
+
+    let state = test.path().join("one.json");
+    std::fs::remove_file(&state).unwrap();
+    nix::unistd::mkfifo(&state, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(test.home.place(&name("one")).state().is_none());
+    process.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_close_that_waited_does_not_close_what_was_opened_meanwhile() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    let open = || process.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty());
+    let old = open().await.unwrap();
+    process.prepare_for_reconnect().await.unwrap();
+    // Both wait, in this order; the sweep comes before them.
+    let mut new = Box::pin(open());
+    assert!(begin(&mut new));
+    drop(old);
+    process.reconnect().await.unwrap();
+    let new = in_time("open", new).await.unwrap();
+    process.getpid().await.unwrap();
+    assert_eq!(process.read(&new, 4).await.unwrap(), std::fs::read("/etc/passwd").unwrap()[..4]);
+}
