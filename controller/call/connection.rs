@@ -448,7 +448,8 @@ fn read(shared: &Shared, stream: &UnixStream, epoch: u64, buffer: &mut [u8]) -> 
     if state.epoch != epoch {
         return false;
     }
-    let Ok(complete) = state.stream.receive(&buffer[..n]) else { return false };
+    let mut complete = Vec::new();
+    let received = state.stream.receive(&buffer[..n], &mut complete);
     let count = complete.len();
     state.completing += count;
     // Outside of the lock: completing may submit.
@@ -460,7 +461,7 @@ fn read(shared: &Shared, stream: &UnixStream, epoch: u64, buffer: &mut [u8]) -> 
         shared.lock().completing -= count;
         shared.changed.send_replace(());
     }
-    true
+    received.is_ok()
 }
 
 /// Writes what is queued, and ends the stream when that was the last. Says whether something is
