@@ -119,7 +119,7 @@ pub fn answer(input: &[u8]) {
     match read_answer(&bytes) {
         Hold::Ours { fds: [stream, data], own, generation, pid } => {
             assert_eq!((said.magic, said.status), (HANDSHAKE_MAGIC, 0));
-            assert!(said.stream_version <= STREAM_VERSION);
+            assert!((0..=STREAM_VERSION).contains(&said.stream_version));
             assert!(stream >= 0 && data >= 0 && stream != data);
             assert!(own.iter().all(|fd| *fd >= 0) && own.len() <= 1 + SPARES);
             assert_eq!([stream, data, -1], said.fds);
