@@ -487,7 +487,8 @@ fn read(
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
         Err(_) => return Err(Over),
     };
-    let complete = state.stream.receive(&buffer[..n]).map_err(|_| Over)?;
+    let mut complete = Vec::new();
+    let received = state.stream.receive(&buffer[..n], &mut complete);
     let count = complete.len();
     state.completing += count;
     // Outside of the lock: completing may submit.
@@ -499,7 +500,7 @@ fn read(
         shared.lock().completing -= count;
         shared.changed.send_replace(());
     }
-    Ok(true)
+    received.map(|()| true).map_err(|_| Over)
 }
 
 /// Writes what is queued, and ends the stream when that was the last. Says whether something is

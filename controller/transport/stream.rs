@@ -39,6 +39,14 @@ struct Batch<T> {
     tag: T,
 }
 
+impl<T> Batch<T> {
+    /// Bytes of the first `calls` calls.
+    fn size(&self, calls: usize) -> usize {
+        let pieces = self.calls.iter().take(calls);
+        pieces.map(|(call, bytes)| bytes.len() + call.payload.len()).sum()
+    }
+}
+
 /// What the next bytes are.
 #[derive(Debug)]
 enum Incoming {
@@ -159,8 +167,7 @@ impl<T> Stream<T> {
     pub fn wrote(&mut self, n: usize) {
         self.written += n;
         while let Some(batch) = self.queue.front() {
-            let size: usize =
-                batch.calls.iter().map(|(call, bytes)| bytes.len() + call.payload.len()).sum();
+            let size = batch.size(batch.calls.len());
             if self.written < size {
                 break;
             }
@@ -169,13 +176,18 @@ impl<T> Stream<T> {
         }
     }
 
-    /// Takes bytes that have arrived, and returns the batches that are complete with them.
+    /// Takes bytes that have arrived, and adds the batches that are complete with them to
+    /// `complete`.
     ///
     /// # Errors
     ///
-    /// What is wrong with the bytes. The stream is out of step then and must be ended.
-    pub fn receive(&mut self, mut input: &[u8]) -> Result<Vec<(T, Vec<Reply>)>, &'static str> {
-        let mut complete = Vec::new();
+    /// What is wrong with the bytes. The stream is out of step then and must be ended; batches that
+    /// were complete before are in `complete` all the same.
+    pub fn receive(
+        &mut self,
+        mut input: &[u8],
+        complete: &mut Vec<(T, Vec<Reply>)>,
+    ) -> Result<(), &'static str> {
         while !input.is_empty() {
             let reply = match &mut self.incoming {
                 Incoming::Result(partial) => {
@@ -215,7 +227,7 @@ impl<T> Stream<T> {
             self.incoming = Incoming::Result(Partial::default());
             complete.extend(self.reply(reply));
         }
-        Ok(complete)
+        Ok(())
     }
 
     /// Data that is all here is followed by its trailer.
@@ -229,8 +241,13 @@ impl<T> Stream<T> {
     /// How much data follows the next result, if any.
     fn expected(&self) -> Result<Option<DataLen>, &'static str> {
         let batch = self.answering().ok_or("a result that no call asked for")?;
-        let call = batch.calls.get(batch.replies.len()).ok_or("too many results")?;
-        Ok(call.0.data_len())
+        let answered = batch.replies.len();
+        let (call, _) = batch.calls.get(answered).ok_or("too many results")?;
+        // Only a batch that is written in part has calls that the server can't have answered.
+        if self.sent.is_empty() && self.written < batch.size(answered + 1) {
+            return Err("a result of a call that is not written yet");
+        }
+        Ok(call.data_len())
     }
 
     /// The batch that the next reply belongs to: one that is written in part can have replies too.

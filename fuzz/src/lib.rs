@@ -1,0 +1,136 @@
+//! What the fuzz targets do with an input: one function a target.
+//!
+//! `tests/fuzz_corpus.rs` runs the same functions on the committed corpus, with stable Rust.
+
+use farcall::abi::handshake::{ANSWER_SIZE, Answer, HANDSHAKE_MAGIC};
+use farcall::abi::wire::{Operation, RESULT_SIZE, SPARES, STREAM_VERSION, Word};
+use farcall::call::{Call, Reply};
+use farcall::persist::{Hold, answer as read_answer};
+use farcall::sys::Sysno;
+use farcall::transport::stream::Stream;
+
+/// A target: what it is called, and what it does with an input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 2] = [("stream", stream), ("answer", answer)];
+
+/// Takes an input apart from its front; behind its end there are zeros.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn byte(&mut self) -> u8 {
+        let (byte, rest) = self.0.split_first().unwrap_or((&0, &[]));
+        self.0 = rest;
+        *byte
+    }
+
+    fn take(&mut self, n: usize) -> &'a [u8] {
+        let (front, rest) = self.0.split_at(n.min(self.0.len()));
+        self.0 = rest;
+        front
+    }
+}
+
+/// The input is what a server sends while batches wait for it.
+///
+/// It begins with the batches: their number, then for each its number of calls, then a byte or two
+/// a call. Then come steps, until the end: a byte that says how many bytes to write (in eights) or to
+/// receive, and those to receive.
+pub fn stream(input: &[u8]) {
+    let mut input = Input(input);
+    let mut stream = Stream::default();
+    let mut batches = Vec::new();
+    for tag in 0..usize::from(input.byte() % 5) {
+        let calls: Vec<Call> = (0..=input.byte() % 8).map(|_| call(&mut input)).collect();
+        stream.push(calls.clone(), tag);
+        batches.push(calls);
+    }
+    let mut complete = Vec::new();
+    let mut broken = false;
+    while !broken && !input.0.is_empty() {
+        let step = input.byte();
+        let amount = usize::from(step >> 2);
+        if step & 3 == 0 {
+            let offered: usize = stream.output(step & 4 != 0).iter().map(|piece| piece.len()).sum();
+            stream.wrote(offered.min(amount * RESULT_SIZE));
+        } else {
+            broken = stream.receive(input.take(amount), &mut complete).is_err();
+        }
+    }
+    let lost = stream.disconnect();
+    // What was not begun goes over the next stream as if there had been no other one.
+    let waiting = &batches[complete.len() + lost.len()..];
+    let mut resent = Vec::new();
+    while !stream.is_written() {
+        let size = stream.output(false).iter().map(|piece| piece.len()).sum();
+        stream.wrote(size);
+    }
+    for _ in waiting.iter().flatten() {
+        let fault = (-14_i64).to_le_bytes();
+        stream.receive(&fault, &mut resent).expect("these are the results it waits for");
+    }
+    assert!(stream.is_answered());
+
+    // In order: what is complete, what is lost, what was sent again; each batch once.
+    let tags = complete.iter().map(|(tag, _)| *tag).chain(lost);
+    assert!(tags.chain(resent.iter().map(|(tag, _)| *tag)).eq(0..batches.len()));
+    assert!(resent.iter().flat_map(|(_, replies)| replies).all(|reply| reply.result == -14));
+    complete.extend(resent);
+    for (tag, replies) in &complete {
+        assert_eq!(replies.len(), batches[*tag].len());
+        for (call, reply) in batches[*tag].iter().zip(replies) {
+            check_reply(call, reply);
+        }
+    }
+}
+
+fn call(input: &mut Input<'_>) -> Call {
+    let kind = input.byte();
+    let len = usize::from(kind >> 2);
+    match kind & 3 {
+        0 => Call::copy_in(0x1000, vec![0xa5; len]),
+        1 => Call::copy_out(0x1000, len),
+        // A length of any size, which nobody would take memory for.
+        2 => Call::copy_out(0x1000, usize::from(input.byte()) << len),
+        _ => Call::syscall(Sysno::getpid, [0; 6]),
+    }
+}
+
+/// Data comes back for a COPY_OUT that succeeds, and no more than was asked for.
+fn check_reply(call: &Call, reply: &Reply) {
+    let copy_out = call.request.word == Word::OP | Operation::CopyOut as u64;
+    if copy_out && reply.value().is_ok() {
+        assert_eq!(reply.result.cast_unsigned(), call.request.args[1]);
+        assert!(reply.data.len() as u64 <= call.request.args[1]);
+    } else {
+        assert!(reply.data.is_empty());
+    }
+}
+
+/// The input is what answers a handshake; what is missing at its end is zeros.
+pub fn answer(input: &[u8]) {
+    let mut bytes = [0; ANSWER_SIZE];
+    for (to, from) in bytes.iter_mut().zip(input) {
+        *to = *from;
+    }
+    let said = Answer::from_bytes(&bytes);
+    assert_eq!(said.to_bytes(), bytes);
+    match read_answer(&bytes) {
+        Hold::Ours { fds: [stream, data], own, generation, pid, version } => {
+            assert_eq!((said.magic, said.status), (HANDSHAKE_MAGIC, 0));
+            assert!((0..=STREAM_VERSION).contains(&version));
+            assert!(stream >= 0 && data >= 0 && stream != data);
+            assert!(own.iter().all(|fd| *fd >= 0) && own.len() <= 1 + SPARES);
+            assert_eq!([stream, data, -1], said.fds);
+            assert_eq!((generation, pid), (said.generation, said.pid));
+            assert_eq!(version, said.stream_version);
+        }
+        Hold::Theirs { pid, since } => {
+            assert!(said.magic == HANDSHAKE_MAGIC && said.status < 0);
+            assert!(pid.is_none_or(|pid| pid > 0));
+            assert_eq!(since, said.holder_since);
+        }
+        Hold::Refused(reason) => assert!(!reason.is_empty()),
+    }
+}
