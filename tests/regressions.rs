@@ -3,15 +3,12 @@
 mod common;
 
 use std::future::Future;
-use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Waker};
-use std::time::Duration;
 
 use common::{LIMIT, Role, TestHome, alive, fds, role, tell, until_async};
 use farcall::host::local::Stdio;
 use farcall::persist::{Home, Name, SharedMemory, attach};
-use farcall::sys::Sysno;
 use farcall::{Child, Error, Local, Process};
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};

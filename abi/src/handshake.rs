@@ -18,9 +18,6 @@ pub const MIN_FDS: usize = 2;
 /// The most: in, out, and the data socket.
 pub const MAX_FDS: usize = 3;
 
-/// The uid that the kernel reports for users that have none in the reader's user namespace.
-pub const OVERFLOW_UID: u32 = 65534;
-
 /// Who a controller is: 128 random bits that it makes once and shows at every handshake. The same
 /// token may always reconnect; another one is told who holds the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

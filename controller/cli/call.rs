@@ -27,7 +27,7 @@ use crate::{Done, Failure};
 ///
 ///   farcall call web getpid
 ///   farcall call web openat AT_FDCWD /etc/hostname 'O_RDONLY|O_CLOEXEC'
-///   farcall call web read 3 @100 100
+///   farcall call web read 4 @100 100
 ///
 /// Exits with 1 if the call failed.
 #[derive(Args)]
@@ -90,6 +90,7 @@ impl CallCommand {
         let arguments: Vec<Argument> =
             self.arguments.iter().map(|text| argument(text)).collect::<Result<_, _>>()?;
         let process = attach(Home::find()?.place(&self.name)).await?;
+        spare_the_server(&process, syscall, &arguments)?;
         let made = make(&process, syscall, &arguments).await;
         let (result, buffers) = match made {
             Ok(made) => made,
@@ -109,6 +110,30 @@ impl CallCommand {
             print(&text(result, &buffers))?;
         }
         Ok(if failed { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    }
+}
+
+/// Refuses to close what the server runs on.
+fn spare_the_server(
+    process: &Process,
+    syscall: Sysno,
+    arguments: &[Argument],
+) -> Result<(), Failure> {
+    let closed = match syscall {
+        Sysno::close => arguments.first(),
+        Sysno::dup2 | Sysno::dup3 => arguments.get(1),
+        _ => None,
+    };
+    match closed {
+        Some(Argument::Number(fd))
+            if process.server_descriptors().iter().any(|own| i64::from(*own) == *fd) =>
+        {
+            Err(Failure::new(format!(
+                "descriptor {fd} is one that the server itself runs on: closing it would end the \
+                 connection, or make the process unreachable"
+            )))
+        }
+        _ => Ok(()),
     }
 }
 

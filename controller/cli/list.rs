@@ -61,8 +61,13 @@ fn row(home: &Home, name: &Name) -> Row {
     let Some(process) = alive else {
         return Row {
             name: name.to_string(),
-            pid: state.map(|state| state.process.pid),
-            state: State::Gone,
+            pid: state.as_ref().map(|state| state.process.pid),
+            // One that was started by hand has no NAME.json before somebody attaches.
+            state: if state.is_none() && home.place(name).is_listening() {
+                State::Detached
+            } else {
+                State::Gone
+            },
             uptime_s: None,
             fds: None,
             children: None,

@@ -54,7 +54,10 @@ impl Stop {
         if let Some(process) = &process {
             until_gone(process).await?;
         }
-        place.remove()?;
+        // Whoever passed the socket on may still listen on it, to start the process again.
+        if !place.is_listening() {
+            place.remove()?;
+        }
         if self.json {
             let pid = process.map(|process| process.pid);
             let name = self.name.to_string();

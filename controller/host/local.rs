@@ -167,7 +167,7 @@ fn pidfd_open(pid: u32) -> Result<OwnedFd> {
     // SAFETY: the call has no pointers.
     let fd = unsafe { syscall!(Sysno::pidfd_open, pid, 0) };
     let fd = fd.map_err(|errno| {
-        Error::io("pidfd_open (Linux 5.3 or newer is needed)")(io::Error::from_raw_os_error(
+        Error::io("pidfd_open (farcall needs Linux 5.9 or newer)")(io::Error::from_raw_os_error(
             errno.into_raw(),
         ))
     })?;

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ use crate::sys::{Buffer, DataSocket, Guardian};
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long to wait before the next try, where there is nothing to wait for.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the arenas of attached processes lie: see [`arena_address`].
 const ARENAS: u64 = 0x1000_0000_0000;
@@ -168,6 +168,17 @@ fn holder_is_dead(place: &Place, pid: Option<i32>) -> bool {
 
 async fn meet_once(place: &Place, token: Token, sockets: &Sockets, end: Instant) -> Result<Hold> {
     let client = connect_to(place, end).await?;
+    shake_hands(place, token, sockets, client, end).await
+}
+
+/// The handshake over a connected socket.
+pub(super) async fn shake_hands(
+    place: &Place,
+    token: Token,
+    sockets: &Sockets,
+    client: OwnedFd,
+    end: Instant,
+) -> Result<Hold> {
     let owner =
         getsockopt(&client, sockopt::PeerCredentials).map_err(Error::local("getsockopt"))?;
     if !geteuid().is_root() && owner.uid() != geteuid().as_raw() {
@@ -313,12 +324,6 @@ async fn pidfd_of(
     let close = Call::syscall(Sysno::close, [number as u64, 0, 0, 0, 0, 0]);
     connection.call("close", close).await?;
     fetched
-}
-
-/// Something to borrow the descriptors of a handshake from.
-pub(super) fn there(sockets: &Sockets) -> [BorrowedFd<'_>; 2] {
-    use std::os::fd::AsFd;
-    [sockets.stream_there.as_fd(), sockets.data_there.as_fd()]
 }
 
 /// For the compiler: the future of an attach can move between threads.

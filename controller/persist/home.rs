@@ -246,6 +246,20 @@ impl Place {
         serde_json::from_slice(&text).ok()
     }
 
+    /// Whether a process of this network namespace listens at exactly this path, as the kernel
+    /// tells it: nobody is connected to.
+    #[must_use]
+    pub fn is_listening(&self) -> bool {
+        // Number, references, protocol, flags (__SO_ACCEPTCON), type, state, inode, path.
+        const LISTENING: &[u8] = b" 00010000 ";
+        let sockets = fs::read("/proc/net/unix").unwrap_or_default();
+        let path = [b" ", self.socket.as_os_str().as_encoded_bytes()].concat();
+        sockets.split(|byte| *byte == b'\n').any(|line| {
+            line.strip_suffix(path.as_slice())
+                .is_some_and(|rest| rest.windows(LISTENING.len()).any(|part| part == LISTENING))
+        })
+    }
+
     /// Writes NAME.json, as a whole or not at all.
     pub(crate) fn write_state(&self, state: &State) -> Result<()> {
         let mut text = serde_json::to_vec(state).map_err(|error| self.refuse(error.to_string()))?;

@@ -1,16 +1,17 @@
 //! Reconnecting: the same controller, over another stream.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType};
-use syscalls::Sysno;
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
+use tokio::time::{Instant, sleep};
 
-use super::attach::{Taken, meet, refused, taken, there};
-use super::handshake::{self, Hold};
+use super::attach::{PAUSE, Taken, meet, refused, shake_hands, taken};
+use super::handshake::Hold;
 use super::home::Place;
-use crate::abi::handshake::ANSWER_SIZE;
-use crate::call::{Call, Connection, Error, Result};
+use crate::call::{Connection, Error, Result};
 use crate::handle::FdTable;
 use crate::process::{Process, Sockets};
 use crate::sys::DataSocket;
@@ -65,10 +66,12 @@ impl Process {
     ///
     /// Those of [`Process::reconnect`], and of the calls in `through`.
     pub async fn reconnect_through(&self, through: &Process, path: &Place) -> Result<()> {
-        self.persistent_place()?;
+        let place = self.persistent_place()?;
         let sockets = Sockets::new()?;
-        let hold = shake_hands_through(through, path, self, &sockets).await?;
-        self.go_on(path, hold, sockets).await
+        let client = connect_through(through, path).await?;
+        let end = Instant::now() + TIMEOUT;
+        let hold = shake_hands(&place, self.inner().token, &sockets, client, end).await?;
+        self.go_on(&place, hold, sockets).await
     }
 
     fn persistent_place(&self) -> Result<Arc<Place>> {
@@ -132,32 +135,21 @@ async fn sweep_later(table: Arc<FdTable>, connection: Connection, mut busy: Conn
     }
 }
 
-/// Lets `through` connect to `path` and shake hands there for `target`.
-async fn shake_hands_through(
-    through: &Process,
-    path: &Place,
-    target: &Process,
-    sockets: &Sockets,
-) -> Result<Hold> {
-    let fds = through.send_fds(&there(sockets)).await?;
-    let client =
-        through.socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), 0).await?;
-    let address = nix::sys::socket::UnixAddr::new(path.socket())
+/// Lets `through` connect to `path`, and takes the connected socket over. It is not blocked: the
+/// socket does not wait, and a full backlog is tried again.
+async fn connect_through(through: &Process, path: &Place) -> Result<OwnedFd> {
+    let address = UnixAddr::new(path.socket())
         .map_err(|_| refused(path, "the path is too long for a socket"))?;
-    through.connect(&client, &address).await?;
-    through.send_with_fds(&client, &handshake::hello(target.inner().token), &fds).await?;
-    let mut pollfd = client.number().to_le_bytes().to_vec();
-    pollfd.extend([1, 0, 0, 0]);
-    let limit = TIMEOUT.as_millis() as u64;
-    let ready = through
-        .call_with("poll", pollfd, |at| Call::syscall(Sysno::poll, [at, 1, limit, 0, 0, 0]))
-        .await?;
-    if ready == 0 {
-        return Err(refused(path, "no answer: the process is blocked in a call"));
-    }
-    let bytes = through.read(&client, ANSWER_SIZE).await?;
-    match bytes.first_chunk() {
-        Some(answer) => Ok(handshake::answer(answer)),
-        None => Err(refused(path, "the server closed the handshake")),
+    let end = Instant::now() + TIMEOUT;
+    loop {
+        let flags = SockFlag::SOCK_NONBLOCK;
+        let client = through.socket(AddressFamily::Unix, SockType::Stream, flags, 0).await?;
+        match through.connect(&client, &address).await {
+            Err(error) if error.errno() == Some(Errno::EAGAIN) && Instant::now() < end => {
+                sleep(PAUSE).await;
+            }
+            Err(error) => return Err(error),
+            Ok(()) => return through.fetch_fd(&client).await,
+        }
     }
 }

@@ -233,6 +233,13 @@ impl Process {
         Ok(())
     }
 
+    /// The descriptors that the server itself runs on: closing one of them by a raw call would end
+    /// the connection, or make a persistent process unreachable.
+    #[must_use]
+    pub fn server_descriptors(&self) -> BTreeSet<i32> {
+        self.server_fds().all()
+    }
+
     pub(crate) fn image(&self) -> Loaded {
         self.inner.image
     }

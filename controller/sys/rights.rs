@@ -211,34 +211,6 @@ impl Task {
         };
         receipt.await
     }
-
-    /// Sends bytes and descriptors of the target process over a socket of the target process:
-    /// sendmsg(2) with SCM_RIGHTS. Returns how many bytes were taken.
-    ///
-    /// # Errors
-    ///
-    /// The errno of sendmsg(2); EINVAL for no descriptors or more than 16.
-    pub async fn send_with_fds(&self, socket: &Fd, data: &[u8], fds: &[Fd]) -> Result<usize> {
-        if fds.is_empty() || fds.len() > MAX_RIGHTS {
-            return Err(Error::Call { call: "sendmsg", errno: Errno::EINVAL });
-        }
-        let socket = self.number(socket)?;
-        let numbers: Vec<i32> =
-            fds.iter().map(|fd| self.number(fd).map(|n| n as i32)).collect::<Result<_>>()?;
-        let buffer = self.buffer(Message::size(data.len())).await?;
-        let address = buffer.address();
-        let flags = MsgFlags::MSG_NOSIGNAL.bits() as u64;
-        let calls = vec![
-            Call::copy_in(address, Message::sending(address, data, &numbers)),
-            Call::syscall(Sysno::sendmsg, [socket, address, flags, 0, 0, 0]),
-        ];
-        self.connection
-            .submit(calls, move |replies| {
-                let _buffer = buffer;
-                finish("sendmsg", &replies).map(|n| n as usize)
-            })
-            .await
-    }
 }
 
 /// What a target process has received.

@@ -175,19 +175,21 @@ impl Pending {
 struct Control([MaybeUninit<u8>; 64]);
 
 impl Server {
-    /// Takes a client from the listening socket, in place of the one that was pending.
+    /// Takes a client from the listening socket, in place of the one that was pending, if it may
+    /// attach.
     #[inline(never)]
     pub fn accept(&mut self) {
-        self.dismiss();
         self.make_room();
         let client = sys::accept(self.watched.listen.fd) as i32;
-        self.watched.client.fd = client;
         if client < 0 {
             sys::pause();
         } else if self.admits(client) {
-            return self.refill();
+            self.dismiss();
+            self.watched.client.fd = client;
+        } else {
+            sys::close(client);
         }
-        self.dismiss();
+        self.refill();
     }
 
     /// Room for the descriptors of a handshake.

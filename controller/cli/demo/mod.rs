@@ -122,11 +122,12 @@ impl Drop for CleanUp {
 
 impl Demo {
     pub async fn run(self) -> Done {
-        let home = Home::find()?;
         let name: Name = format!("demo-{}", std::process::id()).parse().map_err(Failure::new)?;
         let directory = env::temp_dir().join(format!("farcall-{name}"));
         fs::create_dir(&directory)
             .map_err(|error| Failure::new(format!("{}: {error}", directory.display())))?;
+        // Where the user has no place for sockets the demo brings its own.
+        let home = Home::find().unwrap_or_else(|_| Home::at(directory.join("home")));
         let made_home = !home.path().exists();
         let clean_up = CleanUp { directory, home, name, made_home };
         let mut report = Report { json: self.json, steps: Vec::new(), since: Instant::now() };
@@ -170,6 +171,7 @@ fn run_first_controller(
     let mut child = Command::new(env::current_exe()?)
         .arg("demo-controller")
         .arg(demo.name.to_string())
+        .env("FARCALL_DIR", demo.home.path())
         .args([file, handover])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
