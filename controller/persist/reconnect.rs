@@ -12,7 +12,7 @@ use super::home::Place;
 use crate::abi::handshake::ANSWER_SIZE;
 use crate::call::{Call, Connection, Error, Result};
 use crate::handle::FdTable;
-use crate::process::{Process, Sockets};
+use crate::process::{Process, Sockets, to_the_end};
 use crate::sys::DataSocket;
 
 /// How long a reconnect waits for a server that is busy.
@@ -54,7 +54,8 @@ impl Process {
         let place = self.persistent_place()?;
         let sockets = Sockets::new()?;
         let hold = meet(&place, self.inner().token, &sockets, TIMEOUT).await?;
-        self.go_on(&place, hold, sockets).await
+        let (process, place) = (self.clone(), Place::clone(&place));
+        to_the_end(async move { process.go_on(&place, hold, sockets).await }).await
     }
 
     /// The same by way of `through`, another process that is driven from here and that reaches the
@@ -68,7 +69,8 @@ impl Process {
         self.persistent_place()?;
         let sockets = Sockets::new()?;
         let hold = shake_hands_through(through, path, self, &sockets).await?;
-        self.go_on(path, hold, sockets).await
+        let (process, place) = (self.clone(), path.clone());
+        to_the_end(async move { process.go_on(&place, hold, sockets).await }).await
     }
 
     fn persistent_place(&self) -> Result<Arc<Place>> {
@@ -82,11 +84,14 @@ impl Process {
         let old = std::mem::replace(&mut *self.server_fds(), fds.clone());
         table.unreserve(old.all());
         table.reserve(fds.all());
-        *self.data.lock().unwrap_or_else(PoisonError::into_inner) =
-            DataSocket::new(sockets.data, fds.data);
         drop((sockets.stream_there, sockets.data_there));
-        // Held: what waits in the queue goes out after the sweep.
-        self.connection.attach(sockets.stream);
+        {
+            // What passes descriptors does so with both of the old link's sockets or of the new.
+            let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+            // Held: what waits in the queue goes out after the sweep.
+            self.connection.attach(sockets.stream);
+            *data = DataSocket::new(sockets.data, fds.data);
+        }
         let busy = try_sweep(&table, &self.connection).await;
         self.connection.release();
         if let Some(busy) = busy? {

@@ -25,6 +25,8 @@ pub struct Stream<T> {
     written: usize,
     sent: VecDeque<Batch<T>>,
     incoming: Incoming,
+    /// What was wrong with the bytes that followed those that have been understood.
+    broken: Option<&'static str>,
 }
 
 /// Batches that wait, set aside.
@@ -72,6 +74,7 @@ impl<T> Default for Stream<T> {
             written: 0,
             sent: VecDeque::new(),
             incoming: Incoming::Result(Partial::default()),
+            broken: None,
         }
     }
 }
@@ -151,9 +154,31 @@ impl<T> Stream<T> {
     ///
     /// # Errors
     ///
-    /// What is wrong with the bytes. The stream is out of step then and must be ended.
-    pub fn receive(&mut self, mut input: &[u8]) -> Result<Vec<(T, Vec<Reply>)>, &'static str> {
+    /// What is wrong with the bytes. The stream is out of step then and must be ended. Batches that
+    /// were complete before that are returned first, and the error ([`Stream::is_broken`]) by the
+    /// next call.
+    pub fn receive(&mut self, input: &[u8]) -> Result<Vec<(T, Vec<Reply>)>, &'static str> {
         let mut complete = Vec::new();
+        if self.broken.is_none() {
+            self.broken = self.take(input, &mut complete).err();
+        }
+        match self.broken {
+            Some(wrong) if complete.is_empty() => Err(wrong),
+            _ => Ok(complete),
+        }
+    }
+
+    /// Whether what has arrived is out of step.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
+    fn take(
+        &mut self,
+        mut input: &[u8],
+        complete: &mut Vec<(T, Vec<Reply>)>,
+    ) -> Result<(), &'static str> {
         while !input.is_empty() {
             let reply = match &mut self.incoming {
                 Incoming::Result(partial) => {
@@ -192,7 +217,7 @@ impl<T> Stream<T> {
             self.incoming = Incoming::Result(Partial::default());
             complete.extend(self.reply(reply));
         }
-        Ok(complete)
+        Ok(())
     }
 
     /// Data that is all here is followed by its trailer.
@@ -238,12 +263,23 @@ impl<T> Stream<T> {
     /// in the queue for the next stream.
     pub fn disconnect(&mut self) -> Vec<T> {
         self.incoming = Incoming::Result(Partial::default());
+        self.broken = None;
         let mut lost: Vec<T> = self.sent.drain(..).map(|batch| batch.tag).collect();
         if self.written >= REQUEST_SIZE {
             lost.extend(self.queue.pop_front().map(|batch| batch.tag));
         }
         self.written = 0;
         lost
+    }
+
+    /// Gives up those batches that were never written and that `which` names.
+    pub(crate) fn withdraw(&mut self, which: impl Fn(&T) -> bool) -> Vec<T> {
+        debug_assert_eq!(self.written, 0);
+        let queue = std::mem::take(&mut self.queue);
+        let (withdrawn, kept): (VecDeque<_>, _) =
+            queue.into_iter().partition(|batch| which(&batch.tag));
+        self.queue = kept;
+        withdrawn.into_iter().map(|batch| batch.tag).collect()
     }
 
     /// Takes away what waits to be written, while nothing of it has been.
