@@ -215,21 +215,43 @@ fn getpid() -> farcall::call::Call {
 }
 
 #[tokio::test]
-async fn a_call_in_flight_at_a_disconnect_says_that_it_may_have_been_executed() {
+async fn calls_in_flight_at_a_disconnect_have_their_result_or_may_have_been_executed() {
     let test = TestHome::new();
     let root = root().await;
     let process = start(&test.home, &root, "one").await;
     let pid = process.pid().unwrap();
-    let sleeping = tokio::spawn({
-        let process = process.process().clone();
-        async move { process.nanosleep(Duration::from_millis(400)).await }
-    });
-    until_async("it sleeps", || in_call(pid, Sysno::nanosleep)).await;
-    // The same controller reconnects over the hanging connection: the call ends first, and its
-    // result, which had arrived, is not lost.
-    process.reconnect().await.unwrap();
-    sleeping.await.unwrap().unwrap();
-    // What the process itself takes along is.
+    let (reading, writing) = process.pipe2(OFlag::empty()).await.unwrap();
+    let writing = process.fetch_fd(&writing).await.unwrap();
+    let page =
+        process.mmap(4096, ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    let args = [reading.number() as u64, page.address(), 1, 0, 0, 0];
+    let read = farcall::call::Call::syscall(Sysno::read, args);
+    let blocked = process.connection().call("read", read);
+    let mut behind: Vec<_> =
+        (0..20).map(|_| process.connection().call("getpid", getpid())).collect();
+    until_async("it reads", || in_call(pid, Sysno::read)).await;
+    // The same controller reconnects over the hanging connection: answered after the call.
+    let mut reconnect = Box::pin(process.reconnect());
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(reconnect.as_mut().poll(&mut context).is_pending());
+    nix::unistd::write(&writing, b"x").unwrap();
+    reconnect.await.unwrap();
+    assert_eq!(blocked.await.unwrap(), 1);
+    let last = behind.pop().unwrap().await;
+    // What the server had read ahead was executed, and its results were there.
+    match last {
+        Ok(result) => assert_eq!(result, pid as u64),
+        Err(error) => assert!(matches!(error, Error::Lost(Outcome::PossiblyExecuted)), "{error}"),
+    }
+    process.getpid().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_in_a_process_that_dies_says_that_it_may_have_been_executed() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root, "one").await;
+    let pid = process.pid().unwrap();
     let sleeping = tokio::spawn({
         let process = process.process().clone();
         async move { process.nanosleep(Duration::from_secs(3600)).await }

@@ -3,8 +3,10 @@
 mod common;
 
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use common::{LIMIT, Role, TestHome, alive, fds, role, tell, until_async};
 use farcall::host::local::Stdio;
@@ -225,4 +227,73 @@ async fn a_close_that_waited_does_not_close_what_was_opened_meanwhile() {
     let new = in_time("open", new).await.unwrap();
     process.getpid().await.unwrap();
     assert_eq!(process.read(&new, 4).await.unwrap(), std::fs::read("/etc/passwd").unwrap()[..4]);
+}
+
+#[tokio::test]
+async fn descriptors_that_were_to_be_passed_over_an_old_connection_do_not_mix_up_the_new_one() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    let (reading, writing) = process.pipe2(OFlag::empty()).await.unwrap();
+    let pipe = process.fetch_fd(&writing).await.unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let files = [file.as_fd()];
+    // Busy: what is asked for from here on waits until the connection has been ended.
+    let mut read = Box::pin(process.read(&reading, 1));
+    assert!(begin(&mut read));
+    let mut ending = Box::pin(process.prepare_for_reconnect());
+    assert!(begin(&mut ending));
+    let mut send = Box::pin(process.send_fds(&files));
+    let mut fetch = Box::pin(process.fetch_fd(&writing));
+    assert!(begin(&mut send) && begin(&mut fetch));
+    nix::unistd::write(&pipe, b"x").unwrap();
+    in_time("the end", ending).await.unwrap();
+    in_time("reconnect", process.reconnect()).await.unwrap();
+    in_time("read", read).await.unwrap();
+    for lost in [in_time("send", send).await.err(), in_time("fetch", fetch).await.err()] {
+        assert!(matches!(lost, Some(Error::Lost(farcall::Outcome::NotExecuted))), "{lost:?}");
+    }
+    let there = in_time("send", process.send_fds(&files)).await.unwrap();
+    let back = in_time("fetch", process.fetch_fd(&there[0])).await.unwrap();
+    let inode = |fd: &dyn AsFd| nix::sys::stat::fstat(fd.as_fd()).unwrap().st_ino;
+    assert_eq!(inode(&back), inode(&file));
+}
+
+#[tokio::test]
+async fn a_connection_goes_on_when_its_end_is_given_up() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    let sleeping = tokio::spawn({
+        let process = process.process().clone();
+        async move { process.nanosleep(Duration::from_millis(50)).await }
+    });
+    tokio::task::yield_now().await;
+    let mut ending = Box::pin(process.prepare_for_reconnect());
+    assert!(begin(&mut ending));
+    drop(ending);
+    in_time("a call", process.getpid()).await.unwrap();
+    sleeping.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_reconnect_that_is_given_up_leaves_a_connection_that_goes_on() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    for calls in 0..20 {
+        process.prepare_for_reconnect().await.unwrap();
+        let mut reconnect = Box::pin(process.reconnect());
+        for _ in 0..calls {
+            if !begin(&mut reconnect) {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(reconnect);
+        if !process.connection().is_connected() {
+            process.reconnect().await.unwrap();
+        }
+        in_time("a call", process.getpid()).await.unwrap();
+    }
 }

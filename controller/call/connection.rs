@@ -32,6 +32,13 @@ const READ_SIZE: usize = 64 * 1024;
 /// Runs when a batch is complete or lost.
 type Complete = Box<dyn FnOnce(Result<Vec<Reply>>) + Send>;
 
+/// A batch under way.
+struct Batch {
+    complete: Complete,
+    /// It names what exists with this link only: on another one it must not be executed.
+    of_link: bool,
+}
+
 /// One controller's hold on one server. Clones are the same connection; when the last one is
 /// dropped, what is queued still goes out, then the stream ends.
 #[derive(Clone)]
@@ -59,6 +66,13 @@ impl WeakConnection {
     }
 }
 
+/// What has become of bytes that arrived.
+struct Arrived {
+    complete: Vec<(Batch, Vec<Reply>)>,
+    /// They are out of step: the stream is over.
+    over: bool,
+}
+
 /// Ends the connection when it is dropped.
 struct Handle(Arc<Shared>);
 
@@ -71,12 +85,14 @@ struct Shared {
 }
 
 struct State {
-    stream: Stream<Complete>,
+    stream: Stream<Batch>,
     link: Link,
     /// How often a link was attached: a driver of an older one has nothing to say any more.
     epoch: u64,
     /// The process outlives the link: what is queued waits for the next one.
     persistent: bool,
+    /// The process is dead: what has arrived is read, and then the link is gone.
+    dead: bool,
     /// No handle is left: end when the queue is written.
     closing: bool,
     /// Batches that have their replies, and whose closures have not returned yet.
@@ -125,6 +141,7 @@ impl Connection {
                 link: Link::Down,
                 epoch: 0,
                 persistent: false,
+                dead: false,
                 closing: false,
                 completing: 0,
             }),
@@ -143,24 +160,17 @@ impl Connection {
     /// Goes on over another stream, held: nothing is written before [`Connection::release`].
     pub(crate) fn attach(&self, stream: UnixStream) {
         let stream = Arc::new(stream);
-        // Results that have arrived and that nobody has read yet are no lost ones.
-        let old = self.shared().lock().link_and_epoch();
-        if let Some((old, epoch)) = old {
-            let mut buffer = vec![0; READ_SIZE];
-            // Not by way of the runtime, which may not know yet that there is something to read.
-            let receive = |buffer: &mut [u8]| {
-                recv(old.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from)
-            };
-            while let Ok(true) = read(self.shared(), epoch, &mut buffer, receive) {}
-        }
         let mut state = self.shared().lock();
+        let answered = state.drain();
         let lost = state.detach();
         state.epoch += 1;
         let held = state.epoch > 1;
         state.link = if held { Link::Held(stream.clone()) } else { Link::Up(stream.clone()) };
         tokio::spawn(drive(self.shared().clone(), stream, state.epoch));
         drop(state);
-        fail(lost, Outcome::PossiblyExecuted);
+        self.shared().complete(answered);
+        self.shared().changed.send_replace(());
+        fail(lost);
     }
 
     /// What is submitted from here on is for a server that speaks `version` of the stream.
@@ -190,7 +200,19 @@ impl Connection {
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
         let (complete, receipt) = receipt(complete);
-        self.shared().submit(calls, complete);
+        self.shared().submit(calls, Batch { complete, of_link: false });
+        receipt
+    }
+
+    /// The same for calls that name what exists with this link only, such as its data socket: they
+    /// do not wait for another one, but are not executed then.
+    pub(crate) fn submit_on_link<R: Send + 'static>(
+        &self,
+        calls: Vec<Call>,
+        complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
+    ) -> Receipt<R> {
+        let (complete, receipt) = receipt(complete);
+        self.shared().submit(calls, Batch { complete, of_link: true });
         receipt
     }
 
@@ -250,7 +272,7 @@ impl Connection {
         let (complete, receipt) = receipt(complete);
         let mut state = self.shared().lock();
         let queued = state.stream.take_queue();
-        state.stream.push(calls, complete);
+        state.stream.push(calls, Batch { complete, of_link: true });
         if let Some(stream) = state.link.stream().cloned() {
             // The link is fresh or idle: a batch of a few requests fits into its buffer.
             state.write(&stream, false);
@@ -263,6 +285,8 @@ impl Connection {
 
     /// Ends the stream's writing side, and returns when the server has ended its own.
     pub(crate) async fn shut_down(&self) {
+        // If nobody waits for it any more, the connection goes on.
+        let _release = Release(self);
         self.hold().await;
         let mut changed = self.shared().changed.subscribe();
         loop {
@@ -276,17 +300,17 @@ impl Connection {
         }
     }
 
-    /// The process is dead: fails what waits, and refuses what comes.
+    /// The process is dead: reads the replies that it has left, fails what waits, and refuses what
+    /// comes.
     pub(crate) fn process_died(&self) {
         let mut state = self.shared().lock();
-        state.persistent = false;
-        let lost = state.detach();
-        let queued = state.bury();
+        state.dead = true;
+        // With a link, its task is the one that reads.
+        let failed = if state.link.stream().is_none() { state.bury() } else { Vec::new() };
         drop(state);
         self.shared().changed.send_replace(());
         self.shared().work.notify_one();
-        fail(lost, Outcome::PossiblyExecuted);
-        fail(queued, Outcome::NotExecuted);
+        fail(failed);
     }
 
     /// Whether it is the same connection.
@@ -297,7 +321,8 @@ impl Connection {
     /// Whether there is a link.
     #[must_use]
     pub fn is_connected(&self) -> bool {
-        self.shared().lock().link.stream().is_some()
+        let state = self.shared().lock();
+        state.link.stream().is_some() && !state.dead
     }
 
     /// A reference that does not keep the connection up.
@@ -311,19 +336,27 @@ impl Connection {
     }
 }
 
+/// Lets a held connection go on.
+struct Release<'a>(&'a Connection);
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.closing = true;
         // What is queued while the process is detached has nobody left to send it.
-        let queued =
-            if state.link.stream().is_none() { state.stream.abandon() } else { Vec::new() };
+        let queued = if state.link.stream().is_none() { state.abandon() } else { Vec::new() };
         if let Link::Held(stream) = &state.link {
             state.link = Link::Up(stream.clone());
         }
         drop(state);
         self.0.work.notify_one();
-        fail(queued, Outcome::NotExecuted);
+        fail(queued);
     }
 }
 
@@ -333,17 +366,37 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn submit(&self, calls: Vec<Call>, complete: Complete) {
+    /// Completes batches that were counted as completing, outside of the lock: it may submit.
+    fn complete(&self, batches: Vec<(Batch, Vec<Reply>)>) {
+        let count = batches.len();
+        if count == 0 {
+            return;
+        }
+        for (batch, replies) in batches {
+            (batch.complete)(Ok(replies));
+        }
+        self.lock().completing -= count;
+        self.changed.send_replace(());
+    }
+
+    fn submit(&self, calls: Vec<Call>, batch: Batch) {
         let mut state = self.lock();
-        if matches!(state.link, Link::Gone) {
+        let refused = match state.link {
+            Link::Gone => Some(Err(Error::Gone)),
+            _ if state.dead => Some(Err(Error::Gone)),
+            Link::Down if batch.of_link => Some(Err(Error::Lost(Outcome::NotExecuted))),
+            // It is complete as it is.
+            _ => calls.is_empty().then(|| Ok(Vec::new())),
+        };
+        if let Some(result) = refused {
             drop(state);
-            complete(Err(Error::Gone));
+            (batch.complete)(result);
             return;
         }
         // A call that finds nothing under way goes out at once. Behind others it is left to the
         // driver, which writes all that has gathered together.
         let idle = state.stream.is_answered() && state.stream.is_written();
-        state.stream.push(calls, complete);
+        state.stream.push(calls, batch);
         let left = !idle || state.flush();
         drop(state);
         if left {
@@ -356,10 +409,6 @@ impl State {
     /// Nothing is unanswered, and what has been answered is owned.
     fn is_idle(&self) -> bool {
         self.stream.is_answered() && self.completing == 0
-    }
-
-    fn link_and_epoch(&self) -> Option<(Arc<UnixStream>, u64)> {
-        Some((self.link.stream()?.clone(), self.epoch))
     }
 
     fn hold(&mut self) {
@@ -398,19 +447,53 @@ impl State {
         }
     }
 
-    /// Forgets the link. Returns what may have been executed.
-    fn detach(&mut self) -> Vec<Complete> {
+    /// Takes bytes that have arrived. What is complete with them counts as completing.
+    fn receive(&mut self, bytes: &[u8]) -> Arrived {
+        let mut complete = Vec::new();
+        let over = self.stream.receive(bytes, &mut complete).is_err();
+        self.completing += complete.len();
+        Arrived { complete, over }
+    }
+
+    /// Takes what the server has answered before the link's end, whether or not the runtime has
+    /// heard of it.
+    fn drain(&mut self) -> Vec<(Batch, Vec<Reply>)> {
+        let Some(stream) = self.link.stream().cloned() else { return Vec::new() };
+        let mut buffer = vec![0; READ_SIZE];
+        let mut complete = Vec::new();
+        while let Ok(n @ 1..) = recv(stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            let arrived = self.receive(&buffer[..n]);
+            complete.extend(arrived.complete);
+            if arrived.over {
+                break;
+            }
+        }
+        complete
+    }
+
+    /// Forgets the link. Returns what fails with it.
+    fn detach(&mut self) -> Vec<(Batch, Outcome)> {
         if let Some(stream) = self.link.stream() {
             // Wakes the driver, if the other end has not.
             let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
         }
         self.link = Link::Down;
-        self.stream.disconnect()
+        let lost = self.stream.disconnect().into_iter();
+        let mut failed: Vec<_> = lost.map(|batch| (batch, Outcome::PossiblyExecuted)).collect();
+        let of_link = self.stream.withdraw(|batch| batch.of_link).into_iter();
+        failed.extend(of_link.map(|batch| (batch, Outcome::NotExecuted)));
+        failed
     }
 
-    fn bury(&mut self) -> Vec<Complete> {
+    /// Gives up what was never written.
+    fn abandon(&mut self) -> Vec<(Batch, Outcome)> {
+        let queued = self.stream.abandon().into_iter();
+        queued.map(|batch| (batch, Outcome::NotExecuted)).collect()
+    }
+
+    fn bury(&mut self) -> Vec<(Batch, Outcome)> {
         self.link = Link::Gone;
-        self.stream.abandon()
+        self.abandon()
     }
 }
 
@@ -426,9 +509,9 @@ fn receipt<R: Send + 'static>(
     (complete, Receipt(receiver))
 }
 
-fn fail(batches: Vec<Complete>, outcome: Outcome) {
-    for complete in batches {
-        complete(Err(Error::Lost(outcome)));
+fn fail(batches: Vec<(Batch, Outcome)>) {
+    for (batch, outcome) in batches {
+        (batch.complete)(Err(Error::Lost(outcome)));
     }
 }
 
@@ -439,68 +522,55 @@ async fn drive(shared: Arc<Shared>, stream: Arc<UnixStream>, epoch: u64) {
     loop {
         tokio::select! {
             ready = stream.readable() => {
-                let receive = |buffer: &mut [u8]| stream.try_read(buffer);
-                if ready.is_err() || read(&shared, epoch, &mut buffer, receive).is_err() {
+                if ready.is_err() || !read(&shared, &stream, epoch, &mut buffer) {
                     break;
                 }
             }
             ready = stream.writable(), if blocked => {
                 blocked = ready.is_ok() && flush(&shared, epoch);
             }
-            () = shared.work.notified() => blocked = flush(&shared, epoch),
+            () = shared.work.notified() => {
+                if shared.lock().dead {
+                    break;
+                }
+                blocked = flush(&shared, epoch);
+            }
         }
     }
     let mut state = shared.lock();
     if state.epoch != epoch {
-        // Another link took over, and has seen to what was under way on this one.
+        // Another link took over, and has seen to what was under way on this one. Its task is the
+        // one that is to be woken, if this one was in its place.
+        drop(state);
+        shared.work.notify_one();
         return;
     }
-    if matches!(state.link, Link::Gone) {
-        return;
+    let answered = state.drain();
+    let mut failed = state.detach();
+    if !state.persistent || state.closing || state.dead {
+        failed.extend(state.bury());
     }
-    let lost = state.detach();
-    let dead = if state.persistent && !state.closing { Vec::new() } else { state.bury() };
     drop(state);
+    shared.complete(answered);
     shared.changed.send_replace(());
-    fail(lost, Outcome::PossiblyExecuted);
-    fail(dead, Outcome::NotExecuted);
+    fail(failed);
 }
 
-/// The stream is over.
-struct Over;
-
-/// Reads once and completes what it can. False: there was nothing to read.
-fn read(
-    shared: &Shared,
-    epoch: u64,
-    buffer: &mut [u8],
-    receive: impl FnOnce(&mut [u8]) -> io::Result<usize>,
-) -> Result<bool, Over> {
+/// Reads once and completes what it can. False: the stream is over.
+fn read(shared: &Shared, stream: &UnixStream, epoch: u64, buffer: &mut [u8]) -> bool {
     let mut state = shared.lock();
     if state.epoch != epoch {
-        return Err(Over);
+        return false;
     }
-    // Under the lock: what is read first is taken first, whoever reads.
-    let n = match receive(buffer) {
-        Ok(0) => return Err(Over),
-        Ok(n) => n,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-        Err(_) => return Err(Over),
+    // Under the lock: whoever else reads what is left of an old link must not come in between.
+    let arrived = match stream.try_read(buffer) {
+        Ok(0) => return false,
+        Ok(n) => state.receive(&buffer[..n]),
+        Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
     };
-    let mut complete = Vec::new();
-    let received = state.stream.receive(&buffer[..n], &mut complete);
-    let count = complete.len();
-    state.completing += count;
-    // Outside of the lock: completing may submit.
     drop(state);
-    for (complete, replies) in complete {
-        complete(Ok(replies));
-    }
-    if count > 0 {
-        shared.lock().completing -= count;
-        shared.changed.send_replace(());
-    }
-    received.map(|()| true).map_err(|_| Over)
+    shared.complete(arrived.complete);
+    !arrived.over
 }
 
 /// Writes what is queued, and ends the stream when that was the last. Says whether something is
@@ -518,4 +588,100 @@ fn flush(shared: &Shared, epoch: u64) -> bool {
         let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);
     }
     left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::wire::REQUEST_SIZE;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as Peer;
+
+    fn pair() -> (UnixStream, Peer) {
+        let (ours, theirs) = Peer::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (UnixStream::from_std(ours).unwrap(), theirs)
+    }
+
+    /// Waits for a request without payload.
+    async fn request(peer: &Peer) {
+        let mut peer = peer.try_clone().unwrap();
+        let read = move || peer.read_exact(&mut [0; REQUEST_SIZE]).unwrap();
+        tokio::task::spawn_blocking(read).await.unwrap();
+    }
+
+    fn getpid() -> Call {
+        Call::syscall(syscalls::Sysno::getpid, [0; 6])
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_written_by_the_new_links_task_though_the_old_one_still_waits() {
+        let (stream, _old) = pair();
+        let connection = Connection::new(stream);
+        connection.set_persistent();
+        tokio::task::yield_now().await;
+        let (stream, mut server) = pair();
+        connection.attach(stream);
+        let bytes = vec![1; 4 << 20];
+        let receipt = connection.call("COPY_IN", Call::copy_in(0, bytes.clone()));
+        connection.release();
+        let server = tokio::task::spawn_blocking(move || {
+            let mut request = vec![0; REQUEST_SIZE + bytes.len()];
+            server.read_exact(&mut request).unwrap();
+            server.write_all(&7i64.to_le_bytes()).unwrap();
+        });
+        let limit = std::time::Duration::from_secs(20);
+        let result = tokio::time::timeout(limit, receipt).await;
+        assert_eq!(result.expect("it is written").unwrap(), 7);
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn replies_before_a_broken_one_count() {
+        let (stream, mut server) = pair();
+        let connection = Connection::new(stream);
+        // What a completion owns is given up outside of the connection's lock.
+        struct Uses(Connection);
+        impl Drop for Uses {
+            fn drop(&mut self) {
+                let _ = self.0.is_connected();
+            }
+        }
+        let uses = Uses(connection.clone());
+        let receipt = connection.submit(vec![getpid()], move |replies| {
+            let _uses = uses;
+            Ok(replies.len())
+        });
+        request(&server).await;
+        // Nobody asked for the second one.
+        server.write_all(&[0; 16]).unwrap();
+        assert_eq!(receipt.await.unwrap(), 1);
+        let after = connection.call("getpid", getpid()).await;
+        assert!(matches!(
+            after,
+            Err(Error::Gone | Error::Lost(Outcome::NotExecuted | Outcome::PossiblyExecuted))
+        ));
+    }
+
+    #[tokio::test]
+    async fn replies_that_a_dead_process_has_left_count() {
+        let (stream, mut server) = pair();
+        let connection = Connection::new(stream);
+        let answered = connection.call("getpid", getpid());
+        let unanswered = connection.call("getpid", getpid());
+        request(&server).await;
+        request(&server).await;
+        server.write_all(&42i64.to_le_bytes()).unwrap();
+        connection.process_died();
+        assert_eq!(answered.await.unwrap(), 42);
+        assert!(matches!(unanswered.await, Err(Error::Lost(Outcome::PossiblyExecuted))));
+        assert!(matches!(connection.call("getpid", getpid()).await, Err(Error::Gone)));
+    }
+
+    #[tokio::test]
+    async fn an_empty_batch_is_complete() {
+        let (stream, _server) = pair();
+        let connection = Connection::new(stream);
+        assert_eq!(connection.submit(Vec::new(), |replies| Ok(replies.len())).await.unwrap(), 0);
+    }
 }

@@ -13,7 +13,7 @@ use super::handshake::Hold;
 use super::home::Place;
 use crate::call::{Connection, Error, Result};
 use crate::handle::FdTable;
-use crate::process::{Process, Sockets};
+use crate::process::{Process, Sockets, to_the_end};
 use crate::sys::DataSocket;
 
 /// How long a reconnect waits for a server that is busy.
@@ -55,7 +55,8 @@ impl Process {
         let place = self.persistent_place()?;
         let sockets = Sockets::new()?;
         let hold = meet(&place, self.inner().token, &sockets, TIMEOUT).await?;
-        self.go_on(&place, hold, sockets).await
+        let (process, place) = (self.clone(), Place::clone(&place));
+        to_the_end(async move { process.go_on(&place, hold, sockets).await }).await
     }
 
     /// The same by way of `through`, another process that is driven from here and that reaches the
@@ -71,7 +72,8 @@ impl Process {
         let client = connect_through(through, path).await?;
         let end = Instant::now() + TIMEOUT;
         let hold = shake_hands(&place, self.inner().token, &sockets, client, end).await?;
-        self.go_on(&place, hold, sockets).await
+        let process = self.clone();
+        to_the_end(async move { process.go_on(&place, hold, sockets).await }).await
     }
 
     fn persistent_place(&self) -> Result<Arc<Place>> {
@@ -81,17 +83,20 @@ impl Process {
     /// The handshake is over: the connection goes on over the new sockets.
     async fn go_on(&self, place: &Place, hold: Hold, sockets: Sockets) -> Result<()> {
         let Taken { fds, version, .. } = taken(place, hold)?;
+        if version != self.connection.version() {
+            return Err(refused(place, "the server changed the version of the stream"));
+        }
         let table = self.table();
         let old = std::mem::replace(&mut *self.server_fds(), fds.clone());
         table.unreserve(old.all());
         table.reserve(fds.all());
-        *self.data.lock().unwrap_or_else(PoisonError::into_inner) =
-            DataSocket::new(sockets.data, fds.data);
         drop((sockets.stream_there, sockets.data_there));
-        // Held: what waits in the queue goes out after the sweep.
-        self.connection.attach(sockets.stream);
-        if version != self.connection.version() {
-            return Err(refused(place, "the server changed the version of the stream"));
+        {
+            // What passes descriptors does so with both of the old link's sockets or of the new.
+            let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+            // Held: what waits in the queue goes out after the sweep.
+            self.connection.attach(sockets.stream);
+            *data = DataSocket::new(sockets.data, fds.data);
         }
         let busy = try_sweep(&table, &self.connection).await;
         self.connection.release();

@@ -112,7 +112,7 @@ impl DataSocket {
             Call::copy_in(address, Message::sending(address, &[0], &[number])),
             Call::syscall(Sysno::sendmsg, [self.there as u64, address, flags, 0, 0, 0]),
         ];
-        connection.submit(calls, move |replies| {
+        connection.submit_on_link(calls, move |replies| {
             let _buffer = buffer;
             finish("sendmsg", &replies)?;
             // The message is there now, and messages arrive in the order of the replies: so this
@@ -179,7 +179,7 @@ impl Task {
                 Call::syscall(Sysno::recvmsg, args),
                 Call::copy_out(address, Message::size(1)),
             ];
-            self.connection.submit(calls, move |replies| {
+            self.connection.submit_on_link(calls, move |replies| {
                 let _buffer = buffer;
                 let (numbers, lost) = taken(&replies)?;
                 if lost || numbers.len() != count {

@@ -286,6 +286,16 @@ impl<T> Stream<T> {
         lost
     }
 
+    /// Gives up those batches that were never written and that `which` names.
+    pub(crate) fn withdraw(&mut self, which: impl Fn(&T) -> bool) -> Vec<T> {
+        debug_assert_eq!(self.written, 0);
+        let queue = std::mem::take(&mut self.queue);
+        let (withdrawn, kept): (VecDeque<_>, _) =
+            queue.into_iter().partition(|batch| which(&batch.tag));
+        self.queue = kept;
+        withdrawn.into_iter().map(|batch| batch.tag).collect()
+    }
+
     /// Takes away what waits to be written, while nothing of it has been.
     pub(crate) fn take_queue(&mut self) -> Queue<T> {
         debug_assert!(!self.is_torn());
