@@ -28,6 +28,8 @@ enum Step {
     Receive(usize),
     /// The stream ends; what is under way in either direction is lost.
     Disconnect,
+    /// The server speaks another version from here on.
+    Version(u32),
 }
 
 /// How many bytes move at once: often few, sometimes everything.
@@ -43,6 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
         10 => amount().prop_map(Step::Serve),
         10 => amount().prop_map(Step::Receive),
         1 => Just(Step::Disconnect),
+        1 => (0..2_u32).prop_map(Step::Version),
     ]
 }
 
@@ -58,6 +61,7 @@ fn run(pair: &mut Pair, steps: Vec<Step>) {
             Step::Serve(n) => pair.serve(n),
             Step::Receive(n) => pair.receive(n),
             Step::Disconnect => pair.disconnect(),
+            Step::Version(version) => pair.set_version(version),
         }
         pair.check();
     }

@@ -135,9 +135,12 @@ fn numbers_of_operations_never_change() {
 
 #[test]
 fn the_bits_of_a_word_lie_apart_and_never_move() {
+    let mut bits = vec![Word::OP, Word::LINK, Word::FLUSH];
+    bits.extend((0..6).map(Word::reference));
+    assert_eq!(bits, (32..=40).map(|bit| 1 << bit).collect::<Vec<u64>>());
     assert_eq!(Word::NUMBER, 0xffff_ffff);
-    assert_eq!(Word::OP, 1 << 32);
-    assert_eq!(Word::OP & Word::NUMBER, 0);
+    // What version 1 has for a system call is all of them but the first.
+    assert_eq!(Word::VERSION_1, bits[1..].iter().sum::<u64>());
 }
 
 #[test]

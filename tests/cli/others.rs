@@ -174,12 +174,12 @@ fn an_output_that_nobody_reads_is_no_panic() {
 fn every_command_has_a_help_text_and_the_hidden_ones_are_not_listed() {
     let test = TestHome::new();
     let help = succeed(&test, &["--help"]);
-    for command in ["demo", "start", "ls", "call", "stop", "image"] {
+    for command in ["demo", "start", "ls", "call", "stop", "image", "bench"] {
         assert!(help.contains(&format!("\n  {command}")), "{command}: {help}");
         let own = succeed(&test, &[command, "--help"]);
         assert!(own.contains("--json"), "{command}: {own}");
     }
-    assert!(!help.contains("demo-"), "{help}");
+    assert!(!help.contains("demo-") && !help.contains("bench-"), "{help}");
     assert!(help.contains("FARCALL_DIR"), "{help}");
     assert_eq!(
         succeed(&test, &["--version"]),

@@ -1,6 +1,7 @@
 //! The two ends: the real [`Stream`], and a server that does what its requests say it is to do.
 //!
 //! A call's argument 4 tells the server what to return, and argument 5 is the call's own number.
+//! Where a COPY_OUT's length is another call's result, argument 2 tells what that is.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,6 +12,7 @@ use farcall::sys::Sysno;
 use farcall::transport::stream::Stream;
 use proptest::prelude::*;
 
+const LEN: usize = 2;
 const OUTCOME: usize = 4;
 const ID: usize = 5;
 
@@ -22,9 +24,33 @@ pub fn returns(result: i64) -> Call {
     Call::syscall(Sysno::getpid, [0, 0, 0, 0, result as u64, 0])
 }
 
+/// The same of a call that may take long.
+fn returns_late(result: i64) -> Call {
+    Call::syscall(Sysno::nanosleep, [0, 0, 0, 0, result as u64, 0])
+}
+
 /// A COPY_OUT of `len` bytes of which `real` are real; negative: it fails with that.
 pub fn copy_out(len: u64, real: i64) -> Call {
     Call::operation(Operation::CopyOut, [0, len, 0, 0, real as u64, 0])
+}
+
+/// The same where the length is what an earlier call returned.
+fn copy_out_of_a_result(len: u64, real: i64) -> Call {
+    let mut call = copy_out(1, real);
+    call.request.word |= Word::reference(1);
+    call.request.args[LEN] = len;
+    call
+}
+
+/// How many bytes a COPY_OUT has.
+fn length(request: &Request) -> u64 {
+    let place = if request.word & Word::reference(1) == 0 { 1 } else { LEN };
+    request.args[place]
+}
+
+/// What a request asks for, whatever else its word says.
+fn what(request: &Request) -> u64 {
+    request.word & (Word::OP | Word::NUMBER)
 }
 
 /// A COPY_IN of these bytes; with a negative result it fails.
@@ -41,9 +67,14 @@ fn call() -> impl Strategy<Value = Call> {
         1 => prop::collection::vec(any::<u8>(), 3000..5000),
     ];
     let lengths = prop_oneof![3 => 0..150_u64, 1 => Just(0), 1 => 3000..5000_u64];
-    let out = (lengths, any::<prop::sample::Index>(), prop::option::weighted(0.2, errno));
+    let out = (lengths.clone(), any::<prop::sample::Index>(), prop::option::weighted(0.2, errno));
+    let out_of_a_result = (lengths.clone(), any::<prop::sample::Index>());
     prop_oneof![
-        4 => result.prop_map(returns),
+        4 => result.clone().prop_map(returns),
+        1 => result.prop_map(returns_late),
+        1 => out_of_a_result.prop_map(|(len, real)| {
+            copy_out_of_a_result(len, real.index(len as usize + 1) as i64)
+        }),
         2 => (payload, prop::option::weighted(0.2, Just(-14)))
             .prop_map(|(payload, fault)| copy_in(payload, fault.unwrap_or(0))),
         2 => out.prop_map(|(len, real, errno)| {
@@ -63,8 +94,8 @@ pub fn batch() -> impl Strategy<Value = Vec<Call>> {
 /// What a server that keeps to the protocol answers, as the caller is to see it.
 pub fn reply_to(call: &Call) -> Reply {
     let outcome = call.request.args[OUTCOME].cast_signed();
-    let len = call.request.args[1] as usize;
-    match call.request.word {
+    let len = length(&call.request);
+    match what(&call.request) {
         COPY_IN => {
             let result = if outcome < 0 { outcome } else { call.payload.len() as i64 };
             Reply { result, data: Vec::new() }
@@ -84,7 +115,8 @@ fn byte(id: u64, at: usize) -> u8 {
     (id as usize).wrapping_mul(31).wrapping_add(at) as u8
 }
 
-/// A server of version 0: one request at a time, answered before the next one is looked at.
+/// A server. How late its answers come back is for the test to say, so that it can be one of version
+/// 0, which answers each request by itself, or of version 1, which sends many results at once.
 #[derive(Default)]
 struct Server {
     /// What has arrived of a request and its payload.
@@ -100,7 +132,7 @@ impl Server {
         let mut executed = Vec::new();
         while let Some((head, rest)) = self.input.split_first_chunk::<REQUEST_SIZE>() {
             let request = Request::from_bytes(head);
-            let len = if request.word == COPY_IN { request.args[1] as usize } else { 0 };
+            let len = if what(&request) == COPY_IN { request.args[1] as usize } else { 0 };
             if rest.len() < len {
                 break;
             }
@@ -116,7 +148,7 @@ impl Server {
     fn answer(&mut self, call: &Call) {
         let reply = reply_to(call);
         self.output.extend(reply.result.to_le_bytes());
-        if call.request.word == COPY_OUT && reply.result >= 0 {
+        if what(&call.request) == COPY_OUT && reply.result >= 0 {
             let real = reply.data.len();
             self.output.extend(reply.data);
             self.output.extend(std::iter::repeat_n(0, reply.result as usize - real));
@@ -149,6 +181,8 @@ pub struct Pair {
     /// Bytes of the queue's first batch that are gone.
     written: usize,
     calls: u64,
+    /// That of the stream.
+    version: u32,
     /// Tags of the batches that are complete, in the order in which they became so.
     pub answered: Vec<usize>,
     /// Tags of the batches that disconnects returned, in their order.
@@ -157,18 +191,44 @@ pub struct Pair {
     broken: bool,
 }
 
+/// What is true of a reply even if the server says what it likes.
+fn check_broken(call: &Call, reply: &Reply) {
+    let request = &call.request;
+    if what(request) != COPY_OUT || reply.value().is_err() {
+        assert!(reply.data.is_empty());
+    } else {
+        // As much as was asked for; where only the server knows that, as much as it announced.
+        let announced = reply.result.cast_unsigned();
+        assert!(request.word & Word::reference(1) != 0 || announced == request.args[1]);
+        assert!(reply.data.len() as u64 <= announced);
+    }
+}
+
 impl Pair {
+    /// The server speaks that version from here on.
+    pub fn set_version(&mut self, version: u32) {
+        self.version = version;
+        self.stream.set_version(version);
+        assert_eq!(self.stream.version(), version);
+    }
+
     pub fn push(&mut self, mut calls: Vec<Call>) {
         for call in &mut calls {
             call.request.args[ID] = self.calls;
             self.calls += 1;
+        }
+        let pushed = calls.clone();
+        // Results of earlier batches do not wait for a call that may take long.
+        let late = |call: &Call| what(&call.request) == Sysno::nanosleep as u64;
+        if self.version > 0 && calls.iter().any(late) {
+            calls[0].request.word |= Word::FLUSH;
         }
         let bytes = calls
             .iter()
             .flat_map(|call| [call.request.to_bytes().to_vec(), call.payload.clone()].concat())
             .collect();
         let tag = self.batches.len();
-        self.stream.push(calls.clone(), tag);
+        self.stream.push(pushed, tag);
         self.batches.push(Batch { calls, bytes, executed: 0 });
         self.queue.push_back(tag);
     }
@@ -237,9 +297,7 @@ impl Pair {
             assert_eq!(replies.len(), calls.len());
             for (call, reply) in calls.iter().zip(&replies) {
                 if self.broken {
-                    let asked =
-                        if call.request.word == COPY_OUT { call.request.args[1] } else { 0 };
-                    assert!(reply.data.len() as u64 <= asked);
+                    check_broken(call, reply);
                 } else {
                     assert_eq!(*reply, reply_to(call));
                 }
