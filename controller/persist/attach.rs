@@ -79,9 +79,10 @@ impl Attach {
         let sockets = Sockets::new()?;
         let token = random_token()?;
         let hold = meet(&place, token, &sockets, self.timeout).await?;
-        let Sockets { stream, data, .. } = sockets;
+        let Sockets { stream, data, stream_there, data_there } = sockets;
+        // A copy here would hide the process's end from the connection.
+        drop((stream_there, data_there));
         let connection = Connection::new(stream);
-        connection.set_persistent();
         let (fds, pid) = taken(&place, hold)?;
         let table = FdTable::new(&connection);
         table.reserve(fds.all());
@@ -89,6 +90,8 @@ impl Attach {
         let arena = map_arena(&connection, pid).await?;
         let data = DataSocket::new(data, fds.data);
         let pidfd = pidfd_of(&connection, &data, &arena, pid).await?;
+        let pidfd = Arc::new(pidfd);
+        crate::process::watch_attached(&pidfd, &connection)?;
         let here = crate::process::pid_of(&pidfd);
         let process = Process::new(Parts {
             space: AddressSpace::new(&connection),
@@ -99,11 +102,12 @@ impl Attach {
             guardian: Guardian::None,
             image,
             fds,
-            pidfd: Arc::new(pidfd),
+            pidfd,
             remains: None,
             life: None,
             token,
         });
+        // Until here an end of the link was the end of the attempt.
         process.set_persistent();
         place.write_holder(here)?;
         process.set_place(place);
