@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::{LIMIT, Role, TestHome, alive, fds, role, tell, until_async};
 use farcall::host::local::Stdio;
 use farcall::persist::{Home, Name, SharedMemory, attach};
+use farcall::sys::Sysno;
 use farcall::{Child, Error, Local, Process};
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
@@ -386,4 +387,25 @@ async fn a_process_whose_maker_gave_up_waiting_can_be_reached() {
         }
         until_async("it is gone", || !alive(pid)).await;
     }
+}
+
+#[tokio::test]
+async fn a_full_table_of_descriptors_does_not_make_a_process_unreachable() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    let pid = process.pid().unwrap();
+    limit_descriptors(pid, 40);
+    let null = process.openat(None, "/dev/null", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+    let mut last = null.into_raw();
+    while let Ok(number) = process.syscall(Sysno::dup, [last as u64, 0, 0, 0, 0, 0]).await {
+        last = number as i32;
+    }
+    process.prepare_for_reconnect().await.unwrap();
+    let other = in_time("attach", attach(test.home.place(&name("one")))).await.unwrap();
+    assert_eq!(other.pid(), Some(pid));
+    // And it can be helped.
+    other.adopt_fd(last).unwrap().close().await.unwrap();
+    other.openat(None, "/dev/null", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+    other.exit(0).await.unwrap();
 }

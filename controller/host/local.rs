@@ -159,7 +159,8 @@ async fn execute(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> {
     ))
 }
 
-fn pidfd_open(pid: u32) -> Result<OwnedFd> {
+/// A process as a pidfd of this process's.
+pub(crate) fn pidfd_open(pid: u32) -> Result<OwnedFd> {
     // SAFETY: the call has no pointers.
     let fd = unsafe { syscall!(Sysno::pidfd_open, pid, 0) };
     let fd = fd.map_err(|errno| {

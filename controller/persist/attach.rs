@@ -23,7 +23,7 @@ use crate::abi::handshake::{ANSWER_SIZE, Token};
 use crate::abi::wire::Operation;
 use crate::call::{Call, Connection, Error, Result};
 use crate::handle::{AddressSpace, FdTable};
-use crate::host::local::random_token;
+use crate::host::local::{pidfd_open, random_token};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::process::{Parts, Process, ServerFds, Sockets};
@@ -89,7 +89,11 @@ impl Attach {
         let image = find_image(&connection).await?;
         let arena = map_arena(&connection, pid).await?;
         let data = DataSocket::new(data, fds.data);
-        let pidfd = pidfd_of(&connection, &data, &arena, pid).await?;
+        let pidfd = match pidfd_of(&connection, &data, &arena, pid).await {
+            // No room in its table, which is no reason not to reach it: who made it wrote its pid down.
+            Err(Error::Call { errno: Errno::EMFILE, .. }) => recorded(&place)?,
+            pidfd => pidfd?,
+        };
         let pidfd = Arc::new(pidfd);
         crate::process::watch_attached(&pidfd, &connection)?;
         let here = crate::process::pid_of(&pidfd);
@@ -290,6 +294,20 @@ async fn pidfd_of(
     let close = Call::syscall(Sysno::close, [number as u64, 0, 0, 0, 0, 0]);
     connection.call("close", close).await?;
     fetched
+}
+
+/// The process that NAME.json names, as a pidfd here.
+fn recorded(place: &Place) -> Result<OwnedFd> {
+    let unknown = || {
+        refused(
+            place,
+            "its table of descriptors is full, and no NAME.json says which process it is",
+        )
+    };
+    let process = place.state().ok_or_else(unknown)?.process;
+    let pidfd = pidfd_open(process.pid.unsigned_abs())?;
+    // Looked at while it is held: its pid is nobody else's then.
+    if process.is_alive() { Ok(pidfd) } else { Err(unknown()) }
 }
 
 /// Something to borrow the descriptors of a handshake from.
