@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::{LIMIT, Role, TestHome, alive, fds, role, tell, until_async};
 use farcall::host::local::Stdio;
 use farcall::persist::{Home, Name, SharedMemory, attach};
+use farcall::sys::Sysno;
 use farcall::{Child, Error, Local, Process};
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
@@ -296,4 +297,115 @@ async fn a_reconnect_that_is_given_up_leaves_a_connection_that_goes_on() {
         }
         in_time("a call", process.getpid()).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_status_is_not_lost_with_a_wait_that_is_given_up() {
+    let root = root().await;
+    let mut child = root.child().spawn().await.unwrap();
+    child.exit(7).await.unwrap();
+    child.ended().await;
+    {
+        let mut wait = Box::pin(child.wait());
+        begin(&mut wait);
+    }
+    let status = farcall::sys::WaitStatus::Exited(7);
+    assert_eq!(in_time("wait", child.wait()).await.unwrap(), status);
+}
+
+#[tokio::test]
+async fn more_memory_than_the_stream_takes_is_an_error_of_that_call_only() {
+    let root = root().await;
+    assert!(root.read_memory(4096, 3 << 30).await.is_err());
+    root.getpid().await.unwrap();
+}
+
+#[tokio::test]
+async fn calls_in_an_attached_process_fail_when_it_has_ended() {
+    let test = TestHome::new();
+    let root = root().await;
+    let made = start(&test.home, &root).await;
+    made.prepare_for_reconnect().await.unwrap();
+    let process = attach(test.home.place(&name("one"))).await.unwrap();
+    process.exit(0).await.unwrap();
+    let after = in_time("a call", process.getpid()).await;
+    assert!(matches!(after, Err(Error::Gone | Error::Lost(_))), "{after:?}");
+}
+
+#[tokio::test]
+async fn an_attach_to_what_ends_after_its_answer_ends_too() {
+    use farcall::abi::handshake::{Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION};
+    let test = TestHome::new();
+    let path = test.file("fake.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        use std::io::Write;
+        // The descriptors that come are dropped with the message, unread.
+        let (mut client, _) = listener.accept().unwrap();
+        let answer = Answer {
+            magic: HANDSHAKE_MAGIC,
+            version: HANDSHAKE_VERSION,
+            pid: 1,
+            fds: [10, 11, -1],
+            listen: 12,
+            ..Answer::default()
+        };
+        client.write_all(&answer.to_bytes()).unwrap();
+    });
+    let failed = in_time("attach", attach(farcall::persist::Place::at(path))).await;
+    assert!(failed.is_err());
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_process_whose_maker_gave_up_waiting_can_be_reached() {
+    let test = TestHome::new();
+    let root = root().await;
+    for calls in 0..12 {
+        let child = root.child().spawn().await.unwrap();
+        let reserved = test.home.reserve(&name("one")).unwrap();
+        let place = reserved.place().clone();
+        let mut make = Box::pin(child.make_persistent(reserved, SharedMemory::Refuse));
+        for _ in 0..calls {
+            if !begin(&mut make) {
+                break;
+            }
+            root.getpid().await.unwrap();
+        }
+        let begun = calls > 0;
+        drop(make);
+        let pid = child.pid().unwrap();
+        if begun {
+            until_async("it is made all the same", || child.is_persistent()).await;
+            assert!(place.socket().exists());
+            until_async("it knows where", || child.place().is_some()).await;
+            child.prepare_for_reconnect().await.unwrap();
+            drop(child);
+            attach(place).await.unwrap().exit(0).await.unwrap();
+        } else {
+            drop(child);
+        }
+        until_async("it is gone", || !alive(pid)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_full_table_of_descriptors_does_not_make_a_process_unreachable() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    let pid = process.pid().unwrap();
+    limit_descriptors(pid, 40);
+    let null = process.openat(None, "/dev/null", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+    let mut last = null.into_raw();
+    while let Ok(number) = process.syscall(Sysno::dup, [last as u64, 0, 0, 0, 0, 0]).await {
+        last = number as i32;
+    }
+    process.prepare_for_reconnect().await.unwrap();
+    let other = in_time("attach", attach(test.home.place(&name("one")))).await.unwrap();
+    assert_eq!(other.pid(), Some(pid));
+    // And it can be helped.
+    other.adopt_fd(last).unwrap().close().await.unwrap();
+    other.openat(None, "/dev/null", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+    other.exit(0).await.unwrap();
 }

@@ -120,7 +120,7 @@ impl Drop for RootChild {
 /// What the staying thread is asked for.
 struct Order {
     command: Command,
-    done: oneshot::Sender<io::Result<process::Child>>,
+    done: oneshot::Sender<io::Result<RootChild>>,
 }
 
 /// Starts the image as a child of the thread that stays.
@@ -142,11 +142,8 @@ async fn execute(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> {
             .spawn(move || {
                 for mut order in incoming {
                     let child = order.command.spawn();
-                    if let Err(Ok(mut child)) = order.done.send(child) {
-                        // Nobody waits for it any more.
-                        let _ = child.kill();
-                        let _ = child.wait();
-                    }
+                    // If nobody waits for it any more, dropping it ends it.
+                    let _ = order.done.send(child.map(|child| RootChild(Mutex::new(child))));
                 }
             })
             .expect("a thread can be started");
@@ -157,13 +154,13 @@ async fn execute(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> {
     staying.send(Order { command, done }).map_err(|_| Error::Gone)?;
     let child = started.await.map_err(|_| Error::Gone)?;
     drop(image);
-    let child = child.map_err(Error::io(
+    child.map_err(Error::io(
         "executing the server image through /proc/self/fd (is /proc mounted, and may memfds and files in TMPDIR be executed?)",
-    ))?;
-    Ok(RootChild(Mutex::new(child)))
+    ))
 }
 
-fn pidfd_open(pid: u32) -> Result<OwnedFd> {
+/// A process as a pidfd of this process's.
+pub(crate) fn pidfd_open(pid: u32) -> Result<OwnedFd> {
     // SAFETY: the call has no pointers.
     let fd = unsafe { syscall!(Sysno::pidfd_open, pid, 0) };
     let fd = fd.map_err(|errno| {

@@ -23,7 +23,7 @@ use crate::abi::handshake::{ANSWER_SIZE, Token};
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
 use crate::call::{self, Call, Connection, Error, Result};
 use crate::handle::{AddressSpace, FdTable};
-use crate::host::local::random_token;
+use crate::host::local::{pidfd_open, random_token};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::process::{Parts, Process, ServerFds, Sockets};
@@ -79,9 +79,10 @@ impl Attach {
         let sockets = Sockets::new()?;
         let token = random_token()?;
         let hold = meet(&place, token, &sockets, self.timeout).await?;
-        let Sockets { stream, data, .. } = sockets;
+        let Sockets { stream, data, stream_there, data_there } = sockets;
+        // A copy here would hide the process's end from the connection.
+        drop((stream_there, data_there));
         let connection = Connection::new(stream);
-        connection.set_persistent();
         let Taken { fds, pid, version } = taken(&place, hold)?;
         connection.set_version(version);
         let table = FdTable::new(&connection);
@@ -92,7 +93,13 @@ impl Attach {
             greet(&connection, pid).await?;
         }
         let data = DataSocket::new(data, fds.data);
-        let pidfd = pidfd_of(&connection, &data, &arena, pid).await?;
+        let pidfd = match pidfd_of(&connection, &data, &arena, pid).await {
+            // No room in its table, which is no reason not to reach it: who made it wrote its pid down.
+            Err(Error::Call { errno: Errno::EMFILE, .. }) => recorded(&place)?,
+            pidfd => pidfd?,
+        };
+        let pidfd = Arc::new(pidfd);
+        crate::process::watch_attached(&pidfd, &connection)?;
         let here = crate::process::pid_of(&pidfd);
         let process = Process::new(Parts {
             space: AddressSpace::new(&connection),
@@ -103,11 +110,12 @@ impl Attach {
             guardian: Guardian::None,
             image,
             fds,
-            pidfd: Arc::new(pidfd),
+            pidfd,
             remains: None,
             life: None,
             token,
         });
+        // Until here an end of the link was the end of the attempt.
         process.set_persistent();
         place.write_holder(here)?;
         process.set_place(place);
@@ -324,6 +332,20 @@ async fn pidfd_of(
     let close = Call::syscall(Sysno::close, [number as u64, 0, 0, 0, 0, 0]);
     connection.call("close", close).await?;
     fetched
+}
+
+/// The process that NAME.json names, as a pidfd here.
+fn recorded(place: &Place) -> Result<OwnedFd> {
+    let unknown = || {
+        refused(
+            place,
+            "its table of descriptors is full, and no NAME.json says which process it is",
+        )
+    };
+    let process = place.state().ok_or_else(unknown)?.process;
+    let pidfd = pidfd_open(process.pid.unsigned_abs())?;
+    // Looked at while it is held: its pid is nobody else's then.
+    if process.is_alive() { Ok(pidfd) } else { Err(unknown()) }
 }
 
 /// For the compiler: the future of an attach can move between threads.

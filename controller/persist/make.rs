@@ -12,7 +12,7 @@ use syscalls::Sysno;
 use super::home::{Incarnation, Reserved};
 use crate::abi::wire::{Operation, Spares};
 use crate::call::{Call, Error, Result};
-use crate::process::{Child, ChildBuilder, Process};
+use crate::process::{Child, ChildBuilder, Process, to_the_end};
 
 /// What becomes of memory that a process shares when it becomes persistent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +51,11 @@ impl Process {
         if self.is_persistent() {
             return Err(Error::Protocol("the process is persistent already"));
         }
+        let process = self.clone();
+        to_the_end(async move { process.become_persistent(reserved).await }).await
+    }
+
+    async fn become_persistent(&self, reserved: Reserved) -> Result<()> {
         self.unshare(CloneFlags::CLONE_FILES).await?;
         match self.setsid().await {
             // The leader of a group can't: it may be the leader of a session already.
@@ -89,6 +94,8 @@ impl Process {
             fds.persistent = spares;
             fds.persistent.push(listen);
         }
+        // It listens: whatever happens from here on, the way to it is not taken away.
+        let place = reserved.keep();
         // Only now that it can be reached does it stop depending on its parent.
         self.set_pdeathsig(0).await?;
         self.set_free();
@@ -96,8 +103,7 @@ impl Process {
         if let Some(remains) = self.remains() {
             remains.leave_memory_mapped();
         }
-        *self.inner().place.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Arc::new(reserved.keep()));
+        *self.inner().place.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(place));
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Children: waiting for them, ending them, and cleaning up what they leave in their parent.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -25,7 +25,8 @@ pub struct Child {
     /// In the parent's table; taken when the child is dropped.
     pidfd: Option<Fd>,
     pid: i32,
-    status: Option<WaitStatus>,
+    /// Kept when the reply to waitid is here, also if nobody waits for it any more.
+    status: Arc<OnceLock<WaitStatus>>,
 }
 
 /// What a child has in its parent as long as it lives.
@@ -124,6 +125,26 @@ pub(super) fn watch(
     Ok(())
 }
 
+/// Watches over a process that somebody else made: its calls fail when it ends.
+pub(crate) fn watch_attached(pidfd: &Arc<OwnedFd>, connection: &Connection) -> Result<()> {
+    let readable = readable(pidfd.clone())?;
+    let mut changes = connection.watch();
+    let connection = connection.downgrade();
+    tokio::spawn(async move {
+        // As long as there is a connection.
+        let dropped = async { while changes.changed().await.is_ok() {} };
+        tokio::select! {
+            ended = readable.readable() => {
+                if ended.is_ok() && let Some(connection) = connection.upgrade() {
+                    connection.process_died();
+                }
+            }
+            () = dropped => {}
+        }
+    });
+    Ok(())
+}
+
 /// Something to wait on until the process behind a pidfd has ended.
 fn readable(pidfd: Arc<OwnedFd>) -> Result<AsyncFd<Shared>> {
     // SAFETY: the descriptor is owned by the `Arc` that is registered with it.
@@ -156,7 +177,7 @@ impl std::fmt::Debug for Child {
 
 impl Child {
     pub(super) fn new(process: Process, parent: Process, pidfd: Fd, pid: i32) -> Self {
-        Self { process, parent, pidfd: Some(pidfd), pid, status: None }
+        Self { process, parent, pidfd: Some(pidfd), pid, status: Arc::default() }
     }
 
     /// The process: a handle that can be cloned, and that does not wait.
@@ -184,14 +205,17 @@ impl Child {
     ///
     /// ECHILD if somebody else has reaped it; [`Error::Gone`] if the parent has ended.
     pub async fn wait(&mut self) -> Result<WaitStatus> {
-        if let Some(status) = self.status {
-            return Ok(status);
+        if let Some(status) = self.status.get() {
+            return Ok(*status);
         }
         self.ended().await;
         let pidfd = self.pidfd.as_ref().ok_or(Error::Gone)?;
-        let status = self.parent.waitid_pidfd(pidfd).await?;
-        self.status = status;
-        status.ok_or(Error::Protocol("a child that ended can't be reaped"))
+        let reaped = self.parent.reap(pidfd, self.status.clone()).await;
+        // An earlier wait that was given up may have reaped it: its reply came first.
+        match self.status.get() {
+            Some(status) => Ok(*status),
+            None => reaped?.ok_or(Error::Protocol("a child that ended can't be reaped")),
+        }
     }
 
     /// Waits until the child has ended, and leaves it to be reaped.
@@ -220,7 +244,10 @@ impl Drop for Child {
     fn drop(&mut self) {
         let Some(pidfd) = self.pidfd.take() else { return };
         // A persistent process's zombies are the next controller's to reap.
-        if self.status.is_some() || self.parent.is_persistent() || self.process.is_persistent() {
+        if self.status.get().is_some()
+            || self.parent.is_persistent()
+            || self.process.is_persistent()
+        {
             return;
         }
         let (Ok(runtime), Some(remains)) =

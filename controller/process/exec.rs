@@ -8,7 +8,7 @@ use nix::sched::CloneFlags;
 use syscalls::Sysno;
 
 use super::Child;
-use crate::call::{Call, Error, Result};
+use crate::call::{Call, Error, Outcome, Result};
 use crate::sys::{c_string, finish};
 
 impl Child {
@@ -59,7 +59,7 @@ impl Child {
         match result {
             // execve does not return where it succeeds: the connection's end, closed on exec, says
             // that the new program runs and that the old memory is left.
-            Err(Error::Lost(_)) => {
+            Err(Error::Lost(Outcome::PossiblyExecuted)) => {
                 self.connection.process_died();
                 if let Some(remains) = &self.inner().remains {
                     remains.left_memory();

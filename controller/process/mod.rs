@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use tokio::sync::OnceCell;
 
 pub use child::Child;
+pub(crate) use child::watch_attached;
 pub use clone::ChildBuilder;
 
 use crate::abi::handshake::Token;
@@ -182,7 +183,7 @@ impl Process {
         let call = self.connection.call("exit_group", crate::sys::exit_group(status));
         match call.await {
             // The result never comes: that is the success.
-            Ok(_) | Err(Error::Lost(_)) => Ok(()),
+            Ok(_) | Err(Error::Lost(Outcome::PossiblyExecuted)) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -208,6 +209,12 @@ impl Process {
             // Nobody here shares it: what the kernel copies, if anything, is all the same to us.
             return self.change("unshare", call, vec![], ()).await;
         }
+        let process = self.clone();
+        to_the_end(async move { process.leave_table(&old, call).await }).await
+    }
+
+    /// Gets a copy of a table that it shares.
+    async fn leave_table(&self, old: &Arc<FdTable>, call: Call) -> Result<()> {
         // No child may come into the old table between the copy and the look at it.
         let quiet = old.quiet.lock().await;
         self.change("unshare", call, vec![], ()).await?;

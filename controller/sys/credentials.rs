@@ -3,6 +3,10 @@
 //! The kernel clears the parent-death signal when credentials change, and with it what ties a
 //! child's life to its parent's. So these set it again in the same batch, and then see whether the
 //! parent still lives: if it died in between, the child is ended as well.
+//!
+//! The signal is sent with the credentials of the parent that dies, and is lost where these may not
+//! signal the child: a process that gives up privileges which children of its keep does not take
+//! them with it. Where that matters, change the parent's credentials before it has children.
 
 use std::os::fd::{AsFd, OwnedFd};
 

@@ -1,5 +1,6 @@
 //! Memory: mmap(2), and bytes into and out of the target process.
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use syscalls::Sysno;
 
@@ -7,6 +8,7 @@ use super::{Buffer, Task, last};
 use crate::abi::wire::AHEAD_SIZE;
 use crate::call::{Call, Error, Result};
 use crate::handle::{Fd, Mapping};
+use crate::transport::stream::MAX_DATA;
 
 impl Task {
     /// Maps pages into the target process: mmap(2). `size` and `offset` are bytes; without a
@@ -78,7 +80,7 @@ impl Task {
     ///
     /// # Errors
     ///
-    /// [`Error::Fault`] if not all of them can be read.
+    /// [`Error::Fault`] if not all of them can be read; EINVAL for more than 2 GiB.
     pub async fn read_memory(&self, address: u64, len: usize) -> Result<Vec<u8>> {
         self.copy_out_then(address, len, ()).await
     }
@@ -90,6 +92,10 @@ impl Task {
         len: usize,
         buffer: B,
     ) -> Result<Vec<u8>> {
+        if len as u64 > MAX_DATA {
+            // The stream takes a server that sends as much for one that is out of step.
+            return Err(Error::Call { call: "COPY_OUT", errno: Errno::EINVAL });
+        }
         self.connection
             .submit(vec![Call::copy_out(address, len)], move |mut replies| {
                 let _buffer = buffer;
@@ -103,25 +109,26 @@ impl Task {
             .await
     }
 
-    /// Makes a call that fills a buffer of `len` bytes, and returns its value and the buffer, or
+    /// Makes a call that fills a buffer of `len` bytes, and returns what `then` makes of it, or
     /// the call's error: one round trip.
-    pub(crate) async fn call_fills(
+    pub(crate) async fn call_fills<R: Send + 'static>(
         &self,
         name: &'static str,
         len: usize,
         call: impl FnOnce(u64) -> Call,
-    ) -> Result<(u64, Vec<u8>)> {
+        then: impl FnOnce(Vec<u8>) -> R + Send + 'static,
+    ) -> Result<R> {
         let buffer: Buffer = self.buffer(len).await?;
         let address = buffer.address();
         self.connection
             .submit(vec![call(address), Call::copy_out(address, len)], move |mut replies| {
                 let _buffer = buffer;
                 let data = replies.pop().ok_or(Error::Protocol("no reply"))?.data;
-                let value = last(&replies)?.value().map_err(Error::call(name))?;
+                last(&replies)?.value().map_err(Error::call(name))?;
                 if data.len() < len {
                     return Err(Error::Fault { address, len });
                 }
-                Ok((value, data))
+                Ok(then(data))
             })
             .await
     }

@@ -1,5 +1,6 @@
 //! Processes: getpid(2), setsid(2), prctl(2), nanosleep(2), waitid(2).
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use syscalls::Sysno;
@@ -95,7 +96,16 @@ impl Task {
     ///
     /// ECHILD if it is no child of the target process, or has been reaped.
     pub async fn waitid_pidfd(&self, pidfd: &Fd) -> Result<Option<WaitStatus>> {
-        self.waitid(nix::libc::P_PIDFD, self.number(pidfd)?).await
+        self.reap(pidfd, Arc::default()).await
+    }
+
+    /// The same, and the status is kept as soon as it is here.
+    pub(crate) async fn reap(
+        &self,
+        pidfd: &Fd,
+        keep: Arc<OnceLock<WaitStatus>>,
+    ) -> Result<Option<WaitStatus>> {
+        self.waitid(nix::libc::P_PIDFD, self.number(pidfd)?, keep).await
     }
 
     /// The same for a child's pid.
@@ -104,23 +114,41 @@ impl Task {
     ///
     /// ECHILD if it is no child of the target process, or has been reaped.
     pub async fn waitid_pid(&self, pid: i32) -> Result<Option<WaitStatus>> {
-        self.waitid(nix::libc::P_PID, pid as u64).await
+        self.waitid(nix::libc::P_PID, pid as u64, Arc::default()).await
     }
 
-    async fn waitid(&self, kind: nix::libc::idtype_t, id: u64) -> Result<Option<WaitStatus>> {
+    async fn waitid(
+        &self,
+        kind: nix::libc::idtype_t,
+        id: u64,
+        keep: Arc<OnceLock<WaitStatus>>,
+    ) -> Result<Option<WaitStatus>> {
         const SIGINFO_SIZE: usize = 128;
         let flags = (nix::libc::WEXITED | nix::libc::WNOHANG) as u64;
         let kind = u64::from(kind);
-        let (_, info) = self
-            .call_fills("waitid", SIGINFO_SIZE, |at| {
-                Call::syscall(Sysno::waitid, [kind, id, at, flags, 0, 0])
-            })
-            .await?;
-        let field =
-            |at: usize| info[at..].first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes));
+        let call = |at| Call::syscall(Sysno::waitid, [kind, id, at, flags, 0, 0]);
+        self.call_fills("waitid", SIGINFO_SIZE, call, move |info| {
+            let status = WaitStatus::from_siginfo(&info);
+            if let Some(status) = status {
+                // It is set already only if the child has been reaped, and then this is none.
+                let _ = keep.set(status);
+            }
+            status
+        })
+        .await
+    }
+}
+
+impl WaitStatus {
+    /// None if the child has not ended.
+    fn from_siginfo(info: &[u8]) -> Option<Self> {
+        let field = |at: usize| {
+            let bytes = info.get(at..).and_then(|bytes| bytes.first_chunk());
+            bytes.map_or(0, |bytes| i32::from_le_bytes(*bytes))
+        };
         // siginfo_t: signal, errno, code, padding, pid, uid, status.
         let (code, status) = (field(8), field(24));
-        Ok(match (field(0), code) {
+        match (field(0), code) {
             (nix::libc::SIGCHLD, nix::libc::CLD_EXITED) => Some(WaitStatus::Exited(status)),
             (nix::libc::SIGCHLD, nix::libc::CLD_KILLED) => {
                 Some(WaitStatus::Signaled { signal: status, core_dumped: false })
@@ -129,6 +157,6 @@ impl Task {
                 Some(WaitStatus::Signaled { signal: status, core_dumped: true })
             }
             _ => None,
-        })
+        }
     }
 }
