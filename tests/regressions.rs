@@ -218,16 +218,21 @@ async fn a_close_that_waited_does_not_close_what_was_opened_meanwhile() {
     let root = root().await;
     let process = start(&test.home, &root).await;
     let open = || process.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty());
-    let old = open().await.unwrap();
+    let mut old = Vec::new();
+    for _ in 0..10 {
+        old.push(open().await.unwrap());
+    }
     process.prepare_for_reconnect().await.unwrap();
-    // Both wait, in this order; the sweep comes before them.
-    let mut new = Box::pin(open());
-    assert!(begin(&mut new));
+    // All of them wait, in this order; the sweep comes before them.
+    let mut new: Vec<_> = (0..10).map(|_| Box::pin(open())).collect();
+    assert!(new.iter_mut().all(begin));
     drop(old);
     process.reconnect().await.unwrap();
-    let new = in_time("open", new).await.unwrap();
-    process.getpid().await.unwrap();
-    assert_eq!(process.read(&new, 4).await.unwrap(), std::fs::read("/etc/passwd").unwrap()[..4]);
+    for new in new {
+        let new = in_time("open", new).await.unwrap();
+        let start = process.read(&new, 4).await.unwrap();
+        assert_eq!(start, std::fs::read("/etc/passwd").unwrap()[..4]);
+    }
 }
 
 #[tokio::test]
