@@ -495,3 +495,22 @@ async fn many_tasks_share_a_connection() {
         tokio::time::timeout(LIMIT, call).await.unwrap().unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_child_that_its_parents_signal_can_not_reach_dies_with_it_all_the_same() {
+    let root = root().await;
+    let parent = root.child().spawn().await.unwrap();
+    let child = parent.child().spawn().await.unwrap();
+    let pid = child.pid().unwrap();
+    // The kernel sends the parent-death signal with the rights that the parent has left.
+    let user = Some(Uid::from_raw(65_533));
+    parent.setresuid(user, user, user).await.unwrap();
+    let _blocked = tokio::spawn({
+        let child = child.process().clone();
+        async move { child.nanosleep(Duration::from_secs(3600)).await }
+    });
+    let blocked = || common::blocked_in(pid) == Some(Sysno::nanosleep as usize);
+    until_async("the child sleeps", blocked).await;
+    parent.kill(Signal::SIGKILL).unwrap();
+    until_async("the child dies with its parent", || !alive(pid)).await;
+}

@@ -43,7 +43,10 @@ struct Row {
 impl List {
     pub fn run(self) -> Done {
         let home = Home::find()?;
-        let rows: Vec<Row> = home.names()?.iter().map(|name| row(&home, name)).collect();
+        // What is only reserved is no process yet.
+        let started = |name: &&Name| !home.place(name).state().is_some_and(|s| s.is_reserved());
+        let names = home.names()?;
+        let rows: Vec<Row> = names.iter().filter(started).map(|name| row(&home, name)).collect();
         if self.json {
             print_json(&rows)?;
         } else if rows.is_empty() {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use farcall::persist::{Home, Incarnation, Name, Place, attach};
+use farcall::persist::{Home, Incarnation, Name, Place, State, attach};
 use farcall::{Error, Process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -42,6 +42,9 @@ impl Stop {
                 "there is no persistent process {} ({path} does not exist)",
                 self.name
             )));
+        }
+        if state.as_ref().is_some_and(State::is_reserved) {
+            return Err(Failure::new(format!("{} is just being started: try again", self.name)));
         }
         let process = state.map(|state| state.process).filter(Incarnation::is_alive);
         let stopped = match (&process, self.kill) {

@@ -12,7 +12,7 @@ use crate::call::{Call, Connection, Error, Receipt, Result, WeakConnection};
 pub struct FdTable {
     inner: Mutex<Inner>,
     /// Held while descriptors are in the table that nothing here knows yet: while a child is made.
-    pub(crate) quiet: tokio::sync::Mutex<()>,
+    pub(crate) quiet: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -87,7 +87,7 @@ impl std::fmt::Debug for FdTable {
 impl FdTable {
     /// A table that `member` can act on.
     pub(crate) fn new(member: &Connection) -> Arc<Self> {
-        let table = Arc::new(Self { inner: Mutex::default(), quiet: tokio::sync::Mutex::new(()) });
+        let table = Arc::new(Self { inner: Mutex::default(), quiet: Arc::default() });
         table.join(member);
         table
     }

@@ -176,6 +176,14 @@ pub struct State {
     pub since: i64,
 }
 
+impl State {
+    /// Whether a controller that lives is about to start a process here.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        self.process == NONE_YET && self.holder.as_ref().is_some_and(Incarnation::is_alive)
+    }
+}
+
 /// A process, told from later ones with the same pid.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incarnation {

@@ -86,9 +86,16 @@ impl Process {
             u64::from(std::process::id()),
             0,
         ];
-        let spares = self.connection.call("SERVE", Call::operation(Operation::Serve, args)).await?;
-        let spares: Vec<i32> = Spares(spares.cast_signed()).fds().collect();
-        self.table().reserve(spares.iter().copied());
+        let table = self.table();
+        let serve = Call::operation(Operation::Serve, args);
+        let spares = self.connection.submit(vec![serve], move |replies| {
+            let reply = replies.first().ok_or(Error::Protocol("no reply"))?;
+            let spares = reply.value().map_err(Error::call("SERVE"))?;
+            let spares: Vec<i32> = Spares(spares.cast_signed()).fds().collect();
+            table.reserve(spares.iter().copied());
+            Ok(spares)
+        });
+        let spares = spares.await?;
         {
             let mut fds = self.server_fds();
             fds.persistent = spares;
@@ -97,12 +104,12 @@ impl Process {
         // It listens: whatever happens from here on, the way to it is not taken away.
         let place = reserved.keep();
         // Only now that it can be reached does it stop depending on its parent.
+        if let Some(remains) = self.remains() {
+            remains.set_free();
+        }
         self.set_pdeathsig(0).await?;
         self.set_free();
         self.set_persistent();
-        if let Some(remains) = self.remains() {
-            remains.leave_memory_mapped();
-        }
         *self.inner().place.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(place));
         Ok(())
     }

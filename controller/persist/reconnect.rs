@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep};
 
 use super::attach::{PAUSE, Taken, meet, refused, shake_hands, taken};
@@ -53,10 +54,10 @@ impl Process {
     /// [`Error::Held`] if another controller has attached meanwhile; [`Error::Attach`].
     pub async fn reconnect(&self) -> Result<()> {
         let place = self.persistent_place()?;
+        let turn = self.inner().reconnecting.clone().lock_owned().await;
         let sockets = Sockets::new()?;
         let hold = meet(&place, self.inner().token, &sockets, TIMEOUT).await?;
-        let (process, place) = (self.clone(), Place::clone(&place));
-        to_the_end(async move { process.go_on(&place, hold, sockets).await }).await
+        self.go_on_to_the_end(place, hold, sockets, turn).await
     }
 
     /// The same by way of `through`, another process that is driven from here and that reaches the
@@ -68,16 +69,31 @@ impl Process {
     /// Those of [`Process::reconnect`], and of the calls in `through`.
     pub async fn reconnect_through(&self, through: &Process, path: &Place) -> Result<()> {
         let place = self.persistent_place()?;
+        let turn = self.inner().reconnecting.clone().lock_owned().await;
         let sockets = Sockets::new()?;
         let client = connect_through(through, path).await?;
         let end = Instant::now() + TIMEOUT;
         let hold = shake_hands(&place, self.inner().token, &sockets, client, end).await?;
-        let process = self.clone();
-        to_the_end(async move { process.go_on(&place, hold, sockets).await }).await
+        self.go_on_to_the_end(place, hold, sockets, turn).await
     }
 
     fn persistent_place(&self) -> Result<Arc<Place>> {
         self.place().ok_or(Error::Protocol("the process is not persistent"))
+    }
+
+    async fn go_on_to_the_end(
+        &self,
+        place: Arc<Place>,
+        hold: Hold,
+        sockets: Sockets,
+        turn: OwnedMutexGuard<()>,
+    ) -> Result<()> {
+        let process = self.clone();
+        to_the_end(async move {
+            let _turn = turn;
+            process.go_on(&place, hold, sockets).await
+        })
+        .await
     }
 
     /// The handshake is over: the connection goes on over the new sockets.

@@ -1,6 +1,7 @@
 //! Children: waiting for them, ending them, and cleaning up what they leave in their parent.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use nix::errno::Errno;
@@ -32,6 +33,8 @@ pub struct Child {
 /// What a child has in its parent as long as it lives.
 pub(crate) struct Remains {
     pub(super) shares_memory: bool,
+    /// The child has become persistent.
+    outlives_its_parent: AtomicBool,
     memory: Mutex<(Option<Mapping>, Option<Mapping>)>,
     /// The child's descriptors in a table that it shares, or shared, with its parent.
     table: Arc<FdTable>,
@@ -49,6 +52,7 @@ impl Remains {
     ) -> Self {
         Self {
             shares_memory,
+            outlives_its_parent: AtomicBool::new(false),
             memory: Mutex::new((stack, arena)),
             table,
             in_parent: Mutex::new(in_parent),
@@ -64,8 +68,14 @@ impl Remains {
         drop(memory);
     }
 
-    /// The memory outlives this controller: nobody here unmaps it.
-    pub(crate) fn leave_memory_mapped(&self) {
+    /// The child is persistent: its life does not depend on its parent's any more, and nobody here
+    /// unmaps its memory.
+    pub(crate) fn set_free(&self) {
+        self.outlives_its_parent.store(true, Ordering::Release);
+        self.leave_memory_mapped();
+    }
+
+    fn leave_memory_mapped(&self) {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         for mapping in [memory.0.take(), memory.1.take()].into_iter().flatten() {
             let _ = mapping.into_raw();
@@ -109,10 +119,24 @@ pub(super) fn watch(
     parent: &Process,
     remains: &Arc<Remains>,
 ) -> Result<()> {
-    let readable = readable(pidfd.clone())?;
+    let ends = readable(pidfd.clone())?;
+    // A duplicate: one descriptor can be waited for once.
+    let parents_end = parent.shared_pidfd().try_clone().map_err(Error::io("dup"))?;
+    let parents_end = readable(Arc::new(parents_end))?;
     let (connection, parent, remains) = (connection.downgrade(), parent.clone(), remains.clone());
     tokio::spawn(async move {
-        if readable.readable().await.is_err() {
+        tokio::select! {
+            biased;
+            _ = ends.readable() => {}
+            _ = parents_end.readable() => {
+                // The kernel sends the parent-death signal with the parent's rights, and they may
+                // not have reached the child. This process's may.
+                if !remains.outlives_its_parent.load(Ordering::Acquire) {
+                    let _ = send_signal(ends.get_ref().as_raw_fd(), Signal::SIGKILL);
+                }
+            }
+        }
+        if ends.readable().await.is_err() {
             // The runtime is shutting down, and the child may live.
             return;
         }
@@ -150,6 +174,13 @@ fn readable(pidfd: Arc<OwnedFd>) -> Result<AsyncFd<Shared>> {
     // SAFETY: the descriptor is owned by the `Arc` that is registered with it.
     let readable = unsafe { AsyncFd::register_with_interest(Shared(pidfd), Interest::READABLE) };
     readable.map_err(|error| Error::io("watching a pidfd")(error.into()))
+}
+
+fn send_signal(pidfd: i32, signal: Signal) -> Result<()> {
+    // SAFETY: the call has no pointers: the siginfo is null.
+    let sent = unsafe { syscall!(Sysno::pidfd_send_signal, pidfd, signal as i32, 0, 0) };
+    sent.map(|_| ())
+        .map_err(|errno| Error::local("pidfd_send_signal")(Errno::from_raw(errno.into_raw())))
 }
 
 /// A pidfd that others hold too.
@@ -232,11 +263,7 @@ impl Child {
     ///
     /// ESRCH if it has been reaped; EPERM.
     pub fn kill(&self, signal: Signal) -> Result<()> {
-        let pidfd = self.process.shared_pidfd().as_raw_fd();
-        // SAFETY: the call has no pointers: the siginfo is null.
-        let sent = unsafe { syscall!(Sysno::pidfd_send_signal, pidfd, signal as i32, 0, 0) };
-        sent.map(|_| ())
-            .map_err(|errno| Error::local("pidfd_send_signal")(Errno::from_raw(errno.into_raw())))
+        send_signal(self.process.shared_pidfd().as_raw_fd(), signal)
     }
 }
 

@@ -83,10 +83,9 @@ impl ChildBuilder {
         let shares_memory = flags.contains(CloneFlags::CLONE_VM);
         let shares_files = flags.contains(CloneFlags::CLONE_FILES);
         let sockets = Sockets::new()?;
-        let table = parent.table();
         // While the child's descriptors are in the table and nothing accounts for them yet, no
-        // other child may be made that would inherit them.
-        let quiet = table.quiet.lock().await;
+        // other child may be made that would inherit them, nor the table be copied.
+        let (table, quiet) = parent.quiet_table().await;
         let numbers = parent
             .send_server_fds(&[sockets.stream_there.as_fd(), sockets.data_there.as_fd()])
             .await?;

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::sched::CloneFlags;
 use syscalls::Sysno;
 use tokio::net::UnixStream;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, OwnedMutexGuard};
 
 pub use child::Child;
 pub(crate) use child::watch_attached;
@@ -51,6 +51,8 @@ pub(crate) struct Inner {
     persistent: AtomicBool,
     /// The controller that holds the process: one token for all of its handshakes.
     pub(crate) token: Token,
+    /// Held while one reconnects: answers must be taken in the order in which they were given.
+    pub(crate) reconnecting: Arc<tokio::sync::Mutex<()>>,
     /// Where a persistent process can be reached.
     pub(crate) place: Mutex<Option<Arc<crate::persist::Place>>>,
 }
@@ -134,6 +136,7 @@ impl Process {
                 _life: parts.life,
                 persistent: AtomicBool::new(false),
                 token: parts.token,
+                reconnecting: Arc::default(),
                 place: Mutex::new(None),
             }),
         }
@@ -210,13 +213,13 @@ impl Process {
             return self.change("unshare", call, vec![], ()).await;
         }
         let process = self.clone();
-        to_the_end(async move { process.leave_table(&old, call).await }).await
+        to_the_end(async move { process.leave_table(call).await }).await
     }
 
     /// Gets a copy of a table that it shares.
-    async fn leave_table(&self, old: &Arc<FdTable>, call: Call) -> Result<()> {
+    async fn leave_table(&self, call: Call) -> Result<()> {
         // No child may come into the old table between the copy and the look at it.
-        let quiet = old.quiet.lock().await;
+        let (old, quiet) = self.quiet_table().await;
         self.change("unshare", call, vec![], ()).await?;
         let mine = self.server_fds().all();
         let table = FdTable::new(&self.connection);
@@ -253,6 +256,19 @@ impl Process {
 
     pub(crate) fn server_fds(&self) -> MutexGuard<'_, ServerFds> {
         self.inner.fds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The table that the process uses, in which nothing comes or goes unaccounted for until the
+    /// guard is dropped.
+    async fn quiet_table(&self) -> (Arc<FdTable>, OwnedMutexGuard<()>) {
+        loop {
+            let table = self.table();
+            let quiet = table.quiet.clone().lock_owned().await;
+            // It may have got another one meanwhile.
+            if Arc::ptr_eq(&table, &self.table()) {
+                return (table, quiet);
+            }
+        }
     }
 
     pub(crate) fn set_persistent(&self) {
