@@ -22,6 +22,15 @@ async fn root() -> Process {
     Local::new().stdio(Stdio::Null).start().await.unwrap()
 }
 
+/// Root servers that speak either version of the stream.
+async fn roots() -> [Process; 2] {
+    let old = Local::new().stdio(Stdio::Null).stream_version(0).start().await.unwrap();
+    assert_eq!(old.connection().version(), 0);
+    let new = root().await;
+    assert_eq!(new.connection().version(), 1);
+    [old, new]
+}
+
 async fn word(process: &Process, address: u64) -> u64 {
     let bytes = process.read_memory(address, 8).await.unwrap();
     u64::from_le_bytes(bytes.try_into().unwrap())
@@ -96,24 +105,25 @@ async fn namespaces_are_flags() {
 
 #[tokio::test]
 async fn children_have_children_to_any_depth() {
-    let root = root().await;
-    let mut line: Vec<Child> = Vec::new();
-    for depth in 0..12 {
-        let parent = line.last().map_or(&root, |child| child.process());
-        let builder = parent.child();
-        let builder = match depth % 3 {
-            0 => builder,
-            1 => builder.share_memory(),
-            _ => builder.share_memory().share_files(),
-        };
-        let child = builder.spawn().await.unwrap();
-        assert_eq!(child.getppid().await.unwrap(), parent.getpid().await.unwrap());
-        line.push(child);
-    }
-    // Each still answers, and each ends with a status of its own, youngest first.
-    for (status, mut child) in line.into_iter().enumerate().rev() {
-        child.exit(status as i32).await.unwrap();
-        assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(status as i32));
+    for root in roots().await {
+        let mut line: Vec<Child> = Vec::new();
+        for depth in 0..12 {
+            let parent = line.last().map_or(&root, |child| child.process());
+            let builder = parent.child();
+            let builder = match depth % 3 {
+                0 => builder,
+                1 => builder.share_memory(),
+                _ => builder.share_memory().share_files(),
+            };
+            let child = builder.spawn().await.unwrap();
+            assert_eq!(child.getppid().await.unwrap(), parent.getpid().await.unwrap());
+            line.push(child);
+        }
+        // Each still answers, and each ends with a status of its own, youngest first.
+        for (status, mut child) in line.into_iter().enumerate().rev() {
+            child.exit(status as i32).await.unwrap();
+            assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(status as i32));
+        }
     }
 }
 
@@ -137,134 +147,138 @@ async fn flags_that_would_break_a_child_are_refused() {
 
 #[tokio::test]
 async fn a_status_is_the_real_one() {
-    let root = root().await;
-    for share in [false, true] {
-        let spawn = || {
-            let child = root.child();
-            if share { child.share_memory().share_files() } else { child }.spawn()
-        };
-        for status in [0, 1, 42, 255] {
-            let mut child = spawn().await.unwrap();
-            child.exit(status).await.unwrap();
-            assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(status));
-            // And it stays so.
-            assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(status));
-        }
-        for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGUSR1] {
-            let mut child = spawn().await.unwrap();
-            child.kill(signal).unwrap();
-            let WaitStatus::Signaled { signal: got, .. } = child.wait().await.unwrap() else {
-                panic!("it was killed");
+    for root in roots().await {
+        for share in [false, true] {
+            let spawn = || {
+                let child = root.child();
+                if share { child.share_memory().share_files() } else { child }.spawn()
             };
-            assert_eq!(got, signal as i32);
+            for status in [0, 1, 42, 255] {
+                let mut child = spawn().await.unwrap();
+                child.exit(status).await.unwrap();
+                assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(status));
+                // And it stays so.
+                assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(status));
+            }
+            for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGUSR1] {
+                let mut child = spawn().await.unwrap();
+                child.kill(signal).unwrap();
+                let WaitStatus::Signaled { signal: got, .. } = child.wait().await.unwrap() else {
+                    panic!("it was killed");
+                };
+                assert_eq!(got, signal as i32);
+            }
         }
     }
 }
 
 #[tokio::test]
 async fn a_program_runs_in_a_child_of_every_kind() {
-    let root = root().await;
-    for (memory, files) in [(false, false), (true, false), (false, true), (true, true)] {
-        let mut builder = root.child();
-        if memory {
-            builder = builder.share_memory();
+    for root in roots().await {
+        for (memory, files) in [(false, false), (true, false), (false, true), (true, true)] {
+            let mut builder = root.child();
+            if memory {
+                builder = builder.share_memory();
+            }
+            if files {
+                builder = builder.share_files();
+            }
+            let mut child = builder.spawn().await.unwrap();
+            let (reading, writing) = child.pipe2(OFlag::empty()).await.unwrap();
+            let pipe = child.fetch_fd(&reading).await.unwrap();
+            child.dup2(&writing, 1).await.unwrap();
+            let failed = child.execve("/nonexistent", ["x"], [""; 0]).await;
+            assert_eq!(failed.unwrap_err().errno(), Some(Errno::ENOENT));
+            // It serves on after that.
+            child.getpid().await.unwrap();
+            let script = "echo \"$GREETING $1\"; exit 7";
+            child
+                .execve("/bin/sh", ["sh", "-c", script, "sh", "there"], ["GREETING=hello"])
+                .await
+                .unwrap();
+            assert!(matches!(child.getpid().await, Err(Error::Gone)));
+            assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(7));
+            drop((reading, writing));
+            let mut text = [0; 64];
+            let n = nix::unistd::read(&pipe, &mut text).unwrap();
+            assert_eq!(&text[..n], b"hello there\n");
         }
-        if files {
-            builder = builder.share_files();
-        }
-        let mut child = builder.spawn().await.unwrap();
-        let (reading, writing) = child.pipe2(OFlag::empty()).await.unwrap();
-        let pipe = child.fetch_fd(&reading).await.unwrap();
-        child.dup2(&writing, 1).await.unwrap();
-        let failed = child.execve("/nonexistent", ["x"], [""; 0]).await;
-        assert_eq!(failed.unwrap_err().errno(), Some(Errno::ENOENT));
-        // It serves on after that.
-        child.getpid().await.unwrap();
-        let script = "echo \"$GREETING $1\"; exit 7";
-        child
-            .execve("/bin/sh", ["sh", "-c", script, "sh", "there"], ["GREETING=hello"])
-            .await
-            .unwrap();
-        assert!(matches!(child.getpid().await, Err(Error::Gone)));
-        assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(7));
-        drop((reading, writing));
-        let mut text = [0; 64];
-        let n = nix::unistd::read(&pipe, &mut text).unwrap();
-        assert_eq!(&text[..n], b"hello there\n");
     }
 }
 
 #[tokio::test]
 async fn nothing_of_a_child_is_left_in_its_parent() {
-    let root = root().await;
-    let pid = root.pid().unwrap();
-    // What the first child of its kind leaves is there to be used again.
-    drop(root.child().spawn().await.unwrap());
-    let maps = || std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count();
-    let quiet = |before: (usize, usize)| (fds(pid).len(), maps()) == before;
-    let children = || {
-        let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        list.split_whitespace().count()
-    };
-    until_async("the first child is reaped", || children() == 0).await;
-    root.getpid().await.unwrap();
-    let before = (fds(pid).len(), maps());
-    for (share, exec, wait) in [
-        (false, false, false),
-        (false, true, true),
-        (true, false, true),
-        (true, false, false),
-        (true, true, true),
-        (true, true, false),
-    ] {
-        let builder = root.child();
-        let builder = if share { builder.share_memory().share_files() } else { builder };
-        let mut child = builder.spawn().await.unwrap();
-        if exec {
-            child.execve("/bin/true", ["true"], [""; 0]).await.unwrap();
-        } else {
-            child.exit(0).await.unwrap();
+    for root in roots().await {
+        let pid = root.pid().unwrap();
+        // What the first child of its kind leaves is there to be used again.
+        drop(root.child().spawn().await.unwrap());
+        let maps = || std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count();
+        let quiet = |before: (usize, usize)| (fds(pid).len(), maps()) == before;
+        let children = || {
+            let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+            list.split_whitespace().count()
+        };
+        until_async("the first child is reaped", || children() == 0).await;
+        root.getpid().await.unwrap();
+        let before = (fds(pid).len(), maps());
+        for (share, exec, wait) in [
+            (false, false, false),
+            (false, true, true),
+            (true, false, true),
+            (true, false, false),
+            (true, true, true),
+            (true, true, false),
+        ] {
+            let builder = root.child();
+            let builder = if share { builder.share_memory().share_files() } else { builder };
+            let mut child = builder.spawn().await.unwrap();
+            if exec {
+                child.execve("/bin/true", ["true"], [""; 0]).await.unwrap();
+            } else {
+                child.exit(0).await.unwrap();
+            }
+            if wait {
+                child.wait().await.unwrap();
+            }
+            drop(child);
+            until_async("descriptors, mappings and zombies are gone", || {
+                quiet(before) && children() == 0
+            })
+            .await;
         }
-        if wait {
-            child.wait().await.unwrap();
-        }
-        drop(child);
-        until_async("descriptors, mappings and zombies are gone", || {
-            quiet(before) && children() == 0
-        })
-        .await;
     }
 }
 
 #[tokio::test]
 async fn a_child_dies_with_its_parent() {
-    let root = root().await;
-    for share in [false, true] {
-        for credentials in [false, true] {
-            let parent = root.child().spawn().await.unwrap();
-            let builder = parent.child();
-            let builder = if share { builder.share_memory().share_files() } else { builder };
-            let child = builder.spawn().await.unwrap();
-            if credentials {
-                let (user, group) = (Uid::from_raw(65_533), Gid::from_raw(65_533));
-                child.setgroups(&[group]).await.unwrap();
-                child.setresgid(Some(group), Some(group), Some(group)).await.unwrap();
-                child.setresuid(Some(user), Some(user), Some(user)).await.unwrap();
-                assert_eq!(child.syscall(Sysno::geteuid, [0; 6]).await.unwrap(), 65_533);
+    for root in roots().await {
+        for share in [false, true] {
+            for credentials in [false, true] {
+                let parent = root.child().spawn().await.unwrap();
+                let builder = parent.child();
+                let builder = if share { builder.share_memory().share_files() } else { builder };
+                let child = builder.spawn().await.unwrap();
+                if credentials {
+                    let (user, group) = (Uid::from_raw(65_533), Gid::from_raw(65_533));
+                    child.setgroups(&[group]).await.unwrap();
+                    child.setresgid(Some(group), Some(group), Some(group)).await.unwrap();
+                    child.setresuid(Some(user), Some(user), Some(user)).await.unwrap();
+                    assert_eq!(child.syscall(Sysno::geteuid, [0; 6]).await.unwrap(), 65_533);
+                }
+                let pid = child.pid().unwrap();
+                // Blocked in a call, it does not see the end of its stream.
+                let sleeping = child.nanosleep(Duration::from_secs(3600));
+                tokio::pin!(sleeping);
+                let blocked = || common::blocked_in(pid) == Some(Sysno::nanosleep as usize);
+                let asleep = tokio::select! {
+                    _ = &mut sleeping => false,
+                    () = until_async("the child sleeps", blocked) => true,
+                };
+                assert!(asleep);
+                parent.kill(Signal::SIGKILL).unwrap();
+                until_async("the child dies with its parent", || !alive(pid)).await;
+                assert!(matches!(sleeping.await, Err(Error::Lost(_))));
             }
-            let pid = child.pid().unwrap();
-            // Blocked in a call, it does not see the end of its stream.
-            let sleeping = child.nanosleep(Duration::from_secs(3600));
-            tokio::pin!(sleeping);
-            let blocked = || common::blocked_in(pid) == Some(Sysno::nanosleep as usize);
-            let asleep = tokio::select! {
-                _ = &mut sleeping => false,
-                () = until_async("the child sleeps", blocked) => true,
-            };
-            assert!(asleep);
-            parent.kill(Signal::SIGKILL).unwrap();
-            until_async("the child dies with its parent", || !alive(pid)).await;
-            assert!(matches!(sleeping.await, Err(Error::Lost(_))));
         }
     }
 }
@@ -398,27 +412,28 @@ async fn handles_close_what_they_own_and_know_whose_it_is() {
 
 #[tokio::test]
 async fn descriptors_travel_both_ways() {
-    let root = root().await;
-    let file = tempfile::tempfile().unwrap();
-    std::os::unix::fs::FileExt::write_all_at(&file, b"from here", 0).unwrap();
-    use std::os::fd::AsFd;
-    let there = root.send_fds(&[file.as_fd(), file.as_fd()]).await.unwrap();
-    assert_eq!(root.read(&there[0], 64).await.unwrap(), b"from here");
-    let back = root.fetch_fd(&there[1]).await.unwrap();
-    let inode = |fd: i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
-    assert_eq!(inode(back.as_raw_fd()), inode(file.as_raw_fd()));
-    // Fetches that overlap, and fetches that are given up, do not mix up the others.
-    let (reading, writing) = root.pipe2(OFlag::empty()).await.unwrap();
-    for _ in 0..20 {
-        tokio::select! {
-            biased;
-            _ = root.fetch_fd(&reading) => {}
-            () = std::future::ready(()) => {}
+    for root in roots().await {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"from here", 0).unwrap();
+        use std::os::fd::AsFd;
+        let there = root.send_fds(&[file.as_fd(), file.as_fd()]).await.unwrap();
+        assert_eq!(root.read(&there[0], 64).await.unwrap(), b"from here");
+        let back = root.fetch_fd(&there[1]).await.unwrap();
+        let inode = |fd: i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
+        assert_eq!(inode(back.as_raw_fd()), inode(file.as_raw_fd()));
+        // Fetches that overlap, and fetches that are given up, do not mix up the others.
+        let (reading, writing) = root.pipe2(OFlag::empty()).await.unwrap();
+        for _ in 0..20 {
+            tokio::select! {
+                biased;
+                _ = root.fetch_fd(&reading) => {}
+                () = std::future::ready(()) => {}
+            }
+            let (a, b) = tokio::join!(root.fetch_fd(&writing), root.fetch_fd(&there[0]));
+            let target = |fd: std::os::fd::OwnedFd| inode(fd.as_raw_fd());
+            assert!(target(a.unwrap()).to_str().unwrap().starts_with("pipe:"));
+            assert_eq!(target(b.unwrap()), inode(file.as_raw_fd()));
         }
-        let (a, b) = tokio::join!(root.fetch_fd(&writing), root.fetch_fd(&there[0]));
-        let target = |fd: std::os::fd::OwnedFd| inode(fd.as_raw_fd());
-        assert!(target(a.unwrap()).to_str().unwrap().starts_with("pipe:"));
-        assert_eq!(target(b.unwrap()), inode(file.as_raw_fd()));
     }
 }
 
@@ -513,4 +528,48 @@ async fn a_child_that_its_parents_signal_can_not_reach_dies_with_it_all_the_same
     until_async("the child sleeps", blocked).await;
     parent.kill(Signal::SIGKILL).unwrap();
     until_async("the child dies with its parent", || !alive(pid)).await;
+}
+
+#[tokio::test]
+async fn a_child_that_does_not_fit_into_its_parents_table_leaves_nothing() {
+    for root in roots().await {
+        for share in [false, true] {
+            let parent = root.child().spawn().await.unwrap();
+            let pid = parent.pid().unwrap();
+            // What the first child of its kind leaves is there to be used again.
+            drop(parent.child().spawn().await.unwrap());
+            let zombies = || {
+                let list = format!("/proc/{pid}/task/{pid}/children");
+                !std::fs::read_to_string(list).unwrap().is_empty()
+            };
+            until_async("the first child is reaped", || !zombies()).await;
+            parent.getpid().await.unwrap();
+            let count = fds(pid).len() as u64;
+            // Room for none, one, two (without the pidfd), and for all three descriptors.
+            for room in 0..=3 {
+                limit_descriptors(pid, count + room);
+                let before = fds(pid);
+                let builder = parent.child();
+                let builder = if share { builder.share_memory().share_files() } else { builder };
+                let spawned = builder.spawn().await;
+                assert_eq!(spawned.is_ok(), room == 3, "{share} {room}: {spawned:?}");
+                if let Err(error) = &spawned {
+                    assert_eq!(error.errno(), Some(Errno::EMFILE), "{error}");
+                }
+                drop(spawned);
+                until_async("all is as before", || fds(pid) == before && !zombies()).await;
+                parent.getpid().await.unwrap();
+            }
+        }
+    }
+}
+
+/// Sets how many descriptors another process may have.
+fn limit_descriptors(pid: i32, soft: u64) {
+    let limits = nix::libc::rlimit { rlim_cur: soft, rlim_max: 4096 };
+    // SAFETY: the limits are read from a value that lives through the call, and none is written.
+    let result = unsafe {
+        nix::libc::prlimit(pid, nix::libc::RLIMIT_NOFILE, &raw const limits, std::ptr::null_mut())
+    };
+    assert_eq!(result, 0);
 }

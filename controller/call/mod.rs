@@ -10,7 +10,7 @@ pub use error::{Error, Outcome, Result, errno_name};
 use nix::errno::Errno;
 use syscalls::Sysno;
 
-use crate::abi::wire::{MAX_ERRNO, Operation, Request, STREAM_VERSION, Word};
+use crate::abi::wire::{MAX_ERRNO, Operation, Request, Word};
 
 /// One call on its way to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,20 @@ impl Call {
     #[must_use]
     pub fn copy_out(address: u64, len: usize) -> Self {
         Self::operation(Operation::CopyOut, [address, len as u64, 0, 0, 0, 0])
+    }
+
+    /// The same, executed only if the call before succeeded. For servers of version 1.
+    pub(crate) fn linked(mut self) -> Self {
+        self.request.word |= Word::LINK;
+        self
+    }
+
+    /// The same, with the result of the call `back` calls before as argument `index`. For servers
+    /// of version 1.
+    pub(crate) fn referring(mut self, index: u32, back: usize) -> Self {
+        self.request.word |= Word::reference(index);
+        self.request.args[index as usize] = back as u64;
+        self
     }
 
     /// How many bytes follow the result, if it is a success.
@@ -124,10 +138,10 @@ impl DataLen {
     }
 }
 
-/// HELLO: asks for the newest version of the stream, for which the server may keep the
+/// HELLO: asks for a version of the stream, for which the server may keep the
 /// [`AHEAD_SIZE`](crate::abi::wire::AHEAD_SIZE) bytes at `memory`.
-pub(crate) fn hello(memory: u64) -> Call {
-    Call::operation(Operation::Hello, [u64::from(STREAM_VERSION), memory, 0, 0, 0, 0])
+pub(crate) fn hello(version: u32, memory: u64) -> Call {
+    Call::operation(Operation::Hello, [u64::from(version), memory, 0, 0, 0, 0])
 }
 
 /// What a server answered to one call.

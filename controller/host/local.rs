@@ -16,7 +16,7 @@ use syscalls::{Sysno, syscall};
 use tokio::sync::oneshot;
 
 use crate::abi::handshake::Token;
-use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation};
+use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
 use crate::call::{self, Call, Connection, Error, Result};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::{self, Carrier, Loaded};
@@ -35,11 +35,19 @@ pub enum Stdio {
 }
 
 /// How a root server is started.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[must_use = "a root server is started by `start`"]
 pub struct Local {
     stdio: Stdio,
     carrier: Carrier,
+    stream_version: u32,
+}
+
+impl Default for Local {
+    fn default() -> Self {
+        let (stdio, carrier) = (Stdio::default(), Carrier::default());
+        Self { stdio, carrier, stream_version: STREAM_VERSION }
+    }
 }
 
 /// The features that a server must have to be driven from here.
@@ -54,6 +62,13 @@ impl Local {
     /// Chooses the standard streams.
     pub fn stdio(mut self, stdio: Stdio) -> Self {
         self.stdio = stdio;
+        self
+    }
+
+    /// Chooses the highest version of the stream to speak, for this server and its children: with
+    /// 0 each call is a round trip, as where the kernel does not let a server read ahead.
+    pub fn stream_version(mut self, version: u32) -> Self {
+        self.stream_version = version;
         self
     }
 
@@ -77,7 +92,7 @@ impl Local {
         let pidfd =
             Arc::new(pidfd_open(child.0.lock().unwrap_or_else(PoisonError::into_inner).id())?);
         let connection = Connection::new(sockets.stream);
-        let server = set_up(&connection).await?;
+        let server = set_up(&connection, self.stream_version).await?;
         let table = FdTable::new(&connection);
         table.reserve(server.fds.all());
         let process = Process::new(Parts {
@@ -180,7 +195,7 @@ struct SetUp {
 
 /// Makes a server that was executed with its stream on 0 and 1 and its data socket on 2 a root
 /// server: tied to this process, its own descriptors out of the way, nothing else open.
-async fn set_up(connection: &Connection) -> Result<SetUp> {
+async fn set_up(connection: &Connection, version: u32) -> Result<SetUp> {
     let make = |name, number, args| connection.call(name, Call::syscall(number, args));
     let signal = nix::libc::SIGKILL as u64;
     let tied =
@@ -202,7 +217,7 @@ async fn set_up(connection: &Connection) -> Result<SetUp> {
     }
     let ahead = arena.await?;
     let arena = ahead + AHEAD_SIZE as u64;
-    let hello = connection.call("HELLO", call::hello(ahead)).await?;
+    let hello = connection.call("HELLO", call::hello(version, ahead)).await?;
     let hello = HelloResult(hello.cast_signed());
     connection.set_version(hello.version());
     if hello.features() & NEEDED != NEEDED {

@@ -300,7 +300,7 @@ async fn map_arena(connection: &Connection, pid: i32) -> Result<Arena> {
 async fn greet(connection: &Connection, pid: i32) -> Result<()> {
     let address = arena_address(pid) + ARENA_SIZE as u64;
     map(connection, address, AHEAD_SIZE).await?;
-    let hello = connection.call("HELLO", call::hello(address)).await?;
+    let hello = connection.call("HELLO", call::hello(STREAM_VERSION, address)).await?;
     connection.set_version(HelloResult(hello.cast_signed()).version());
     Ok(())
 }

@@ -35,7 +35,7 @@ pub(crate) struct Remains {
     pub(super) shares_memory: bool,
     /// The child has become persistent.
     outlives_its_parent: AtomicBool,
-    memory: Mutex<(Option<Mapping>, Option<Mapping>)>,
+    memory: Mutex<Option<Mapping>>,
     /// The child's descriptors in a table that it shares, or shared, with its parent.
     table: Arc<FdTable>,
     in_parent: Mutex<Vec<i32>>,
@@ -45,15 +45,14 @@ pub(crate) struct Remains {
 impl Remains {
     pub(super) fn new(
         shares_memory: bool,
-        stack: Option<Mapping>,
-        arena: Option<Mapping>,
+        memory: Option<Mapping>,
         table: Arc<FdTable>,
         in_parent: Vec<i32>,
     ) -> Self {
         Self {
             shares_memory,
             outlives_its_parent: AtomicBool::new(false),
-            memory: Mutex::new((stack, arena)),
+            memory: Mutex::new(memory),
             table,
             in_parent: Mutex::new(in_parent),
             ended: watch::Sender::new(false),
@@ -77,7 +76,7 @@ impl Remains {
 
     fn leave_memory_mapped(&self) {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        for mapping in [memory.0.take(), memory.1.take()].into_iter().flatten() {
+        if let Some(mapping) = memory.take() {
             let _ = mapping.into_raw();
         }
     }

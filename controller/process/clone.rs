@@ -1,6 +1,6 @@
 //! Making a child: clone(2), by a server, of a server.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::sched::CloneFlags;
@@ -8,10 +8,11 @@ use nix::sys::signal::Signal;
 use syscalls::Sysno;
 
 use super::child::{self, Child, Remains};
+use super::start::{Start, Started};
 use super::{Parts, Process, ServerFds, Sockets, to_the_end};
-use crate::abi::entry::TrampolineFrame;
-use crate::call::{self, Call, Connection, Error, Outcome, Reply, Result};
-use crate::handle::{AddressSpace, Fd, FdTable, Mapping};
+use crate::abi::wire::AHEAD_SIZE;
+use crate::call::{self, Connection, Error, Result};
+use crate::handle::{AddressSpace, Fd, FdTable};
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::sys::{DataSocket, Guardian};
 
@@ -86,40 +87,28 @@ impl ChildBuilder {
         // While the child's descriptors are in the table and nothing accounts for them yet, no
         // other child may be made that would inherit them, nor the table be copied.
         let (table, quiet) = parent.quiet_table().await;
-        let numbers = parent
-            .send_server_fds(&[sockets.stream_there.as_fd(), sockets.data_there.as_fd()])
-            .await?;
-        let (input, data) = (numbers[0], numbers[1]);
+        let started = Start::new(&parent, flags).await?.child(&sockets).await?;
+        let Started { pid, pidfd, here, input, data, memory, top } = started;
         // A copy here would hide the child's end from its connection.
         drop((sockets.stream_there, sockets.data_there));
-        let made = start(&parent, flags, input).await;
-        let Made { pid, pidfd, stack, arena, ahead } = match made {
-            Ok(made) => made,
-            Err(error) => {
-                for number in numbers {
-                    table.close_later(number);
-                }
-                return Err(error);
-            }
-        };
         let connection = Connection::new(sockets.stream);
         // It is the same image under the same kernel: what its parent can, it can.
         // Whatever it answers, from then on its life is tied to its parent's.
-        let ready = connection.call("HELLO", call::hello(ahead));
-        connection.set_version(parent.connection.version());
+        let version = parent.connection.version();
+        let ready = connection.call("HELLO", call::hello(version, top));
+        connection.set_version(version);
         let (child_table, in_parent) = if shares_files {
+            table.reserve([input, data]);
             table.join(&connection);
             (table.clone(), vec![input, data])
         } else {
             let child_table = FdTable::new(&connection);
             child_table.reserve([input, data]);
-            // The child's copies of other servers' descriptors would keep their connections open,
-            // and the parent's copies of the child's would keep the child's.
-            for number in table.reserved().into_iter().filter(|n| *n != input && *n != data) {
+            // The child's copies of other servers' descriptors would keep their connections open.
+            // The parent's copies of the child's are closed already.
+            for number in table.reserved() {
                 child_table.close_later(number);
             }
-            table.close_later(input);
-            table.close_later(data);
             (child_table, Vec::new())
         };
         drop(quiet);
@@ -129,13 +118,13 @@ impl ChildBuilder {
         } else {
             AddressSpace::new(&connection)
         };
-        let arena_range = match &arena {
-            Some(mapping) => Arena::new(mapping.address(), mapping.size()),
+        let arena = match &memory {
+            Some(_) => Arena::new(top + AHEAD_SIZE as u64, ARENA_SIZE),
             // The child's copy of the parent's.
             None => Arena::new(parent.arena.base(), parent.arena.size()),
         };
-        let remains = Arc::new(Remains::new(shares_memory, stack, arena, table, in_parent));
-        let here = match watched(&parent, &pidfd, &connection, &remains).await {
+        let remains = Arc::new(Remains::new(shares_memory, memory, table, in_parent));
+        let here = match watched(here, &connection, &parent, &remains) {
             Ok(here) => here,
             Err(error) => {
                 end(&parent, &pidfd, &remains).await;
@@ -153,7 +142,7 @@ impl ChildBuilder {
             connection,
             table: child_table,
             space,
-            arena: arena_range,
+            arena,
             data: DataSocket::new(sockets.data, data),
             guardian,
             image: parent.image(),
@@ -187,65 +176,14 @@ impl ChildBuilder {
     }
 }
 
-struct Made {
-    pid: i32,
-    pidfd: Fd,
-    stack: Option<Mapping>,
-    arena: Option<Mapping>,
-    /// The memory for version 1 of the stream, in the child.
-    ahead: u64,
-}
-
-/// Lays out the stack and makes the call.
-async fn start(parent: &Process, flags: CloneFlags, input: i32) -> Result<Made> {
-    let (stack, arena, top) = if flags.contains(CloneFlags::CLONE_VM) {
-        let (stack, top) = parent.mmap_stack().await?;
-        (Some(stack), Some(parent.mmap_anonymous(ARENA_SIZE).await?), top)
-    } else {
-        (None, None, parent.nursery().await?)
-    };
-    let content = parent.image().stack_that_serves(input, input);
-    let sp = top - TrampolineFrame::STACK_BYTES as u64;
-    let slot = parent.buffer(8).await?;
-    let at = slot.address();
-    let flags = (flags.bits() | nix::libc::CLONE_PIDFD) as u32 as u64 | Signal::SIGCHLD as u64;
-    let calls = vec![
-        Call::copy_in(sp, content.to_vec()),
-        // On x86-64: flags, stack, parent_tid (which takes the pidfd), child_tid, tls.
-        Call::syscall(Sysno::clone, [flags, sp, at, 0, 0, 0]),
-        Call::copy_out(at, 4),
-    ];
-    let table = parent.table();
-    let made = parent
-        .connection
-        .submit(calls, move |replies| {
-            let _slot = slot;
-            let (pid, pidfd) = cloned(&replies)?;
-            Ok((pid, table.made(pidfd)))
-        })
-        .await;
-    match made {
-        Ok((pid, pidfd)) => Ok(Made { pid, pidfd, stack, arena, ahead: top }),
-        Err(error) => {
-            if matches!(error, Error::Lost(Outcome::PossiblyExecuted)) {
-                // There may be a child that runs on them.
-                for mapping in [stack, arena].into_iter().flatten() {
-                    let _ = mapping.into_raw();
-                }
-            }
-            Err(error)
-        }
-    }
-}
-
 /// The child's pidfd, in this process, with somebody who waits for the child's end.
-async fn watched(
-    parent: &Process,
-    pidfd: &Fd,
+fn watched(
+    here: Result<OwnedFd>,
     connection: &Connection,
+    parent: &Process,
     remains: &Arc<Remains>,
 ) -> Result<Arc<OwnedFd>> {
-    let here = Arc::new(parent.fetch_fd(pidfd).await?);
+    let here = Arc::new(here?);
     child::watch(&here, connection, parent, remains)?;
     Ok(here)
 }
@@ -261,14 +199,4 @@ async fn end(parent: &Process, pidfd: &Fd, remains: &Remains) {
     if parent.syscall(Sysno::waitid, reap).await.is_ok() {
         remains.ended();
     }
-}
-
-fn cloned(replies: &[Reply]) -> Result<(i32, i32)> {
-    let [written, cloned, pidfd] = replies else {
-        return Err(Error::Protocol("not three replies"));
-    };
-    written.value().map_err(Error::call("clone"))?;
-    let pid = cloned.value().map_err(Error::call("clone"))?;
-    let pidfd = pidfd.data.first_chunk().ok_or(Error::Protocol("no pidfd"))?;
-    Ok((pid as i32, i32::from_le_bytes(*pidfd)))
 }

@@ -3,6 +3,7 @@
 mod child;
 mod clone;
 mod exec;
+mod start;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -286,7 +287,7 @@ impl Process {
 
     /// The top of the stack that isolated children start on.
     async fn nursery(&self) -> Result<u64> {
-        let nursery = self.inner.nursery.get_or_try_init(|| self.mmap_stack()).await?;
+        let nursery = self.inner.nursery.get_or_try_init(|| self.mmap_stack(0)).await?;
         Ok(nursery.1)
     }
 }

@@ -45,18 +45,17 @@ impl Task {
         self.mmap(size.max(1), protection, MapFlags::MAP_PRIVATE, None).await
     }
 
-    /// Pages for a child's stack, and the address behind its last byte. Below them lies a guard
-    /// page; from that address on, the memory that version 1 of the stream needs.
-    pub(crate) async fn mmap_stack(&self) -> Result<(Mapping, u64)> {
+    /// Pages for a child: a guard page, the stack, the memory that version 1 of the stream needs,
+    /// and `more` bytes. Returns the address behind the stack's last byte.
+    pub(crate) async fn mmap_stack(&self, more: usize) -> Result<(Mapping, u64)> {
         const GUARD: usize = 4096;
         const STACK: usize = 16 * 1024;
-        let size = GUARD + STACK + AHEAD_SIZE;
-        let mapping = self.mmap(size, ProtFlags::PROT_NONE, MapFlags::MAP_PRIVATE, None).await?;
-        let stack = mapping.address() + GUARD as u64;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let args = [stack, (STACK + AHEAD_SIZE) as u64, protection.bits() as u64, 0, 0, 0];
-        self.syscall(Sysno::mprotect, args).await?;
-        Ok((mapping, stack + STACK as u64))
+        let mapping = self.mmap_anonymous(GUARD + STACK + AHEAD_SIZE + more).await?;
+        let none = ProtFlags::PROT_NONE.bits() as u64;
+        let guard = [mapping.address(), GUARD as u64, none, 0, 0, 0];
+        self.syscall(Sysno::mprotect, guard).await?;
+        let top = mapping.address() + (GUARD + STACK) as u64;
+        Ok((mapping, top))
     }
 
     /// Copies `bytes` to `address` in the target process. Nothing faults there: what can't be

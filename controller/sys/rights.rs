@@ -30,9 +30,11 @@ impl DataSocket {
 
 /// `struct msghdr`, one `struct iovec`, a control message with descriptors and the data, laid out
 /// for the memory of a target process.
-struct Message(Vec<u8>);
+pub(crate) struct Message(Vec<u8>);
 
 impl Message {
+    /// Where the first descriptor of a message lies.
+    pub(crate) const FDS: usize = Self::CONTROL + Self::HEADER;
     const IOV: usize = 56;
     const CONTROL: usize = Self::IOV + 16;
     /// The header of a control message.
@@ -43,7 +45,7 @@ impl Message {
     const FLAGS: usize = 48;
 
     /// How many bytes a message with `data_len` bytes of data takes.
-    const fn size(data_len: usize) -> usize {
+    pub(crate) const fn size(data_len: usize) -> usize {
         Self::DATA + data_len
     }
 
@@ -65,21 +67,23 @@ impl Message {
     }
 
     /// A message that sends these data and descriptors.
-    fn sending(address: u64, data: &[u8], fds: &[i32]) -> Vec<u8> {
+    pub(crate) fn sending(address: u64, data: &[u8], fds: &[i32]) -> Vec<u8> {
         let mut message = Self::at(address, data, fds.len());
         message.put(Self::CONTROL, (Self::HEADER + 4 * fds.len()) as u64);
         let kind = nix::libc::SOL_SOCKET as u64 | (nix::libc::SCM_RIGHTS as u64) << 32;
         message.put(Self::CONTROL + 8, kind);
-        let items = message.0[Self::CONTROL + Self::HEADER..Self::DATA].as_chunks_mut::<4>().0;
+        let items = message.0[Self::FDS..Self::DATA].as_chunks_mut::<4>().0;
         for (item, fd) in items.iter_mut().zip(fds) {
             *item = fd.to_le_bytes();
         }
         message.0
     }
 
-    /// A message that receives up to `count` descriptors with one byte.
-    fn receiving(address: u64, count: usize) -> Vec<u8> {
-        Self::at(address, &[0], count).0
+    /// A message that receives up to `count` descriptors with one byte. Where none comes, -1 stays.
+    pub(crate) fn receiving(address: u64, count: usize) -> Vec<u8> {
+        let mut message = Self::at(address, &[0], count);
+        message.0[Self::FDS..Self::DATA].fill(0xff);
+        message.0
     }
 
     /// The descriptors in a message that was received, and whether some were lost.
@@ -90,7 +94,7 @@ impl Message {
         let lost = word(Self::FLAGS) & nix::libc::MSG_CTRUNC as u64 != 0;
         let size =
             if word(Self::CONTROL_LEN) < Self::HEADER as u64 { 0 } else { word(Self::CONTROL) };
-        let start = Self::CONTROL + Self::HEADER;
+        let start = Self::FDS;
         let end = (Self::CONTROL + size.min(1 << 16) as usize).clamp(start, Self::DATA);
         let fds = bytes.get(start..end).unwrap_or_default().as_chunks::<4>().0;
         (fds.iter().map(|fd| i32::from_le_bytes(*fd)).collect(), lost)
@@ -107,10 +111,9 @@ impl DataSocket {
     ) -> Receipt<OwnedFd> {
         let address = buffer.address();
         let here = self.here.clone();
-        let flags = MsgFlags::MSG_NOSIGNAL.bits() as u64;
         let calls = vec![
             Call::copy_in(address, Message::sending(address, &[0], &[number])),
-            Call::syscall(Sysno::sendmsg, [self.there as u64, address, flags, 0, 0, 0]),
+            self.sendmsg(address),
         ];
         connection.submit_on_link(calls, move |replies| {
             let _buffer = buffer;
@@ -119,6 +122,32 @@ impl DataSocket {
             // is ours, also when fetches overlap or nobody waits any more.
             receive(&here)
         })
+    }
+
+    /// Sends descriptors of this process into the socket, for the next recvmsg to take.
+    pub(crate) fn pass(&self, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        sendmsg::<()>(
+            self.here.as_raw_fd(),
+            &[IoSlice::new(&[0])],
+            &[ControlMessage::ScmRights(&raw)],
+            MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+            None,
+        )
+        .map_err(Error::local("sendmsg"))?;
+        Ok(())
+    }
+
+    /// The call that takes a message, laid out at `address`, from the socket.
+    pub(crate) fn recvmsg(&self, address: u64) -> Call {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC.bits() as u64;
+        Call::syscall(Sysno::recvmsg, [self.there as u64, address, flags, 0, 0, 0])
+    }
+
+    /// The call that sends the message at `address`.
+    pub(crate) fn sendmsg(&self, address: u64) -> Call {
+        let flags = MsgFlags::MSG_NOSIGNAL.bits() as u64;
+        Call::syscall(Sysno::sendmsg, [self.there as u64, address, flags, 0, 0, 0])
     }
 
     /// How large a buffer a fetch needs.
@@ -158,25 +187,15 @@ impl Task {
         }
         let buffer = self.buffer(Message::size(1)).await?;
         let address = buffer.address();
-        let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let count = raw.len();
+        let count = fds.len();
         let table = self.table();
         let receipt = {
             // The order of messages is the order of the calls that take them.
             let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
-            sendmsg::<()>(
-                data.here.as_raw_fd(),
-                &[IoSlice::new(&[0])],
-                &[ControlMessage::ScmRights(&raw)],
-                MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
-                None,
-            )
-            .map_err(Error::local("sendmsg"))?;
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC.bits() as u64;
-            let args = [data.there as u64, address, flags, 0, 0, 0];
+            data.pass(fds)?;
             let calls = vec![
                 Call::copy_in(address, Message::receiving(address, count)),
-                Call::syscall(Sysno::recvmsg, args),
+                data.recvmsg(address),
                 Call::copy_out(address, Message::size(1)),
             ];
             self.connection.submit_on_link(calls, move |replies| {
@@ -224,7 +243,7 @@ fn taken(replies: &[Reply]) -> Result<(Vec<i32>, bool)> {
 }
 
 /// The descriptor in the next message that a target process has sent.
-fn receive(here: &OwnedFd) -> Result<OwnedFd> {
+pub(crate) fn receive(here: &OwnedFd) -> Result<OwnedFd> {
     let mut byte = [0];
     let mut space = nix::cmsg_space!([i32; 1]);
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
