@@ -72,23 +72,6 @@ pub struct Pending {
 }
 
 impl Pending {
-    pub const fn new() -> Self {
-        Self {
-            got: 0,
-            fds: Fds::new(),
-            surplus: 0,
-            hello: Hello {
-                magic: 0,
-                version: 0,
-                stream_version: 0,
-                token: Token([0; 2]),
-                pid: 0,
-                flags: 0,
-                reserved: 0,
-            },
-        }
-    }
-
     /// How many bytes the handshake has, as far as can be told from those that are here; 0 if it
     /// is none.
     fn size(&self) -> usize {
@@ -253,8 +236,7 @@ impl Server {
         {
             return;
         }
-        self.answer.stream_version = 0;
-        self.adopt(Token([0; 2]), 0, false);
+        self.adopt(0, Token([0; 2]), 0, false);
         self.reply(self.answer.fds.as_ptr().cast(), count * size_of::<i32>());
     }
 
@@ -282,9 +264,8 @@ impl Server {
         self.answer.status = status as i32;
         if status == 0 {
             // What both speak; version 1 needs the memory that an earlier controller gave.
-            let spoken = !self.memory.is_null() && hello.stream_version != 0;
-            self.answer.stream_version = u32::from(spoken);
-            self.answer.spares = self.adopt(hello.token, hello.pid, true);
+            let version = u32::from(self.buffers.memory != 0 && hello.stream_version != 0);
+            self.answer.spares = self.adopt(version, hello.token, hello.pid, true);
         }
         self.reply((&raw const self.answer).cast(), ANSWER_SIZE);
     }
@@ -300,7 +281,7 @@ impl Server {
 
     /// Makes the descriptors that came with the handshake the connection. Returns the numbers of
     /// the spare ones.
-    fn adopt(&mut self, token: Token, holder: i32, owned: bool) -> i64 {
+    fn adopt(&mut self, version: u32, token: Token, holder: i32, owned: bool) -> i64 {
         let fds = self.pending.fds.as_slice();
         for (to, from) in self.answer.fds.iter_mut().zip(fds) {
             *to = *from;
@@ -314,7 +295,7 @@ impl Server {
             self.data = *data;
         }
         self.pending.fds.clear();
-        self.begin();
+        self.begin(version);
         self.hold(token, holder, owned)
     }
 

@@ -14,13 +14,13 @@
 #![no_std]
 #![no_main]
 
-mod ahead;
 #[cfg_attr(target_arch = "x86_64", path = "arch/x86_64.rs")]
 mod arch;
 mod attach;
 mod copy;
 mod serve;
 mod start;
+mod stream;
 mod sys;
 
 #[panic_handler]
