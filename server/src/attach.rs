@@ -12,7 +12,7 @@ use farcall_abi::handshake::{
 };
 use farcall_abi::wire::{SPARES, Spares};
 
-use crate::serve::Server;
+use crate::serve::{HangUp, Server};
 use crate::sys::{
     self, CmsgHdr, EAGAIN, EBADF, EBUSY, EINTR, EINVAL, EPROTONOSUPPORT, IoVec, MSG_CTRUNC, MsgHdr,
     SCM_PIDFD, SCM_RIGHTS,
@@ -267,6 +267,7 @@ impl Server {
             let version = u32::from(self.buffers.memory != 0 && hello.stream_version != 0);
             self.answer.spares = self.adopt(version, hello.token, hello.pid, true);
         }
+        self.answer.stream_version = self.stream.version;
         self.reply((&raw const self.answer).cast(), ANSWER_SIZE);
     }
 
@@ -291,7 +292,7 @@ impl Server {
         }
         if let [input, between @ .., data] = self.pending.fds.as_slice() {
             self.watched.input.fd = *input;
-            self.output = *between.first().unwrap_or(input);
+            self.output.fd = *between.first().unwrap_or(input);
             self.data = *data;
         }
         self.pending.fds.clear();
@@ -320,8 +321,9 @@ impl Server {
     }
 
     /// The operation SERVE: goes on with other descriptors, and with a listener becomes persistent.
+    /// The answer goes where the request came from, with all before it.
     #[inline(never)]
-    pub fn persist(&mut self) -> i64 {
+    pub fn persist(&mut self) -> Result<(), HangUp> {
         let [stream, sockets, low, high, holder, _] = self.request.args;
         let change = |fd: &mut i32, to: u64| {
             let to = to as i32;
@@ -330,15 +332,17 @@ impl Server {
             }
         };
         change(&mut self.watched.input.fd, stream);
-        change(&mut self.output, stream >> 32);
         change(&mut self.data, sockets);
         let listen = sockets >> 32;
-        if listen as i32 >= 0 {
+        let spares = if listen as i32 >= 0 {
             change(&mut self.watched.listen.fd, listen);
             self.hold(Token([low, high]), holder as i32, true)
         } else {
             self.spares.numbers().0
-        }
+        };
+        let sent = self.finish_now(spares);
+        change(&mut self.output.fd, stream >> 32);
+        sent
     }
 }
 

@@ -2,20 +2,23 @@
 //!
 //! The stream stays in step whatever the addresses are: every byte announced is consumed or sent.
 
+use farcall_abi::wire::Word;
+
 use crate::serve::{HangUp, Server};
-use crate::stream::AHEAD;
-use crate::sys::{self, ECANCELED, EFAULT, EINVAL, Way};
+use crate::stream::{AHEAD, transfer};
+use crate::sys::{self, ECANCELED, EFAULT, EINVAL, PollFd};
 
 const PAGE: u64 = 4096;
 
 impl Server {
-    /// `COPY_IN(addr, len)`: the result, once all the bytes are consumed.
+    /// `COPY_IN(addr, len)`: its result comes once all the bytes are consumed.
     ///
     /// The kernel consumes nothing from a pipe or socket when it faults on the first byte, so what
     /// is left then is read again, to nowhere.
     #[inline(never)]
-    pub fn copy_in(&mut self, addr: u64, len: u64, skipped: bool) -> Result<i64, HangUp> {
-        if (len as i64) < 0 {
+    pub fn copy_in(&mut self, addr: u64, len: u64, skipped: bool) -> Result<(), HangUp> {
+        // How much follows must not depend on a result.
+        if (len as i64) < 0 || self.request.word & Word::reference(1) != 0 {
             return Err(HangUp);
         }
         let (from, here) = self.payload(len);
@@ -31,8 +34,7 @@ impl Server {
             self.flush()?;
         }
         if result == len as i64 {
-            let input = self.watched.input.fd;
-            let rest = sys::transfer(Way::In, input, addr.wrapping_add(here), left);
+            let rest = sys::transfer(&mut self.watched.input, addr.wrapping_add(here), left);
             left = rest.left;
             if left != 0 {
                 if rest.stop != EFAULT {
@@ -41,8 +43,8 @@ impl Server {
                 result = EFAULT;
             }
         }
-        self.pad(Way::In, left)?;
-        Ok(result)
+        pad(&mut self.watched.input, left)?;
+        self.finish(result)
     }
 
     /// `COPY_OUT(addr, len)`: writes the length, the bytes and the number of real ones.
@@ -52,12 +54,9 @@ impl Server {
     /// until one page faults by itself.
     #[inline(never)]
     pub fn copy_out(&mut self, addr: u64, len: u64) -> Result<(), HangUp> {
-        if (len as i64) < 0 {
-            return self.finish(EINVAL);
-        }
         self.finish(len as i64)?;
         let mut left = len;
-        if self.answer.stream_version != 0 && len <= AHEAD as u64 {
+        if self.stream.version != 0 && len <= AHEAD as u64 {
             let to = self.room(len as usize)?;
             let real = sys::copy(to as u64, addr, len).max(0);
             left -= real as u64;
@@ -69,41 +68,40 @@ impl Server {
             while left > 0 {
                 let from = addr.wrapping_add(len - left);
                 let size = step.min(left);
-                let part = sys::transfer(Way::Out, self.output, from, size);
+                let part = sys::transfer(&mut self.output, from, size);
                 left -= size - part.left;
                 if part.left != 0 {
                     if part.stop != EFAULT {
                         return Err(HangUp);
                     }
-                    if part.left == size && step <= PAGE {
+                    if step <= PAGE {
                         break;
                     }
                 }
                 step = PAGE - addr.wrapping_add(len - left) % PAGE;
             }
-            self.pad(Way::Out, left)?;
+            pad(&mut self.output, left)?;
         }
         self.push((len - left) as i64)
     }
+}
 
-    /// Consumes bytes that have no place, or sends zeros for bytes that are not there.
-    fn pad(&self, way: Way, mut len: u64) -> Result<(), HangUp> {
-        let mut scratch = [0u8; 512];
-        while len > 0 {
-            let step = len.min(scratch.len() as u64);
-            self.transfer(way, scratch.as_mut_ptr() as u64, step)?;
-            len -= step;
-        }
-        Ok(())
+/// Consumes bytes that have no place, or sends zeros for bytes that are not there.
+fn pad(end: &mut PollFd, mut len: u64) -> Result<(), HangUp> {
+    let mut scratch = [0u8; 512];
+    while len > 0 {
+        let step = len.min(scratch.len() as u64);
+        transfer(end, scratch.as_mut_ptr() as u64, step)?;
+        len -= step;
     }
+    Ok(())
 }
 
 /// `LOAD(addr, width)`: the number there.
 pub fn load(addr: u64, width: u64) -> i64 {
     let mut value = 0i64;
     match word(&raw mut value as u64, addr, width) {
-        // The kernel has changed it.
-        0 => core::hint::black_box(value),
+        0 => value,
         error => error,
     }
 }

@@ -11,8 +11,8 @@ use farcall_abi::wire::{HelloResult, Operation, Request, STREAM_VERSION, Word};
 use crate::arch;
 use crate::attach::{Pending, SpareFds};
 use crate::copy::{load, store};
-use crate::stream::{AHEAD, Buffers, Progress, is_later};
-use crate::sys::{self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, PollFd};
+use crate::stream::{AHEAD, Buffers, History, Progress, is_error, is_later};
+use crate::sys::{self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd};
 
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
 pub struct HangUp;
@@ -46,7 +46,7 @@ impl Watched {
 pub struct Server {
     pub watched: Watched,
     /// Results leave here.
-    pub output: i32,
+    pub output: PollFd,
     /// The connection's other socket: not used here, but closed with the connection.
     pub data: i32,
     pub stream: Progress,
@@ -63,6 +63,7 @@ pub struct Server {
     /// The request that is being executed.
     pub request: Request,
     pub buffers: Buffers,
+    pub history: History,
 }
 
 /// Entry: serves version 0 on two descriptors, until the end of input.
@@ -81,7 +82,7 @@ pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32) {
         listen: PollFd::new(listen, POLLIN),
         client: PollFd::new(-1, POLLIN),
     };
-    server.output = output;
+    server.output = PollFd::new(output, POLLOUT);
     server.data = -1;
     server.answer.magic = HANDSHAKE_MAGIC;
     server.answer.version = HANDSHAKE_VERSION;
@@ -155,16 +156,16 @@ impl Server {
     pub fn hang_up(&mut self) {
         let input = self.watched.input.fd;
         sys::shutdown(input);
-        sys::shutdown(self.output);
+        sys::shutdown(self.output.fd);
         if self.owned {
             sys::close(input);
-            if self.output != input {
-                sys::close(self.output);
+            if self.output.fd != input {
+                sys::close(self.output.fd);
             }
             sys::close(self.data);
         }
         self.watched.input.fd = -1;
-        self.output = -1;
+        self.output.fd = -1;
         self.data = -1;
         self.answer.holder_pid = 0;
         self.refill();
@@ -174,24 +175,15 @@ impl Server {
     #[inline(never)]
     fn execute(&mut self) -> Result<(), HangUp> {
         let word = self.request.word;
-        let known = match self.answer.stream_version {
-            0 => Word::NUMBER | Word::OP,
-            _ => Word::NUMBER | Word::OP | Word::VERSION_1,
-        };
-        let stray = word & !known != 0;
+        let stray = word >> Word::bits(self.stream.version) != 0;
         if word & Word::FLUSH != 0 {
             self.flush()?;
         }
-        let skipped = self.resolve();
+        let skipped = self.resolve(word);
         let number = word & Word::NUMBER;
         let result = if word & Word::OP != 0 {
-            // How much follows a COPY_IN must not depend on a result.
-            const RESULT_LEN: u64 = Word::reference(1);
             let operation = Operation::from_number(number as u32).filter(|_| !stray);
-            match operation.ok_or(HangUp)? {
-                Operation::CopyIn if word & RESULT_LEN != 0 => return Err(HangUp),
-                operation => return self.operate(operation, skipped),
-            }
+            return self.operate(operation.ok_or(HangUp)?, skipped);
         } else if stray {
             EINVAL
         } else if skipped {
@@ -207,22 +199,18 @@ impl Server {
     }
 
     /// Replaces the arguments that refer to earlier results. True if the request is not to be
-    /// executed.
-    fn resolve(&mut self) -> bool {
-        let word = self.request.word;
-        let mut skipped = word & Word::LINK != 0 && self.earlier(1).is_none();
+    /// executed; then nobody looks at those that there were no results for.
+    fn resolve(&mut self, word: u64) -> bool {
+        let mut skipped = word & Word::LINK != 0 && is_error(self.history.earlier(1));
         let mut bit = Word::reference(0);
-        let mut args = self.request.args;
-        for argument in &mut args {
+        for argument in &mut self.request.args {
             if word & bit != 0 {
-                match self.earlier(*argument) {
-                    Some(result) => *argument = result as u64,
-                    None => skipped = true,
-                }
+                let result = self.history.earlier(*argument);
+                *argument = result as u64;
+                skipped |= is_error(result);
             }
             bit <<= 1;
         }
-        self.request.args = args;
         skipped
     }
 
@@ -230,9 +218,10 @@ impl Server {
     fn operate(&mut self, operation: Operation, skipped: bool) -> Result<(), HangUp> {
         let [first, second, third, ..] = self.request.args;
         let result = match operation {
-            Operation::CopyIn => self.copy_in(first, second, skipped)?,
+            Operation::CopyIn => return self.copy_in(first, second, skipped),
             _ if skipped => ECANCELED,
             Operation::Hello => return self.greet(first, second),
+            Operation::CopyOut if (second as i64) < 0 => EINVAL,
             Operation::CopyOut => return self.copy_out(first, second),
             Operation::Copy => match sys::copy(first, second, third) {
                 error if error < 0 => EFAULT,
@@ -240,15 +229,7 @@ impl Server {
             },
             Operation::Load => load(first, second),
             Operation::Store => store(first, second, third),
-            Operation::Serve => {
-                // The answer goes where the request came from, with all before it.
-                let output = self.output;
-                let result = self.persist();
-                let later = core::mem::replace(&mut self.output, output);
-                let sent = self.finish(result).and_then(|()| self.flush());
-                self.output = later;
-                return sent;
-            }
+            Operation::Serve => return self.persist(),
             Operation::Image => arch::image_address() as i64,
         };
         self.finish(result)
@@ -257,23 +238,18 @@ impl Server {
     /// The operation HELLO: answers in the version that was spoken, and goes on in the other.
     fn greet(&mut self, version: u64, memory: u64) -> Result<(), HangUp> {
         const HALF: u64 = AHEAD as u64;
-        let before = self.answer.stream_version;
-        let mut speak = before;
         // The input buffer can be read, and the output buffer written. Where the kernel forbids
         // this copy, version 1 could not move what it reads ahead either.
-        if speak == 0
+        if self.stream.version == 0
             && version != 0
             && memory.is_multiple_of(8)
             && sys::copy(memory.wrapping_add(HALF), memory, HALF) == HALF as i64
         {
-            speak = STREAM_VERSION;
-        }
-        self.finish(HelloResult::new(speak, HelloResult::OFFERED).0)?;
-        if speak != before {
-            self.flush()?;
+            self.finish_now(HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0)?;
             self.buffers.memory = memory as usize;
-            self.begin(speak);
+            self.begin(STREAM_VERSION);
+            return Ok(());
         }
-        Ok(())
+        self.finish(HelloResult::new(self.stream.version, HelloResult::OFFERED).0)
     }
 }

@@ -10,48 +10,73 @@ use core::mem::MaybeUninit;
 use farcall_abi::wire::{AHEAD_SIZE, MAX_ERRNO, MAX_REF, REQUEST_SIZE, RESULT_SIZE, Request};
 
 use crate::serve::{HangUp, Server};
-use crate::sys::{self, EAGAIN, EINTR, Transferred, Way};
+use crate::sys::{self, EAGAIN, ECANCELED, EINTR, PollFd, Transferred};
 
 /// The results that a REF can reach.
-const HISTORY: usize = MAX_REF as usize;
+const RESULTS: usize = MAX_REF as usize;
 /// Bytes of each of version 1's buffers.
 pub const AHEAD: usize = AHEAD_SIZE / 2;
 
-const _: () = assert!(HISTORY.is_power_of_two() && RESULT_SIZE <= REQUEST_SIZE);
+const _: () = assert!(RESULTS.is_power_of_two() && RESULT_SIZE <= REQUEST_SIZE);
 
-/// How far a stream is. All zeros: nothing has been read, sent or called.
+/// How far a stream is. All zeros: it is of version 0, and nothing has been read, sent or called.
 #[repr(C)]
 pub struct Progress {
+    /// The version that is spoken.
+    pub version: u32,
     /// The part of the input buffer that has arrived and is not used yet.
-    pub start: usize,
-    pub end: usize,
+    start: usize,
+    end: usize,
     /// Bytes of the output buffer that wait to be sent.
     filled: usize,
-    /// How many calls there have been on this connection.
-    calls: u64,
 }
 
-/// What a stream needs besides.
+/// Where the bytes of a stream wait.
 #[repr(C)]
 pub struct Buffers {
-    /// The result of call n is at n modulo its length.
-    history: [i64; HISTORY],
-    /// Version 0's buffers: one request, and room for one result.
-    own: [[MaybeUninit<u8>; REQUEST_SIZE]; 2],
     /// Version 1's: the address of AHEAD_SIZE bytes, or 0 if no controller has given any.
     pub memory: usize,
+    /// Version 0's: one request, and room for one result.
+    own: [[MaybeUninit<u8>; REQUEST_SIZE]; 2],
+}
+
+/// The results that later calls may refer to.
+#[repr(C)]
+pub struct History {
+    /// How many calls there have been on this connection.
+    calls: u64,
+    /// The result of call n is at n modulo its length.
+    results: [i64; RESULTS],
+}
+
+impl History {
+    /// The result of the call `distance` back; ECANCELED if there was none.
+    pub fn earlier(&self, distance: u64) -> i64 {
+        if distance.wrapping_sub(1) >= MAX_REF.min(self.calls) {
+            return ECANCELED;
+        }
+        let at = (self.calls - distance) as usize % RESULTS;
+        self.results.get(at).copied().unwrap_or(ECANCELED)
+    }
+
+    fn record(&mut self, result: i64) {
+        if let Some(place) = self.results.get_mut(self.calls as usize % RESULTS) {
+            *place = result;
+        }
+        self.calls += 1;
+    }
 }
 
 /// Whether a result says that its call failed or was not executed.
-fn is_error(result: i64) -> bool {
+pub fn is_error(result: i64) -> bool {
     (-MAX_ERRNO..0).contains(&result)
 }
 
 impl Server {
     /// A stream of this version begins.
     pub fn begin(&mut self, version: u32) {
-        self.answer.stream_version = version;
-        self.stream = Progress { start: 0, end: 0, filled: 0, calls: 0 };
+        self.stream = Progress { version, start: 0, end: 0, filled: 0 };
+        self.history.calls = 0;
     }
 
     /// The input buffer, behind which lies the output buffer, and the size of each.
@@ -59,7 +84,7 @@ impl Server {
     /// Both are reached by pointers only: version 1's are memory that the controller could change.
     #[inline(never)]
     fn buffers(&mut self) -> (*mut u8, usize) {
-        if self.answer.stream_version == 0 {
+        if self.stream.version == 0 {
             ((&raw mut self.buffers.own).cast(), REQUEST_SIZE)
         } else {
             (self.buffers.memory as *mut u8, AHEAD)
@@ -69,10 +94,13 @@ impl Server {
     /// Reads once. An error, and also 0 for the end of input, is the kernel's.
     pub fn read(&mut self) -> i64 {
         let (input, size) = self.buffers();
-        let left = self.stream.end - self.stream.start;
-        // SAFETY: `start..end` is the used part of `input`. What is moved ends up before where it
-        // was.
-        unsafe { core::ptr::copy(input.wrapping_add(self.stream.start), input, left) };
+        let start = self.stream.start;
+        let left = self.stream.end - start;
+        if start != 0 {
+            // SAFETY: these bytes are in the buffer. They are less than a request, and a whole one
+            // was taken from before `start`: the two ranges do not overlap.
+            unsafe { core::ptr::copy_nonoverlapping(input.wrapping_add(start), input, left) };
+        }
         let n = sys::read(self.watched.input.fd, input.wrapping_add(left) as u64, size - left);
         self.stream.start = 0;
         self.stream.end = left + n.max(0) as usize;
@@ -103,23 +131,16 @@ impl Server {
         (input as u64 + start as u64, here)
     }
 
-    /// The result of the call `distance` back, unless it failed or there was none.
-    pub fn earlier(&self, distance: u64) -> Option<i64> {
-        let calls = self.stream.calls;
-        if distance.wrapping_sub(1) >= MAX_REF.min(calls) {
-            return None;
-        }
-        let at = (calls - distance) as usize % HISTORY;
-        self.buffers.history.get(at).copied().filter(|result| !is_error(*result))
-    }
-
     /// A call has this result: it is remembered, and put behind those that wait to be sent.
     pub fn finish(&mut self, result: i64) -> Result<(), HangUp> {
-        if let Some(place) = self.buffers.history.get_mut(self.stream.calls as usize % HISTORY) {
-            *place = result;
-        }
-        self.stream.calls += 1;
+        self.history.record(result);
         self.push(result)
+    }
+
+    /// The same, and sent at once: what comes next leaves by another way.
+    pub fn finish_now(&mut self, result: i64) -> Result<(), HangUp> {
+        self.finish(result)?;
+        self.flush()
     }
 
     /// Puts a number behind what waits to be sent.
@@ -148,23 +169,15 @@ impl Server {
     pub fn flush(&mut self) -> Result<(), HangUp> {
         let (input, size) = self.buffers();
         let len = core::mem::take(&mut self.stream.filled);
-        self.transfer(Way::Out, input as u64 + size as u64, len as u64)
+        transfer(&mut self.output, input as u64 + size as u64, len as u64)
     }
+}
 
-    /// The descriptor on which bytes go this way.
-    pub fn fd(&self, way: Way) -> i32 {
-        match way {
-            Way::In => self.watched.input.fd,
-            Way::Out => self.output,
-        }
-    }
-
-    /// Moves all of the bytes, or the connection is over.
-    pub fn transfer(&self, way: Way, address: u64, len: u64) -> Result<(), HangUp> {
-        match sys::transfer(way, self.fd(way), address, len) {
-            Transferred { left: 0, .. } => Ok(()),
-            _ => Err(HangUp),
-        }
+/// Moves all of the bytes, or the connection is over.
+pub fn transfer(end: &mut PollFd, address: u64, len: u64) -> Result<(), HangUp> {
+    match sys::transfer(end, address, len) {
+        Transferred { left: 0, .. } => Ok(()),
+        _ => Err(HangUp),
     }
 }
 

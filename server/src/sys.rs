@@ -123,14 +123,6 @@ pub fn read(fd: i32, to: u64, len: usize) -> i64 {
     unsafe { raw_syscall!(Sysno::read, fd, to, len) as i64 }
 }
 
-/// Which way bytes go between memory and a descriptor, and what ppoll(2) calls that.
-#[derive(Clone, Copy)]
-#[repr(i16)]
-pub enum Way {
-    In = POLLIN,
-    Out = POLLOUT,
-}
-
 /// How many bytes [`transfer`] has not moved, and the result that stopped it then: a negated errno,
 /// or 0 at the end of input.
 pub struct Transferred {
@@ -138,22 +130,20 @@ pub struct Transferred {
     pub stop: i64,
 }
 
-/// read(2) or write(2) until all of the bytes are moved, through interruptions, and waiting for a
-/// descriptor that is non-blocking. The memory may be anybody's: the kernel checks it.
-pub fn transfer(way: Way, fd: i32, mut address: u64, mut left: u64) -> Transferred {
-    let number = match way {
-        Way::In => Sysno::read,
-        Way::Out => Sysno::write,
-    };
+/// read(2), on a descriptor with POLLIN, or write(2), with POLLOUT, until all of the bytes are moved:
+/// through interruptions, and waiting for a descriptor that is non-blocking. The memory may be
+/// anybody's: the kernel checks it.
+pub fn transfer(end: &mut PollFd, mut address: u64, mut left: u64) -> Transferred {
+    let number = if end.events == POLLIN { Sysno::read } else { Sysno::write };
     let mut stop = 0;
     while left > 0 {
         // SAFETY: as for `read`; a write only reads memory.
-        let n = unsafe { raw_syscall!(number, fd, address, left) as i64 };
+        let n = unsafe { raw_syscall!(number, end.fd, address, left) as i64 };
         if n > 0 {
             address = address.wrapping_add(n as u64);
             left -= n as u64;
         } else if n == EAGAIN {
-            poll(&mut [PollFd::new(fd, way as i16)]);
+            poll(core::slice::from_mut(end));
         } else if n != EINTR {
             stop = n;
             break;
