@@ -15,7 +15,6 @@ impl Server {
     ///
     /// The kernel consumes nothing from a pipe or socket when it faults on the first byte, so what
     /// is left then is read again, to nowhere.
-    #[inline(never)]
     pub fn copy_in(&mut self, addr: u64, len: u64, skipped: bool) -> Result<(), HangUp> {
         // How much follows must not depend on a result.
         if (len as i64) < 0 || self.request.word & Word::reference(1) != 0 {
@@ -52,16 +51,15 @@ impl Server {
     /// What fits into version 1's buffer goes there. Else the kernel writes it from where it is. A
     /// write that faults may have had real bytes before the fault: they are sent page by page,
     /// until one page faults by itself.
-    #[inline(never)]
     pub fn copy_out(&mut self, addr: u64, len: u64) -> Result<(), HangUp> {
         self.finish(len as i64)?;
         let mut left = len;
         if self.stream.version != 0 && len <= AHEAD as u64 {
             let to = self.room(len as usize)?;
-            let real = sys::copy(to as u64, addr, len).max(0);
+            let real = sys::copy(to.as_ptr() as u64, addr, len).max(0);
             left -= real as u64;
             // SAFETY: `to` has room for `len` bytes, of which `real` are there.
-            unsafe { to.wrapping_add(real as usize).write_bytes(0, left as usize) };
+            unsafe { to.add(real as usize).write_bytes(0, left as usize) };
         } else {
             self.flush()?;
             let mut step = u64::MAX;

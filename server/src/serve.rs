@@ -172,7 +172,6 @@ impl Server {
     }
 
     /// Executes the request that has arrived.
-    #[inline(never)]
     fn execute(&mut self) -> Result<(), HangUp> {
         let word = self.request.word;
         let stray = word >> Word::bits(self.stream.version) != 0;

@@ -6,6 +6,7 @@
 //! read at once, and their results are sent together.
 
 use core::mem::MaybeUninit;
+use core::ptr::NonNull;
 
 use farcall_abi::wire::{AHEAD_SIZE, MAX_ERRNO, MAX_REF, REQUEST_SIZE, RESULT_SIZE, Request};
 
@@ -51,6 +52,7 @@ pub struct History {
 
 impl History {
     /// The result of the call `distance` back; ECANCELED if there was none.
+    #[inline(never)]
     pub fn earlier(&self, distance: u64) -> i64 {
         if distance.wrapping_sub(1) >= MAX_REF.min(self.calls) {
             return ECANCELED;
@@ -74,6 +76,7 @@ pub fn is_error(result: i64) -> bool {
 
 impl Server {
     /// A stream of this version begins.
+    #[inline(never)]
     pub fn begin(&mut self, version: u32) {
         self.stream = Progress { version, start: 0, end: 0, filled: 0 };
         self.history.calls = 0;
@@ -154,14 +157,14 @@ impl Server {
 
     /// Room for `len` more bytes to be sent, of which there are no more than the output buffer has.
     #[inline(never)]
-    pub fn room(&mut self, len: usize) -> Result<*mut u8, HangUp> {
+    pub fn room(&mut self, len: usize) -> Result<NonNull<u8>, HangUp> {
         let (input, size) = self.buffers();
         if self.stream.filled + len > size {
             self.flush()?;
         }
         let at = size + self.stream.filled;
         self.stream.filled += len;
-        Ok(input.wrapping_add(at))
+        NonNull::new(input.wrapping_add(at)).ok_or(HangUp)
     }
 
     /// Sends what waits.
@@ -174,6 +177,7 @@ impl Server {
 }
 
 /// Moves all of the bytes, or the connection is over.
+#[inline(always)]
 pub fn transfer(end: &mut PollFd, address: u64, len: u64) -> Result<(), HangUp> {
     match sys::transfer(end, address, len) {
         Transferred { left: 0, .. } => Ok(()),
