@@ -12,7 +12,9 @@ use crate::arch;
 use crate::attach::{Pending, SpareFds};
 use crate::copy::{load, store};
 use crate::stream::{AHEAD, Buffers, History, Progress, is_error, is_later};
-use crate::sys::{self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd};
+use crate::sys::{
+    self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd,
+};
 
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
 pub struct HangUp;

@@ -9,8 +9,8 @@ use core::mem::MaybeUninit;
 use crate::arch;
 use crate::serve;
 use crate::sys::{
-    self, AF_UNIX, EINVAL, F_SETFD, F_SETFL, FD_CLOEXEC, POLLOUT, PollFd, SO_ACCEPTCONN, SOCK_NONBLOCK, SigAction,
-    SockAddr,
+    self, AF_UNIX, EINVAL, F_SETFD, F_SETFL, FD_CLOEXEC, POLLOUT, PollFd, SO_ACCEPTCONN,
+    SOCK_NONBLOCK, SigAction, SockAddr,
 };
 
 const SIGPIPE: usize = 13;

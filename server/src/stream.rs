@@ -70,6 +70,7 @@ impl History {
 }
 
 /// Whether a result says that its call failed or was not executed.
+#[inline(never)]
 pub fn is_error(result: i64) -> bool {
     (-MAX_ERRNO..0).contains(&result)
 }

@@ -2,7 +2,8 @@
 
 use nix::libc;
 
-use crate::server::Server;
+use crate::client::{Attached, Client, Ends, TOKEN, attach};
+use crate::server::{Persistent, Server};
 use crate::stream::{COPY_IN, COPY_OUT, OP, SERVE, Stream, request};
 use crate::vectors;
 
@@ -254,4 +255,44 @@ fn requests_behind_serve_go_on_with_the_new_output() {
     assert_eq!(stream.call(libc::SYS_read, &[u64::from(read), memory, 64]), 16);
     let bytes = stream.copy_out(memory, 8).0;
     assert_eq!(bytes, i64::from(server.pid()).to_le_bytes());
+}
+
+/// A connection that is in version 1, of a process that is persistent.
+fn attached_in_version_1(process: &Persistent) -> Attached {
+    let attached = attach(&process.path, &TOKEN);
+    attached.stream.speaks_version_1();
+    attached
+}
+
+#[test]
+fn what_was_read_ahead_of_an_ended_connection_is_not_executed() {
+    let process = Persistent::new();
+    let first = attached_in_version_1(&process);
+    let (getpid, exit) =
+        (vectors::bytes("request-getpid"), request(libc::SYS_exit_group as u64, &[1]));
+    // In one piece, which is read at once: the unknown operation ends it, and half a request is
+    // left as well.
+    let bytes = [getpid, request(OP | 7, &[]), exit.clone(), exit[..50].to_vec()].concat();
+    assert_eq!(nix::unistd::write(&first.stream.requests, &bytes), Ok(bytes.len()));
+    first.stream.ends();
+    let mut second = vectors::bytes("handshake-version-1");
+    second[12] = 1;
+    let client = Client::connect(&process.path);
+    let ends = Ends::new();
+    assert!(client.send(&second, &ends.raw()));
+    let answer = client.answer();
+    assert_eq!((answer.status(), answer.0[16]), (0, 1), "the memory is still there");
+    assert_eq!(ends.stream.ask(libc::SYS_getpid as u64 | LINK, &[]), CANCELED);
+    ends.stream.is_in_step();
+}
+
+#[test]
+fn a_connection_after_one_of_version_1_is_in_the_version_it_asked_for() {
+    let process = Persistent::new();
+    drop(attached_in_version_1(&process));
+    // A later one begins in version 0, and may give other memory.
+    let next = attach(&process.path, &TOKEN);
+    assert_eq!(next.stream.ask(libc::SYS_getpid as u64 | LINK, &[]), -i64::from(libc::EINVAL));
+    next.stream.speaks_version_1();
+    next.stream.is_in_step();
 }
