@@ -98,8 +98,13 @@ impl Word {
     pub const LINK: u64 = 1 << 33;
     /// The results so far are sent before this is executed: for what may block.
     pub const FLUSH: u64 = 1 << 34;
-    /// All bits that version 1 has for a system call.
-    pub const VERSION_1: u64 = Self::LINK | Self::FLUSH | 0b11_1111 << 35;
+    /// How many of its bits, from the lowest up, mean something in that version of the stream. The
+    /// others must be zero.
+    #[must_use]
+    pub const fn bits(stream_version: u32) -> u32 {
+        if stream_version == 0 { 33 } else { 41 }
+    }
+
     /// The bits that hold the number of the system call or operation.
     pub const NUMBER: u64 = 0xffff_ffff;
 

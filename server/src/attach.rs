@@ -12,7 +12,7 @@ use farcall_abi::handshake::{
 };
 use farcall_abi::wire::{SPARES, Spares};
 
-use crate::serve::Server;
+use crate::serve::{HangUp, Server};
 use crate::sys::{
     self, CmsgHdr, EAGAIN, EBADF, EBUSY, EINTR, EINVAL, EPROTONOSUPPORT, IoVec, MSG_CTRUNC, MsgHdr,
     SCM_PIDFD, SCM_RIGHTS,
@@ -72,23 +72,6 @@ pub struct Pending {
 }
 
 impl Pending {
-    pub const fn new() -> Self {
-        Self {
-            got: 0,
-            fds: Fds::new(),
-            surplus: 0,
-            hello: Hello {
-                magic: 0,
-                version: 0,
-                stream_version: 0,
-                token: Token([0; 2]),
-                pid: 0,
-                flags: 0,
-                reserved: 0,
-            },
-        }
-    }
-
     /// How many bytes the handshake has, as far as can be told from those that are here; 0 if it
     /// is none.
     fn size(&self) -> usize {
@@ -253,8 +236,7 @@ impl Server {
         {
             return;
         }
-        self.answer.stream_version = 0;
-        self.adopt(Token([0; 2]), 0, false);
+        self.adopt(0, Token([0; 2]), 0, false);
         self.reply(self.answer.fds.as_ptr().cast(), count * size_of::<i32>());
     }
 
@@ -282,10 +264,10 @@ impl Server {
         self.answer.status = status as i32;
         if status == 0 {
             // What both speak; version 1 needs the memory that an earlier controller gave.
-            let spoken = !self.memory.is_null() && hello.stream_version != 0;
-            self.answer.stream_version = u32::from(spoken);
-            self.answer.spares = self.adopt(hello.token, hello.pid, true);
+            let version = u32::from(self.buffers.memory != 0 && hello.stream_version != 0);
+            self.answer.spares = self.adopt(version, hello.token, hello.pid, true);
         }
+        self.answer.stream_version = self.stream.version;
         self.reply((&raw const self.answer).cast(), ANSWER_SIZE);
     }
 
@@ -300,7 +282,7 @@ impl Server {
 
     /// Makes the descriptors that came with the handshake the connection. Returns the numbers of
     /// the spare ones.
-    fn adopt(&mut self, token: Token, holder: i32, owned: bool) -> i64 {
+    fn adopt(&mut self, version: u32, token: Token, holder: i32, owned: bool) -> i64 {
         let fds = self.pending.fds.as_slice();
         for (to, from) in self.answer.fds.iter_mut().zip(fds) {
             *to = *from;
@@ -310,11 +292,11 @@ impl Server {
         }
         if let [input, between @ .., data] = self.pending.fds.as_slice() {
             self.watched.input.fd = *input;
-            self.output = *between.first().unwrap_or(input);
+            self.output.fd = *between.first().unwrap_or(input);
             self.data = *data;
         }
         self.pending.fds.clear();
-        self.begin();
+        self.begin(version);
         self.hold(token, holder, owned)
     }
 
@@ -339,8 +321,9 @@ impl Server {
     }
 
     /// The operation SERVE: goes on with other descriptors, and with a listener becomes persistent.
+    /// The answer goes where the request came from, with all before it.
     #[inline(never)]
-    pub fn persist(&mut self) -> i64 {
+    pub fn persist(&mut self) -> Result<(), HangUp> {
         let [stream, sockets, low, high, holder, _] = self.request.args;
         let change = |fd: &mut i32, to: u64| {
             let to = to as i32;
@@ -349,15 +332,17 @@ impl Server {
             }
         };
         change(&mut self.watched.input.fd, stream);
-        change(&mut self.output, stream >> 32);
         change(&mut self.data, sockets);
         let listen = sockets >> 32;
-        if listen as i32 >= 0 {
+        let spares = if listen as i32 >= 0 {
             change(&mut self.watched.listen.fd, listen);
             self.hold(Token([low, high]), holder as i32, true)
         } else {
             self.spares.numbers().0
-        }
+        };
+        let sent = self.finish_now(spares);
+        change(&mut self.output.fd, stream >> 32);
+        sent
     }
 }
 

@@ -1,98 +1,122 @@
-//! COPY_IN and COPY_OUT: bytes between the stream and the process's memory, moved by the kernel.
+//! The operations that move bytes. Memory that the controller names is touched by the kernel alone.
 //!
 //! The stream stays in step whatever the addresses are: every byte announced is consumed or sent.
 
-use crate::serve::{HangUp, Server, send, transfer};
-use crate::sys::{self, ECANCELED, EFAULT, EINVAL, Transferred, Way};
+use farcall_abi::wire::Word;
+
+use crate::serve::{HangUp, Server};
+use crate::stream::{AHEAD, transfer};
+use crate::sys::{self, ECANCELED, EFAULT, EINVAL, PollFd};
 
 const PAGE: u64 = 4096;
 
 impl Server {
-    /// `COPY_IN(addr, len)`: the result, once all the bytes are consumed.
+    /// `COPY_IN(addr, len)`: its result comes once all the bytes are consumed.
     ///
     /// The kernel consumes nothing from a pipe or socket when it faults on the first byte, so what
     /// is left then is read again, to nowhere.
-    #[inline(never)]
-    pub fn copy_in(&mut self, addr: u64, len: u64, skipped: bool) -> Result<i64, HangUp> {
-        let input = self.watched.input.fd;
-        if (len as i64) < 0 {
+    pub fn copy_in(&mut self, addr: u64, len: u64, skipped: bool) -> Result<(), HangUp> {
+        // How much follows must not depend on a result.
+        if (len as i64) < 0 || self.request.word & Word::reference(1) != 0 {
             return Err(HangUp);
         }
-        let mut result = if skipped { ECANCELED } else { len as i64 };
-        let to = if skipped { 0 } else { addr };
-        let mut here = 0;
-        if let Some(ahead) = self.ahead() {
-            let (used, stored) = ahead.payload(to, len);
-            here = used;
-            if stored != used && !skipped {
-                result = EFAULT;
-            }
+        let (from, here) = self.payload(len);
+        let mut left = len - here;
+        let mut result = len as i64;
+        if skipped {
+            result = ECANCELED;
+        } else if here != 0 && sys::copy(addr, from, here) != here as i64 {
+            result = EFAULT;
+        }
+        if left != 0 {
+            // Who waits for the results so far may be the one who has not sent the rest yet.
+            self.flush()?;
         }
         if result == len as i64 {
-            let Transferred(done, stop) =
-                sys::transfer(Way::In, input, addr.wrapping_add(here), len - here);
-            here += done;
-            if here < len {
-                if stop != EFAULT {
+            let rest = sys::transfer(&mut self.watched.input, addr.wrapping_add(here), left);
+            left = rest.left;
+            if left != 0 {
+                if rest.stop != EFAULT {
                     return Err(HangUp);
                 }
                 result = EFAULT;
             }
         }
-        pad(Way::In, input, len - here)?;
-        Ok(result)
+        pad(&mut self.watched.input, left)?;
+        self.finish(result)
     }
 
     /// `COPY_OUT(addr, len)`: writes the length, the bytes and the number of real ones.
     ///
-    /// A write that faults may have had real bytes before the fault: they are sent page by page,
+    /// What fits into version 1's buffer goes there. Else the kernel writes it from where it is. A
+    /// write that faults may have had real bytes before the fault: they are sent page by page,
     /// until one page faults by itself.
-    #[inline(never)]
     pub fn copy_out(&mut self, addr: u64, len: u64) -> Result<(), HangUp> {
-        let output = self.output;
-        if (len as i64) < 0 {
-            return self.finish(EINVAL);
-        }
         self.finish(len as i64)?;
-        if let Some(ahead) = self.ahead()
-            && let Some(to) = ahead.room(output, len)?
-        {
-            let real = sys::copy(to as u64, addr, len).max(0);
-            let zeros = len as usize - real as usize;
+        let mut left = len;
+        if self.stream.version != 0 && len <= AHEAD as u64 {
+            let to = self.room(len as usize)?;
+            let real = sys::copy(to.as_ptr() as u64, addr, len).max(0);
+            left -= real as u64;
             // SAFETY: `to` has room for `len` bytes, of which `real` are there.
-            unsafe { to.add(real as usize).write_bytes(0, zeros) };
-            return ahead.push(output, real);
-        }
-        let mut real = 0;
-        let mut step = u64::MAX;
-        while real < len {
-            let from = addr.wrapping_add(real);
-            let Transferred(done, stop) =
-                sys::transfer(Way::Out, output, from, step.min(len - real));
-            real += done;
-            if stop != 0 && stop != EFAULT {
-                return Err(HangUp);
+            unsafe { to.add(real as usize).write_bytes(0, left as usize) };
+        } else {
+            self.flush()?;
+            let mut step = u64::MAX;
+            while left > 0 {
+                let from = addr.wrapping_add(len - left);
+                let size = step.min(left);
+                let part = sys::transfer(&mut self.output, from, size);
+                left -= size - part.left;
+                if part.left != 0 {
+                    if part.stop != EFAULT {
+                        return Err(HangUp);
+                    }
+                    if step <= PAGE {
+                        break;
+                    }
+                }
+                step = PAGE - addr.wrapping_add(len - left) % PAGE;
             }
-            if done == 0 && step <= PAGE {
-                break;
-            }
-            step = PAGE - addr.wrapping_add(real) % PAGE;
+            pad(&mut self.output, left)?;
         }
-        pad(Way::Out, output, len - real)?;
-        match self.ahead() {
-            Some(ahead) => ahead.push(output, real as i64),
-            None => send(output, real as i64),
-        }
+        self.push((len - left) as i64)
     }
 }
 
 /// Consumes bytes that have no place, or sends zeros for bytes that are not there.
-fn pad(way: Way, fd: i32, mut len: u64) -> Result<(), HangUp> {
+fn pad(end: &mut PollFd, mut len: u64) -> Result<(), HangUp> {
     let mut scratch = [0u8; 512];
     while len > 0 {
         let step = len.min(scratch.len() as u64);
-        transfer(way, fd, scratch.as_mut_ptr() as u64, step)?;
+        transfer(end, scratch.as_mut_ptr() as u64, step)?;
         len -= step;
     }
     Ok(())
+}
+
+/// `LOAD(addr, width)`: the number there.
+pub fn load(addr: u64, width: u64) -> i64 {
+    let mut value = 0i64;
+    match word(&raw mut value as u64, addr, width) {
+        0 => value,
+        error => error,
+    }
+}
+
+/// `STORE(addr, width, value)`: 0.
+pub fn store(addr: u64, width: u64, value: u64) -> i64 {
+    word(addr, &raw const value as u64, width)
+}
+
+/// Copies a number of `width` bytes: 0, or why not.
+#[inline(never)]
+fn word(to: u64, from: u64, width: u64) -> i64 {
+    if !width.is_power_of_two() || width > 8 {
+        EINVAL
+    } else if sys::copy(to, from, width) == width as i64 {
+        0
+    } else {
+        EFAULT
+    }
 }

@@ -102,7 +102,7 @@ pub struct SigAction {
 }
 
 /// process_vm_writev(2) on this process: copies inside it, and faults are errors. Returns how many
-/// bytes were copied.
+/// bytes were copied; a negative result says that it was none.
 pub fn copy(to: u64, from: u64, len: u64) -> i64 {
     let len = len as usize;
     let source = IoVec { base: from as *mut u8, len };
@@ -123,37 +123,33 @@ pub fn read(fd: i32, to: u64, len: usize) -> i64 {
     unsafe { raw_syscall!(Sysno::read, fd, to, len) as i64 }
 }
 
-/// Which way bytes go between memory and a descriptor.
-#[derive(Clone, Copy)]
-pub enum Way {
-    In,
-    Out,
+/// How many bytes [`transfer`] has not moved, and the result that stopped it then: a negated errno,
+/// or 0 at the end of input.
+pub struct Transferred {
+    pub left: u64,
+    pub stop: i64,
 }
 
-/// How many bytes [`transfer`] has moved, and the result that stopped it before the end: a negated
-/// errno, or 0 at the end of input.
-pub struct Transferred(pub u64, pub i64);
-
-/// read(2) or write(2) until all of the bytes are moved, through interruptions, and waiting for a
-/// descriptor that is non-blocking. The memory may be anybody's: the kernel checks it.
-pub fn transfer(way: Way, fd: i32, address: u64, len: u64) -> Transferred {
-    let (number, events) = match way {
-        Way::In => (Sysno::read, POLLIN),
-        Way::Out => (Sysno::write, POLLOUT),
-    };
-    let mut done = 0;
-    while done < len {
+/// read(2), on a descriptor with POLLIN, or write(2), with POLLOUT, until all of the bytes are moved:
+/// through interruptions, and waiting for a descriptor that is non-blocking. The memory may be
+/// anybody's: the kernel checks it.
+pub fn transfer(end: &mut PollFd, mut address: u64, mut left: u64) -> Transferred {
+    let number = if end.events == POLLIN { Sysno::read } else { Sysno::write };
+    let mut stop = 0;
+    while left > 0 {
         // SAFETY: as for `read`; a write only reads memory.
-        let n = unsafe { raw_syscall!(number, fd, address.wrapping_add(done), len - done) as i64 };
+        let n = unsafe { raw_syscall!(number, end.fd, address, left) as i64 };
         if n > 0 {
-            done += n as u64;
+            address = address.wrapping_add(n as u64);
+            left -= n as u64;
         } else if n == EAGAIN {
-            poll(&mut [PollFd::new(fd, events)]);
+            poll(core::slice::from_mut(end));
         } else if n != EINTR {
-            return Transferred(done, n);
+            stop = n;
+            break;
         }
     }
-    Transferred(done, 0)
+    Transferred { left, stop }
 }
 
 /// close(2). A number below zero is nobody's descriptor and does no harm.

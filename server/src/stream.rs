@@ -1,0 +1,192 @@
+//! The connection's stream: requests come in through a buffer, and results leave through one.
+//!
+//! Both versions of the stream go the same way and differ in the buffers. Those of version 0 are
+//! the server's own, and so small that nothing behind a request is read and nothing waits behind a
+//! result. Those of version 1 are the memory that a controller gives with HELLO: many requests are
+//! read at once, and their results are sent together.
+
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+
+use farcall_abi::wire::{AHEAD_SIZE, MAX_ERRNO, MAX_REF, REQUEST_SIZE, RESULT_SIZE, Request};
+
+use crate::serve::{HangUp, Server};
+use crate::sys::{self, EAGAIN, ECANCELED, EINTR, PollFd, Transferred};
+
+/// The results that a REF can reach.
+const RESULTS: usize = MAX_REF as usize;
+/// Bytes of each of version 1's buffers.
+pub const AHEAD: usize = AHEAD_SIZE / 2;
+
+const _: () = assert!(RESULTS.is_power_of_two() && RESULT_SIZE <= REQUEST_SIZE);
+
+/// How far a stream is. All zeros: it is of version 0, and nothing has been read, sent or called.
+#[repr(C)]
+pub struct Progress {
+    /// The version that is spoken.
+    pub version: u32,
+    /// The part of the input buffer that has arrived and is not used yet.
+    start: usize,
+    end: usize,
+    /// Bytes of the output buffer that wait to be sent.
+    filled: usize,
+}
+
+/// Where the bytes of a stream wait.
+#[repr(C)]
+pub struct Buffers {
+    /// Version 1's: the address of AHEAD_SIZE bytes, or 0 if no controller has given any.
+    pub memory: usize,
+    /// Version 0's: one request, and room for one result.
+    own: [[MaybeUninit<u8>; REQUEST_SIZE]; 2],
+}
+
+/// The results that later calls may refer to.
+#[repr(C)]
+pub struct History {
+    /// How many calls there have been on this connection.
+    calls: u64,
+    /// The result of call n is at n modulo its length.
+    results: [i64; RESULTS],
+}
+
+impl History {
+    /// The result of the call `distance` back; ECANCELED if there was none.
+    #[inline(never)]
+    pub fn earlier(&self, distance: u64) -> i64 {
+        if distance.wrapping_sub(1) >= MAX_REF.min(self.calls) {
+            return ECANCELED;
+        }
+        let at = (self.calls - distance) as usize % RESULTS;
+        self.results.get(at).copied().unwrap_or(ECANCELED)
+    }
+
+    fn record(&mut self, result: i64) {
+        if let Some(place) = self.results.get_mut(self.calls as usize % RESULTS) {
+            *place = result;
+        }
+        self.calls += 1;
+    }
+}
+
+/// Whether a result says that its call failed or was not executed.
+#[inline(never)]
+pub fn is_error(result: i64) -> bool {
+    (-MAX_ERRNO..0).contains(&result)
+}
+
+impl Server {
+    /// A stream of this version begins.
+    #[inline(never)]
+    pub fn begin(&mut self, version: u32) {
+        self.stream = Progress { version, start: 0, end: 0, filled: 0 };
+        self.history.calls = 0;
+    }
+
+    /// The input buffer, behind which lies the output buffer, and the size of each.
+    ///
+    /// Both are reached by pointers only: version 1's are memory that the controller could change.
+    #[inline(never)]
+    fn buffers(&mut self) -> (*mut u8, usize) {
+        if self.stream.version == 0 {
+            ((&raw mut self.buffers.own).cast(), REQUEST_SIZE)
+        } else {
+            (self.buffers.memory as *mut u8, AHEAD)
+        }
+    }
+
+    /// Reads once. An error, and also 0 for the end of input, is the kernel's.
+    pub fn read(&mut self) -> i64 {
+        let (input, size) = self.buffers();
+        let start = self.stream.start;
+        let left = self.stream.end - start;
+        if start != 0 {
+            // SAFETY: these bytes are in the buffer. They are less than a request, and a whole one
+            // was taken from before `start`: the two ranges do not overlap.
+            unsafe { core::ptr::copy_nonoverlapping(input.wrapping_add(start), input, left) };
+        }
+        let n = sys::read(self.watched.input.fd, input.wrapping_add(left) as u64, size - left);
+        self.stream.start = 0;
+        self.stream.end = left + n.max(0) as usize;
+        n
+    }
+
+    /// Takes the next request, if the whole of it is here.
+    pub fn next(&mut self) -> bool {
+        let (input, _) = self.buffers();
+        let start = self.stream.start;
+        if self.stream.end - start < REQUEST_SIZE {
+            return false;
+        }
+        self.stream.start += REQUEST_SIZE;
+        let from = input.wrapping_add(start).cast::<Request>();
+        // SAFETY: that many bytes of `input` are there from `start` on, and any bytes are a request.
+        self.request = unsafe { from.read_unaligned() };
+        true
+    }
+
+    /// Takes up to `len` bytes of payload that have been read ahead: where they are, until the next
+    /// read, and how many.
+    pub fn payload(&mut self, len: u64) -> (u64, u64) {
+        let (input, _) = self.buffers();
+        let Progress { start, end, .. } = self.stream;
+        let here = len.min((end - start) as u64);
+        self.stream.start += here as usize;
+        (input as u64 + start as u64, here)
+    }
+
+    /// A call has this result: it is remembered, and put behind those that wait to be sent.
+    pub fn finish(&mut self, result: i64) -> Result<(), HangUp> {
+        self.history.record(result);
+        self.push(result)
+    }
+
+    /// The same, and sent at once: what comes next leaves by another way.
+    pub fn finish_now(&mut self, result: i64) -> Result<(), HangUp> {
+        self.finish(result)?;
+        self.flush()
+    }
+
+    /// Puts a number behind what waits to be sent.
+    #[inline(never)]
+    pub fn push(&mut self, number: i64) -> Result<(), HangUp> {
+        let to = self.room(RESULT_SIZE)?;
+        // SAFETY: there is room for as many bytes.
+        unsafe { to.cast::<i64>().write_unaligned(number) };
+        Ok(())
+    }
+
+    /// Room for `len` more bytes to be sent, of which there are no more than the output buffer has.
+    #[inline(never)]
+    pub fn room(&mut self, len: usize) -> Result<NonNull<u8>, HangUp> {
+        let (input, size) = self.buffers();
+        if self.stream.filled + len > size {
+            self.flush()?;
+        }
+        let at = size + self.stream.filled;
+        self.stream.filled += len;
+        NonNull::new(input.wrapping_add(at)).ok_or(HangUp)
+    }
+
+    /// Sends what waits.
+    #[inline(never)]
+    pub fn flush(&mut self) -> Result<(), HangUp> {
+        let (input, size) = self.buffers();
+        let len = core::mem::take(&mut self.stream.filled);
+        transfer(&mut self.output, input as u64 + size as u64, len as u64)
+    }
+}
+
+/// Moves all of the bytes, or the connection is over.
+#[inline(always)]
+pub fn transfer(end: &mut PollFd, address: u64, len: u64) -> Result<(), HangUp> {
+    match sys::transfer(end, address, len) {
+        Transferred { left: 0, .. } => Ok(()),
+        _ => Err(HangUp),
+    }
+}
+
+/// Whether a read has to be tried again later.
+pub fn is_later(n: i64) -> bool {
+    n == EINTR || n == EAGAIN
+}
