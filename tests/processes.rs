@@ -454,9 +454,10 @@ async fn memory_that_is_not_there_is_an_error_and_the_stream_stays_in_step() {
 
 #[tokio::test]
 async fn the_image_is_executed_from_a_sealed_memfd_or_from_an_unlinked_file() {
+    let temporary = std::env::temp_dir();
     for (carrier, prefix) in [
         (Carrier::Memfd, "/memfd:farcall"),
-        (Carrier::UnlinkedFile, "/tmp"),
+        (Carrier::UnlinkedFile, temporary.to_str().unwrap()),
         (Carrier::Automatic, "/"),
     ] {
         let root = Local::new().stdio(Stdio::Null).carrier(carrier).start().await.unwrap();

@@ -138,8 +138,26 @@ struct Order {
     done: oneshot::Sender<io::Result<RootChild>>,
 }
 
-/// Starts the image as a child of the thread that stays.
+/// Starts the image from whatever carries it. A memfd can be made and then not be executed, where a
+/// security module says so.
 async fn execute(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> {
+    match execute_from(carrier, sockets).await {
+        Err(Error::Io { context, source })
+            if carrier == Carrier::Automatic
+                && source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            let file = execute_from(Carrier::UnlinkedFile, sockets).await;
+            file.map_err(|error| {
+                let both = format!("a memfd: {source}; an unlinked file: {error}");
+                Error::Io { context, source: io::Error::new(source.kind(), both) }
+            })
+        }
+        result => result,
+    }
+}
+
+/// Starts the image as a child of the thread that stays.
+async fn execute_from(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> {
     static STAYING: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
     let image = image::executable(carrier).map_err(Error::io("making the server executable"))?;
     let clone = |fd: &OwnedFd| fd.try_clone().map_err(Error::io("dup"));

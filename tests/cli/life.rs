@@ -282,3 +282,38 @@ fn stop_of_a_name_that_nobody_has_exits_with_1() {
     }
     assert_eq!(row(&test, "one")["state"], "detached");
 }
+
+/// Runs a script in a pid namespace in which memfds can't be executed; `$0` is farcall.
+fn where_memfds_are_forbidden(test: &TestHome, script: &str) -> std::process::Output {
+    let script = format!("echo 2 > /proc/sys/vm/memfd_noexec || exit 77; {script}");
+    let program = env!("CARGO_BIN_EXE_farcall");
+    let output = std::process::Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &script, program])
+        .env("FARCALL_DIR", test.path())
+        .output()
+        .unwrap();
+    assert_ne!(output.status.code(), Some(77), "this test needs vm.memfd_noexec (Linux 6.3)");
+    output
+}
+
+#[test]
+fn where_memfds_may_not_be_executed_an_unlinked_file_is() {
+    let test = TestHome::new();
+    let script = r#""$0" start one --json && exe=$(readlink /proc/[0-9]*/exe | grep -v farcall) &&
+        echo "$exe" && "$0" call one getuid && "$0" stop one"#;
+    let output = where_memfds_are_forbidden(&test, script);
+    let (stdout, stderr) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let place = std::env::temp_dir();
+    let place = place.to_str().unwrap();
+    let file = stdout.lines().any(|line| line.starts_with(place) && line.ends_with(" (deleted)"));
+    assert!(file && !stdout.contains("memfd:"), "{stdout}");
+
+    // Where there is no place for that either, the error names both.
+    let script = r#"TMPDIR=/proc "$0" start one"#;
+    let output = where_memfds_are_forbidden(&test, script);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("memfd") && stderr.contains("unlinked file"), "{stderr}");
+}
