@@ -267,3 +267,39 @@ fn the_model_answers_what_the_calls_say() {
     pair.finish();
     assert_eq!(pair.answered, [0]);
 }
+
+#[test]
+fn much_data_is_read_right_to_its_place_and_nothing_beyond_it() {
+    use bytes::BufMut;
+    let len = 100_000;
+    let data: Vec<u8> = (0..len).map(|i| i as u8).collect();
+    let mut answer = (len as i64).to_le_bytes().to_vec();
+    answer.extend(&data);
+    answer.extend((len as i64 - 1).to_le_bytes());
+    answer.extend(7i64.to_le_bytes());
+    for step in [1, 1000, 4096, len, 3 * len] {
+        let mut stream = Stream::default();
+        stream.push(vec![Call::copy_out(0, len), model::returns(7)], ());
+        let all: usize = stream.output(false).iter().map(|piece| piece.len()).sum();
+        stream.wrote(all);
+        let (mut input, mut complete, mut in_place) = (answer.as_slice(), Vec::new(), 0);
+        while !input.is_empty() {
+            let n = if let Some(mut place) = stream.data() {
+                let n = step.min(input.len()).min(place.remaining_mut());
+                place.put_slice(&input[..n]);
+                stream.took(n);
+                in_place += n;
+                n
+            } else {
+                let n = step.min(input.len()).min(50);
+                stream.receive(&input[..n], &mut complete).unwrap();
+                n
+            };
+            input = &input[n..];
+        }
+        let [((), replies)] = complete.as_slice() else { panic!("{step}: {}", complete.len()) };
+        assert_eq!(replies[0].data, data[..len - 1], "{step}");
+        assert_eq!(replies[1].result, 7, "{step}");
+        assert!(in_place > len / 2, "{step}: {in_place}");
+    }
+}

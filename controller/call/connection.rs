@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -563,14 +564,35 @@ fn read(shared: &Shared, stream: &UnixStream, epoch: u64, buffer: &mut [u8]) -> 
         return false;
     }
     // Under the lock: whoever else reads what is left of an old link must not come in between.
-    let arrived = match stream.try_read(buffer) {
+    let (read, in_place) = match state.stream.data() {
+        Some(mut place) => (stream.try_read_buf(&mut place), true),
+        None => (read_all(stream, buffer), false),
+    };
+    let n = match read {
         Ok(0) => return false,
-        Ok(n) => state.receive(&buffer[..n]),
+        Ok(n) => n,
         Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
     };
+    if in_place {
+        state.stream.took(n);
+        return true;
+    }
+    let arrived = state.receive(&buffer[..n]);
     drop(state);
     shared.complete(arrived.complete);
     !arrived.over
+}
+
+/// Reads, and where that did not fill the buffer lets the runtime wait for more without another
+/// try: there was no more. What arrives meanwhile it knows of.
+fn read_all(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut read = None;
+    let again = stream.try_io(Interest::READABLE, || {
+        let n = recv(stream.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?;
+        read = Some(n);
+        if (1..buffer.len()).contains(&n) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(n) }
+    });
+    read.map_or(again, Ok)
 }
 
 /// Writes what is queued, and ends the stream when that was the last. Says whether something is

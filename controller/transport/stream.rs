@@ -8,11 +8,17 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use bytes::BufMut;
+use bytes::buf::Limit;
+
 use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Word};
 use crate::call::{Call, DataLen, Reply};
 
 /// How many pieces are offered to one write.
 const PIECES: usize = 64;
+
+/// From how many bytes on it is worth while to read data right to their place.
+const MUCH: usize = 16 * 1024;
 
 /// A bound on what one COPY_OUT may bring, so that a size is checked before memory is taken.
 pub const MAX_DATA: u64 = 1 << 31;
@@ -228,6 +234,26 @@ impl<T> Stream<T> {
             complete.extend(self.reply(reply));
         }
         Ok(())
+    }
+
+    /// Where the next bytes belong, if they are much data of one reply: they can be read right
+    /// there. How many came is told to [`Stream::took`]; what is received otherwise is as good.
+    pub fn data(&mut self) -> Option<Limit<&mut Vec<u8>>> {
+        match &mut self.incoming {
+            Incoming::Data { reply, left } if *left >= MUCH => {
+                reply.data.reserve_exact(*left);
+                Some((&mut reply.data).limit(*left))
+            }
+            _ => None,
+        }
+    }
+
+    /// So many bytes were put where [`Stream::data`] said.
+    pub fn took(&mut self, n: usize) {
+        if let Incoming::Data { left, .. } = &mut self.incoming {
+            *left -= n.min(*left);
+        }
+        self.skip_empty_data();
     }
 
     /// Data that is all here is followed by its trailer.

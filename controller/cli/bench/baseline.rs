@@ -72,6 +72,11 @@ impl Server {
         Ok(Self { stream, child })
     }
 
+    pub fn pid(&self) -> i32 {
+        // Pids are below 2^22.
+        self.child.id() as i32
+    }
+
     /// `count` getppid, each awaited before the next.
     pub fn ping_pong(&mut self, count: usize) -> Result<(), Failure> {
         for _ in 0..count {

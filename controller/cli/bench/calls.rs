@@ -92,6 +92,8 @@ async fn chain(process: &Process) -> Result<Row, Failure> {
 pub async fn memory() -> Result<Vec<Row>, Failure> {
     let process = process().await?;
     let mut echo = Server::start(Some(MEGABYTE))?;
+    let pid = process.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
+    let _pinned = Pinned::apart(&[pid, echo.pid()])?;
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     let memory = process.mmap(MEGABYTE, protection, MapFlags::MAP_PRIVATE, None).await?;
     let mut bytes = vec![7; MEGABYTE];

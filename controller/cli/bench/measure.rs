@@ -107,17 +107,37 @@ pub struct Pinned(CpuSet);
 
 impl Pinned {
     pub fn with(process: &Process) -> Result<Self, Failure> {
-        let this_thread = Pid::from_raw(0);
-        let before = sched_getaffinity(this_thread)?;
-        let mut one = CpuSet::new();
-        let first = (0..CpuSet::count()).find(|cpu| before.is_set(*cpu).unwrap_or(false));
-        one.set(first.unwrap_or(0))?;
-        sched_setaffinity(this_thread, &one)?;
+        let before = sched_getaffinity(Pid::from_raw(0))?;
+        let first = processors(&before)?.0;
+        sched_setaffinity(Pid::from_raw(0), &first)?;
         if let Some(pid) = process.pid() {
-            sched_setaffinity(Pid::from_raw(pid), &one)?;
+            sched_setaffinity(Pid::from_raw(pid), &first)?;
         }
         Ok(Self(before))
     }
+
+    /// This thread on one processor and the processes on another, if there is one.
+    pub fn apart(pids: &[i32]) -> Result<Self, Failure> {
+        let before = sched_getaffinity(Pid::from_raw(0))?;
+        let (first, last) = processors(&before)?;
+        sched_setaffinity(Pid::from_raw(0), &first)?;
+        for pid in pids {
+            sched_setaffinity(Pid::from_raw(*pid), &last)?;
+        }
+        Ok(Self(before))
+    }
+}
+
+/// The first and the last processor of a set, each by itself.
+fn processors(set: &CpuSet) -> Result<(CpuSet, CpuSet), Failure> {
+    let mut allowed = (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false));
+    let first = allowed.next().unwrap_or(0);
+    let last = allowed.next_back().unwrap_or(first);
+    let one = |cpu| {
+        let mut one = CpuSet::new();
+        one.set(cpu).map(|()| one)
+    };
+    Ok((one(first)?, one(last)?))
 }
 
 impl Drop for Pinned {
