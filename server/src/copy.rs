@@ -5,7 +5,7 @@
 use farcall_abi::wire::Word;
 
 use crate::serve::{HangUp, Server};
-use crate::stream::{AHEAD, transfer};
+use crate::stream::{OUTPUT, transfer};
 use crate::sys::{self, ECANCELED, EFAULT, EINVAL, PollFd};
 
 const PAGE: u64 = 4096;
@@ -54,7 +54,7 @@ impl Server {
     pub fn copy_out(&mut self, addr: u64, len: u64) -> Result<(), HangUp> {
         self.finish(len as i64)?;
         let mut left = len;
-        if self.stream.version != 0 && len <= AHEAD as u64 {
+        if self.stream.version != 0 && len <= OUTPUT as u64 {
             let to = self.room(len as usize)?;
             let real = sys::copy(to.as_ptr() as u64, addr, len).max(0);
             left -= real as u64;

@@ -11,7 +11,7 @@ use farcall_abi::wire::{HelloResult, Operation, Request, STREAM_VERSION, Word};
 use crate::arch;
 use crate::attach::{Pending, SpareFds};
 use crate::copy::{load, store};
-use crate::stream::{AHEAD, Buffers, History, Progress, is_error, is_later};
+use crate::stream::{Buffers, History, INPUT, OUTPUT, Progress, is_error, is_later};
 use crate::sys::{
     self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd,
 };
@@ -238,13 +238,12 @@ impl Server {
 
     /// The operation HELLO: answers in the version that was spoken, and goes on in the other.
     fn greet(&mut self, version: u64, memory: u64) -> Result<(), HangUp> {
-        const HALF: u64 = AHEAD as u64;
         // The input buffer can be read, and the output buffer written. Where the kernel forbids
         // this copy, version 1 could not move what it reads ahead either.
         if self.stream.version == 0
             && version != 0
             && memory.is_multiple_of(8)
-            && sys::copy(memory.wrapping_add(HALF), memory, HALF) == HALF as i64
+            && sys::copy(memory.wrapping_add(INPUT as u64), memory, OUTPUT as u64) == OUTPUT as i64
         {
             self.finish_now(HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0)?;
             self.buffers.memory = memory as usize;

@@ -15,10 +15,15 @@ use crate::sys::{self, EAGAIN, ECANCELED, EINTR, PollFd, Transferred};
 
 /// The results that a REF can reach.
 const RESULTS: usize = MAX_REF as usize;
-/// Bytes of each of version 1's buffers.
-pub const AHEAD: usize = AHEAD_SIZE / 2;
+/// Bytes of version 1's input buffer: as many requests as a REF reaches back.
+pub const INPUT: usize = RESULTS * REQUEST_SIZE;
+/// Bytes of version 1's output buffer: a page of data fits in among results.
+pub const OUTPUT: usize = AHEAD_SIZE - INPUT;
 
-const _: () = assert!(RESULTS.is_power_of_two() && RESULT_SIZE <= REQUEST_SIZE);
+const _: () = {
+    assert!(RESULTS.is_power_of_two() && RESULT_SIZE <= REQUEST_SIZE);
+    assert!(OUTPUT >= 4096 + RESULTS * RESULT_SIZE);
+};
 
 /// How far a stream is. All zeros: it is of version 0, and nothing has been read, sent or called.
 #[repr(C)]
@@ -83,7 +88,7 @@ impl Server {
         self.history.calls = 0;
     }
 
-    /// The input buffer, behind which lies the output buffer, and the size of each.
+    /// The input buffer and its size. Behind it lies the output buffer.
     ///
     /// Both are reached by pointers only: version 1's are memory that the controller could change.
     #[inline(never)]
@@ -91,7 +96,7 @@ impl Server {
         if self.stream.version == 0 {
             ((&raw mut self.buffers.own).cast(), REQUEST_SIZE)
         } else {
-            (self.buffers.memory as *mut u8, AHEAD)
+            (self.buffers.memory as *mut u8, INPUT)
         }
     }
 
@@ -160,7 +165,8 @@ impl Server {
     #[inline(never)]
     pub fn room(&mut self, len: usize) -> Result<NonNull<u8>, HangUp> {
         let (input, size) = self.buffers();
-        if self.stream.filled + len > size {
+        let most = if self.stream.version == 0 { REQUEST_SIZE } else { OUTPUT };
+        if self.stream.filled + len > most {
             self.flush()?;
         }
         let at = size + self.stream.filled;
