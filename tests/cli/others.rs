@@ -186,3 +186,24 @@ fn every_command_has_a_help_text_and_the_hidden_ones_are_not_listed() {
         concat!("farcall ", env!("CARGO_PKG_VERSION"), "\n")
     );
 }
+
+#[test]
+fn bench_prints_one_array_and_draws_what_has_a_baseline() {
+    let test = TestHome::new();
+    let picture = test.file("bench.svg");
+    let arguments = ["bench", "--json", "--only", "calls", "--svg", picture.to_str().unwrap()];
+    let ran = crate::command::run(&test, &arguments);
+    assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    let rows = json(&ran.stdout);
+    let rows = rows.as_array().unwrap();
+    let svg = fs::read_to_string(&picture).unwrap();
+    assert!(svg.starts_with("<svg"), "{svg}");
+    assert!(!rows.is_empty());
+    for row in rows {
+        assert_eq!(keys(row), ["baseline", "baseline_value", "name", "ratio", "unit", "value"]);
+        let number = |key: &str| row[key].as_f64().unwrap();
+        let ratio = number("value") / number("baseline_value");
+        assert!((number("ratio") / ratio - 1.0).abs() < 1e-9, "{row}");
+        assert!(svg.contains(row["name"].as_str().unwrap()), "{row}");
+    }
+}

@@ -3,15 +3,18 @@
 mod baseline;
 mod calls;
 mod measure;
+mod plot;
 mod processes;
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::Done;
 use crate::output::{print, print_json};
+use crate::{Done, Failure};
 
 pub use baseline::BenchServer;
 
@@ -24,6 +27,9 @@ pub struct Bench {
     /// Print one array of {"name", "value", "unit", "baseline", "baseline_value", "ratio"}
     #[arg(long)]
     json: bool,
+    /// Also draw the ratios as a picture
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Measure only these groups
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Group>,
@@ -87,6 +93,10 @@ impl Bench {
         if wanted(Group::Scale) {
             self.progress("scale");
             rows.extend(processes::scale().await?);
+        }
+        if let Some(path) = &self.svg {
+            fs::write(path, plot::ratios(&rows)?)
+                .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
         }
         if self.json {
             print_json(&rows)?;
