@@ -299,8 +299,8 @@ fn where_memfds_are_forbidden(test: &TestHome, script: &str) -> std::process::Ou
 #[test]
 fn where_memfds_may_not_be_executed_an_unlinked_file_is() {
     let test = TestHome::new();
-    let script = r#""$0" start one --json && exe=$(readlink /proc/[0-9]*/exe | grep -v farcall) &&
-        echo "$exe" && "$0" call one getuid && "$0" stop one"#;
+    let script = r#"pid=$("$0" start one --json | sed 's/.*"pid":\([0-9]*\).*/\1/') &&
+        readlink "/proc/$pid/exe" && "$0" call one getuid && "$0" stop one"#;
     let output = where_memfds_are_forbidden(&test, script);
     let (stdout, stderr) =
         (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
