@@ -6,22 +6,21 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 
-use syscalls::{Sysno, syscall};
+use syscalls::Sysno;
 use tokio::sync::oneshot;
 
-use crate::abi::handshake::Token;
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
 use crate::call::{self, Call, Connection, Error, Result};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::{self, Carrier, Loaded};
 use crate::memory::{ARENA_SIZE, Arena};
-use crate::process::{Parts, Process, ServerFds, Sockets};
+use crate::process::{Parts, Process, ServerFds, Sockets, pidfd_open, random_token};
 use crate::sys::{DataSocket, Guardian};
 
 /// What the descriptors 0, 1 and 2 of a root server are, and so of its children.
@@ -114,12 +113,6 @@ impl Local {
     }
 }
 
-/// A new controller's token.
-pub(crate) fn random_token() -> Result<Token> {
-    let word = || getrandom::u64().map_err(|error| Error::io("random numbers")(error.into()));
-    Ok(Token([word()?, word()?]))
-}
-
 /// The root server as this process's child: killed and reaped with the last handle.
 struct RootChild(Mutex<process::Child>);
 
@@ -190,19 +183,6 @@ async fn execute_from(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> 
     child.map_err(Error::io(
         "executing the server image through /proc/self/fd (is /proc mounted, and may memfds and files in TMPDIR be executed?)",
     ))
-}
-
-/// A process as a pidfd of this process's.
-pub(crate) fn pidfd_open(pid: u32) -> Result<OwnedFd> {
-    // SAFETY: the call has no pointers.
-    let fd = unsafe { syscall!(Sysno::pidfd_open, pid, 0) };
-    let fd = fd.map_err(|errno| {
-        Error::io("pidfd_open (farcall needs Linux 5.9 or newer)")(io::Error::from_raw_os_error(
-            errno.into_raw(),
-        ))
-    })?;
-    // SAFETY: the kernel just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 struct SetUp {

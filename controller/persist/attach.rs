@@ -23,10 +23,9 @@ use crate::abi::handshake::{ANSWER_SIZE, Token};
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
 use crate::call::{self, Call, Connection, Error, Result};
 use crate::handle::{AddressSpace, FdTable};
-use crate::host::local::{pidfd_open, random_token};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
-use crate::process::{Parts, Process, ServerFds, Sockets};
+use crate::process::{Parts, Process, ServerFds, Sockets, pidfd_open, random_token};
 use crate::sys::{Buffer, DataSocket, Guardian};
 
 /// How long a server that does not answer is given before NAME.json is asked who holds it.

@@ -8,13 +8,14 @@ mod start;
 use std::collections::BTreeSet;
 use std::fs;
 use std::future::Future;
+use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sched::CloneFlags;
-use syscalls::Sysno;
+use syscalls::{Sysno, syscall};
 use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, OwnedMutexGuard};
 
@@ -303,6 +304,25 @@ pub(crate) async fn to_the_end<T: Send + 'static>(
         // The runtime is being shut down.
         Err(Err(_)) => Err(Error::Lost(Outcome::PossiblyExecuted)),
     }
+}
+
+/// A new controller's token.
+pub(crate) fn random_token() -> Result<Token> {
+    let word = || getrandom::u64().map_err(|error| Error::io("random numbers")(error.into()));
+    Ok(Token([word()?, word()?]))
+}
+
+/// A process as a pidfd of this process's.
+pub(crate) fn pidfd_open(pid: u32) -> Result<OwnedFd> {
+    // SAFETY: the call has no pointers.
+    let fd = unsafe { syscall!(Sysno::pidfd_open, pid, 0) };
+    let fd = fd.map_err(|errno| {
+        Error::io("pidfd_open (farcall needs Linux 5.9 or newer)")(io::Error::from_raw_os_error(
+            errno.into_raw(),
+        ))
+    })?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// The pid behind a pidfd, as /proc tells it.

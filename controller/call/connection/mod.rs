@@ -12,17 +12,23 @@
 //! Only `Up` writes from the queue. `Held` finishes a batch that is written in part. `Gone` refuses
 //! what comes.
 
+mod driver;
+mod state;
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
-use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
-use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
-use tokio::io::Interest;
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
+
+use driver::drive;
+use state::{Link, State};
 
 use super::{Call, Error, Outcome, Reply, Result};
 use crate::transport::stream::Stream;
@@ -67,13 +73,6 @@ impl WeakConnection {
     }
 }
 
-/// What has become of bytes that arrived.
-struct Arrived {
-    complete: Vec<(Batch, Vec<Reply>)>,
-    /// They are out of step: the stream is over.
-    over: bool,
-}
-
 /// Ends the connection when it is dropped.
 struct Handle(Arc<Shared>);
 
@@ -83,37 +82,6 @@ struct Shared {
     work: Notify,
     /// Changes whenever the link or the number of unanswered calls may have.
     changed: watch::Sender<()>,
-}
-
-struct State {
-    stream: Stream<Batch>,
-    link: Link,
-    /// How often a link was attached: a driver of an older one has nothing to say any more.
-    epoch: u64,
-    /// The process outlives the link: what is queued waits for the next one.
-    persistent: bool,
-    /// The process is dead: what has arrived is read, and then the link is gone.
-    dead: bool,
-    /// No handle is left: end when the queue is written.
-    closing: bool,
-    /// Batches that have their replies, and whose closures have not returned yet.
-    completing: usize,
-}
-
-enum Link {
-    Up(Arc<UnixStream>),
-    Held(Arc<UnixStream>),
-    Down,
-    Gone,
-}
-
-impl Link {
-    fn stream(&self) -> Option<&Arc<UnixStream>> {
-        match self {
-            Self::Up(stream) | Self::Held(stream) => Some(stream),
-            Self::Down | Self::Gone => None,
-        }
-    }
 }
 
 /// The result of a batch, once it is here. Dropping it loses nothing: the batch still completes,
@@ -406,98 +374,6 @@ impl Shared {
     }
 }
 
-impl State {
-    /// Nothing is unanswered, and what has been answered is owned.
-    fn is_idle(&self) -> bool {
-        self.stream.is_answered() && self.completing == 0
-    }
-
-    fn hold(&mut self) {
-        if let Link::Up(stream) = &self.link {
-            self.link = Link::Held(stream.clone());
-        }
-    }
-
-    /// Writes what can be written. Says whether something is left that could be.
-    fn flush(&mut self) -> bool {
-        match &self.link {
-            Link::Up(stream) => {
-                let stream = stream.clone();
-                self.write(&stream, false)
-            }
-            Link::Held(stream) => {
-                let stream = stream.clone();
-                self.write(&stream, true)
-            }
-            Link::Down | Link::Gone => false,
-        }
-    }
-
-    fn write(&mut self, stream: &UnixStream, torn_only: bool) -> bool {
-        loop {
-            let output = self.stream.output(torn_only);
-            if output.is_empty() {
-                return false;
-            }
-            match stream.try_write_vectored(&output) {
-                Ok(n) => self.stream.wrote(n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                // The reading side sees the end too, and it is the one that acts on it.
-                Err(_) => return false,
-            }
-        }
-    }
-
-    /// Takes bytes that have arrived. What is complete with them counts as completing.
-    fn receive(&mut self, bytes: &[u8]) -> Arrived {
-        let mut complete = Vec::new();
-        let over = self.stream.receive(bytes, &mut complete).is_err();
-        self.completing += complete.len();
-        Arrived { complete, over }
-    }
-
-    /// Takes what the server has answered before the link's end, whether or not the runtime has
-    /// heard of it.
-    fn drain(&mut self) -> Vec<(Batch, Vec<Reply>)> {
-        let Some(stream) = self.link.stream().cloned() else { return Vec::new() };
-        let mut buffer = vec![0; READ_SIZE];
-        let mut complete = Vec::new();
-        while let Ok(n @ 1..) = recv(stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            let arrived = self.receive(&buffer[..n]);
-            complete.extend(arrived.complete);
-            if arrived.over {
-                break;
-            }
-        }
-        complete
-    }
-
-    /// Forgets the link. Returns what fails with it.
-    fn detach(&mut self) -> Vec<(Batch, Outcome)> {
-        if let Some(stream) = self.link.stream() {
-            // Wakes the driver, if the other end has not.
-            let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
-        }
-        self.link = Link::Down;
-        let lost = self.stream.disconnect().into_iter();
-        let mut failed: Vec<_> = lost.map(|batch| (batch, Outcome::PossiblyExecuted)).collect();
-        let of_link = self.stream.withdraw(|batch| batch.of_link).into_iter();
-        failed.extend(of_link.map(|batch| (batch, Outcome::NotExecuted)));
-        failed
-    }
-
-    /// Gives up what was never written.
-    fn abandon(&mut self) -> Vec<(Batch, Outcome)> {
-        let queued = self.stream.abandon().into_iter();
-        queued.map(|batch| (batch, Outcome::NotExecuted)).collect()
-    }
-
-    fn bury(&mut self) -> Vec<(Batch, Outcome)> {
-        self.link = Link::Gone;
-        self.abandon()
-    }
-}
-
 /// What completes a batch, and what waits for that.
 fn receipt<R: Send + 'static>(
     complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
@@ -513,197 +389,5 @@ fn receipt<R: Send + 'static>(
 fn fail(batches: Vec<(Batch, Outcome)>) {
     for (batch, outcome) in batches {
         (batch.complete)(Err(Error::Lost(outcome)));
-    }
-}
-
-/// Reads and completes, and writes what did not fit at once, until the stream is over.
-async fn drive(shared: Arc<Shared>, stream: Arc<UnixStream>, epoch: u64) {
-    let mut buffer = vec![0; READ_SIZE];
-    let mut blocked = false;
-    loop {
-        tokio::select! {
-            ready = stream.readable() => {
-                if ready.is_err() || !read(&shared, &stream, epoch, &mut buffer) {
-                    break;
-                }
-            }
-            ready = stream.writable(), if blocked => {
-                blocked = ready.is_ok() && flush(&shared, epoch);
-            }
-            () = shared.work.notified() => {
-                if shared.lock().dead {
-                    break;
-                }
-                blocked = flush(&shared, epoch);
-            }
-        }
-    }
-    let mut state = shared.lock();
-    if state.epoch != epoch {
-        // Another link took over, and has seen to what was under way on this one. Its task is the
-        // one that is to be woken, if this one was in its place.
-        drop(state);
-        shared.work.notify_one();
-        return;
-    }
-    let answered = state.drain();
-    let mut failed = state.detach();
-    if !state.persistent || state.closing || state.dead {
-        failed.extend(state.bury());
-    }
-    drop(state);
-    shared.complete(answered);
-    shared.changed.send_replace(());
-    fail(failed);
-}
-
-/// Reads once and completes what it can. False: the stream is over.
-fn read(shared: &Shared, stream: &UnixStream, epoch: u64, buffer: &mut [u8]) -> bool {
-    let mut state = shared.lock();
-    if state.epoch != epoch {
-        return false;
-    }
-    // Under the lock: whoever else reads what is left of an old link must not come in between.
-    let (read, in_place) = match state.stream.data() {
-        Some(mut place) => (stream.try_read_buf(&mut place), true),
-        None => (read_all(stream, buffer), false),
-    };
-    let n = match read {
-        Ok(0) => return false,
-        Ok(n) => n,
-        Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-    };
-    if in_place {
-        state.stream.took(n);
-        return true;
-    }
-    let arrived = state.receive(&buffer[..n]);
-    drop(state);
-    shared.complete(arrived.complete);
-    !arrived.over
-}
-
-/// Reads, and where that did not fill the buffer lets the runtime wait for more without another
-/// try: there was no more. What arrives meanwhile it knows of.
-fn read_all(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut read = None;
-    let again = stream.try_io(Interest::READABLE, || {
-        let n = recv(stream.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?;
-        read = Some(n);
-        if (1..buffer.len()).contains(&n) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(n) }
-    });
-    read.map_or(again, Ok)
-}
-
-/// Writes what is queued, and ends the stream when that was the last. Says whether something is
-/// left that could be written.
-fn flush(shared: &Shared, epoch: u64) -> bool {
-    let mut state = shared.lock();
-    if state.epoch != epoch {
-        return false;
-    }
-    let left = state.flush();
-    if state.closing
-        && state.stream.is_written()
-        && let Some(stream) = state.link.stream()
-    {
-        let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);
-    }
-    left
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::abi::wire::REQUEST_SIZE;
-    use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream as Peer;
-
-    fn pair() -> (UnixStream, Peer) {
-        let (ours, theirs) = Peer::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        (UnixStream::from_std(ours).unwrap(), theirs)
-    }
-
-    /// Waits for a request without payload.
-    async fn request(peer: &Peer) {
-        let mut peer = peer.try_clone().unwrap();
-        let read = move || peer.read_exact(&mut [0; REQUEST_SIZE]).unwrap();
-        tokio::task::spawn_blocking(read).await.unwrap();
-    }
-
-    fn getpid() -> Call {
-        Call::syscall(syscalls::Sysno::getpid, [0; 6])
-    }
-
-    #[tokio::test]
-    async fn what_does_not_fit_is_written_by_the_new_links_task_though_the_old_one_still_waits() {
-        let (stream, _old) = pair();
-        let connection = Connection::new(stream);
-        connection.set_persistent();
-        tokio::task::yield_now().await;
-        let (stream, mut server) = pair();
-        connection.attach(stream);
-        let bytes = vec![1; 4 << 20];
-        let receipt = connection.call("COPY_IN", Call::copy_in(0, bytes.clone()));
-        connection.release();
-        let server = tokio::task::spawn_blocking(move || {
-            let mut request = vec![0; REQUEST_SIZE + bytes.len()];
-            server.read_exact(&mut request).unwrap();
-            server.write_all(&7i64.to_le_bytes()).unwrap();
-        });
-        let limit = std::time::Duration::from_secs(20);
-        let result = tokio::time::timeout(limit, receipt).await;
-        assert_eq!(result.expect("it is written").unwrap(), 7);
-        server.await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn replies_before_a_broken_one_count() {
-        let (stream, mut server) = pair();
-        let connection = Connection::new(stream);
-        // What a completion owns is given up outside of the connection's lock.
-        struct Uses(Connection);
-        impl Drop for Uses {
-            fn drop(&mut self) {
-                let _ = self.0.is_connected();
-            }
-        }
-        let uses = Uses(connection.clone());
-        let receipt = connection.submit(vec![getpid()], move |replies| {
-            let _uses = uses;
-            Ok(replies.len())
-        });
-        request(&server).await;
-        // Nobody asked for the second one.
-        server.write_all(&[0; 16]).unwrap();
-        assert_eq!(receipt.await.unwrap(), 1);
-        let after = connection.call("getpid", getpid()).await;
-        assert!(matches!(
-            after,
-            Err(Error::Gone | Error::Lost(Outcome::NotExecuted | Outcome::PossiblyExecuted))
-        ));
-    }
-
-    #[tokio::test]
-    async fn replies_that_a_dead_process_has_left_count() {
-        let (stream, mut server) = pair();
-        let connection = Connection::new(stream);
-        let answered = connection.call("getpid", getpid());
-        let unanswered = connection.call("getpid", getpid());
-        request(&server).await;
-        request(&server).await;
-        server.write_all(&42i64.to_le_bytes()).unwrap();
-        connection.process_died();
-        assert_eq!(answered.await.unwrap(), 42);
-        assert!(matches!(unanswered.await, Err(Error::Lost(Outcome::PossiblyExecuted))));
-        assert!(matches!(connection.call("getpid", getpid()).await, Err(Error::Gone)));
-    }
-
-    #[tokio::test]
-    async fn an_empty_batch_is_complete() {
-        let (stream, _server) = pair();
-        let connection = Connection::new(stream);
-        assert_eq!(connection.submit(Vec::new(), |replies| Ok(replies.len())).await.unwrap(), 0);
     }
 }

@@ -1,0 +1,142 @@
+//! The state that all clones of a connection share, under its lock: calls under way, and the link.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
+use tokio::net::UnixStream;
+
+use super::{Batch, READ_SIZE};
+use crate::call::{Outcome, Reply};
+use crate::transport::stream::Stream;
+
+pub(super) struct State {
+    pub(super) stream: Stream<Batch>,
+    pub(super) link: Link,
+    /// How often a link was attached: a driver of an older one has nothing to say any more.
+    pub(super) epoch: u64,
+    /// The process outlives the link: what is queued waits for the next one.
+    pub(super) persistent: bool,
+    /// The process is dead: what has arrived is read, and then the link is gone.
+    pub(super) dead: bool,
+    /// No handle is left: end when the queue is written.
+    pub(super) closing: bool,
+    /// Batches that have their replies, and whose closures have not returned yet.
+    pub(super) completing: usize,
+}
+
+pub(super) enum Link {
+    Up(Arc<UnixStream>),
+    Held(Arc<UnixStream>),
+    Down,
+    Gone,
+}
+
+impl Link {
+    pub(super) fn stream(&self) -> Option<&Arc<UnixStream>> {
+        match self {
+            Self::Up(stream) | Self::Held(stream) => Some(stream),
+            Self::Down | Self::Gone => None,
+        }
+    }
+}
+
+/// What has become of bytes that arrived.
+pub(super) struct Arrived {
+    pub(super) complete: Vec<(Batch, Vec<Reply>)>,
+    /// They are out of step: the stream is over.
+    pub(super) over: bool,
+}
+
+impl State {
+    /// Nothing is unanswered, and what has been answered is owned.
+    pub(super) fn is_idle(&self) -> bool {
+        self.stream.is_answered() && self.completing == 0
+    }
+
+    pub(super) fn hold(&mut self) {
+        if let Link::Up(stream) = &self.link {
+            self.link = Link::Held(stream.clone());
+        }
+    }
+
+    /// Writes what can be written. Says whether something is left that could be.
+    pub(super) fn flush(&mut self) -> bool {
+        match &self.link {
+            Link::Up(stream) => {
+                let stream = stream.clone();
+                self.write(&stream, false)
+            }
+            Link::Held(stream) => {
+                let stream = stream.clone();
+                self.write(&stream, true)
+            }
+            Link::Down | Link::Gone => false,
+        }
+    }
+
+    pub(super) fn write(&mut self, stream: &UnixStream, torn_only: bool) -> bool {
+        loop {
+            let output = self.stream.output(torn_only);
+            if output.is_empty() {
+                return false;
+            }
+            match stream.try_write_vectored(&output) {
+                Ok(n) => self.stream.wrote(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+                // The reading side sees the end too, and it is the one that acts on it.
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Takes bytes that have arrived. What is complete with them counts as completing.
+    pub(super) fn receive(&mut self, bytes: &[u8]) -> Arrived {
+        let mut complete = Vec::new();
+        let over = self.stream.receive(bytes, &mut complete).is_err();
+        self.completing += complete.len();
+        Arrived { complete, over }
+    }
+
+    /// Takes what the server has answered before the link's end, whether or not the runtime has
+    /// heard of it.
+    pub(super) fn drain(&mut self) -> Vec<(Batch, Vec<Reply>)> {
+        let Some(stream) = self.link.stream().cloned() else { return Vec::new() };
+        let mut buffer = vec![0; READ_SIZE];
+        let mut complete = Vec::new();
+        while let Ok(n @ 1..) = recv(stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            let arrived = self.receive(&buffer[..n]);
+            complete.extend(arrived.complete);
+            if arrived.over {
+                break;
+            }
+        }
+        complete
+    }
+
+    /// Forgets the link. Returns what fails with it.
+    pub(super) fn detach(&mut self) -> Vec<(Batch, Outcome)> {
+        if let Some(stream) = self.link.stream() {
+            // Wakes the driver, if the other end has not.
+            let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
+        }
+        self.link = Link::Down;
+        let lost = self.stream.disconnect().into_iter();
+        let mut failed: Vec<_> = lost.map(|batch| (batch, Outcome::PossiblyExecuted)).collect();
+        let of_link = self.stream.withdraw(|batch| batch.of_link).into_iter();
+        failed.extend(of_link.map(|batch| (batch, Outcome::NotExecuted)));
+        failed
+    }
+
+    /// Gives up what was never written.
+    pub(super) fn abandon(&mut self) -> Vec<(Batch, Outcome)> {
+        let queued = self.stream.abandon().into_iter();
+        queued.map(|batch| (batch, Outcome::NotExecuted)).collect()
+    }
+
+    pub(super) fn bury(&mut self) -> Vec<(Batch, Outcome)> {
+        self.link = Link::Gone;
+        self.abandon()
+    }
+}

@@ -1,0 +1,94 @@
+//! What becomes of calls when links end and change.
+
+use super::*;
+use crate::abi::wire::REQUEST_SIZE;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream as Peer;
+
+fn pair() -> (UnixStream, Peer) {
+    let (ours, theirs) = Peer::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    (UnixStream::from_std(ours).unwrap(), theirs)
+}
+
+/// Waits for a request without payload.
+async fn request(peer: &Peer) {
+    let mut peer = peer.try_clone().unwrap();
+    let read = move || peer.read_exact(&mut [0; REQUEST_SIZE]).unwrap();
+    tokio::task::spawn_blocking(read).await.unwrap();
+}
+
+fn getpid() -> Call {
+    Call::syscall(syscalls::Sysno::getpid, [0; 6])
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_written_by_the_new_links_task_though_the_old_one_still_waits() {
+    let (stream, _old) = pair();
+    let connection = Connection::new(stream);
+    connection.set_persistent();
+    tokio::task::yield_now().await;
+    let (stream, mut server) = pair();
+    connection.attach(stream);
+    let bytes = vec![1; 4 << 20];
+    let receipt = connection.call("COPY_IN", Call::copy_in(0, bytes.clone()));
+    connection.release();
+    let server = tokio::task::spawn_blocking(move || {
+        let mut request = vec![0; REQUEST_SIZE + bytes.len()];
+        server.read_exact(&mut request).unwrap();
+        server.write_all(&7i64.to_le_bytes()).unwrap();
+    });
+    let limit = std::time::Duration::from_secs(20);
+    let result = tokio::time::timeout(limit, receipt).await;
+    assert_eq!(result.expect("it is written").unwrap(), 7);
+    server.await.unwrap();
+}
+
+#[tokio::test]
+async fn replies_before_a_broken_one_count() {
+    let (stream, mut server) = pair();
+    let connection = Connection::new(stream);
+    // What a completion owns is given up outside of the connection's lock.
+    struct Uses(Connection);
+    impl Drop for Uses {
+        fn drop(&mut self) {
+            let _ = self.0.is_connected();
+        }
+    }
+    let uses = Uses(connection.clone());
+    let receipt = connection.submit(vec![getpid()], move |replies| {
+        let _uses = uses;
+        Ok(replies.len())
+    });
+    request(&server).await;
+    // Nobody asked for the second one.
+    server.write_all(&[0; 16]).unwrap();
+    assert_eq!(receipt.await.unwrap(), 1);
+    let after = connection.call("getpid", getpid()).await;
+    assert!(matches!(
+        after,
+        Err(Error::Gone | Error::Lost(Outcome::NotExecuted | Outcome::PossiblyExecuted))
+    ));
+}
+
+#[tokio::test]
+async fn replies_that_a_dead_process_has_left_count() {
+    let (stream, mut server) = pair();
+    let connection = Connection::new(stream);
+    let answered = connection.call("getpid", getpid());
+    let unanswered = connection.call("getpid", getpid());
+    request(&server).await;
+    request(&server).await;
+    server.write_all(&42i64.to_le_bytes()).unwrap();
+    connection.process_died();
+    assert_eq!(answered.await.unwrap(), 42);
+    assert!(matches!(unanswered.await, Err(Error::Lost(Outcome::PossiblyExecuted))));
+    assert!(matches!(connection.call("getpid", getpid()).await, Err(Error::Gone)));
+}
+
+#[tokio::test]
+async fn an_empty_batch_is_complete() {
+    let (stream, _server) = pair();
+    let connection = Connection::new(stream);
+    assert_eq!(connection.submit(Vec::new(), |replies| Ok(replies.len())).await.unwrap(), 0);
+}
