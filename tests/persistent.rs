@@ -478,3 +478,20 @@ async fn controllers_come_and_go_and_leave_no_trace_in_the_process() {
     }
     assert!(traces[1..].iter().all(|trace| *trace == traces[1]), "{traces:?}");
 }
+
+#[tokio::test]
+async fn root_leaves_a_users_state_to_the_user() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root, "one").await;
+    process.prepare_for_reconnect().await.unwrap();
+    let place = test.home.place(&name("one"));
+    let (user, group) = (Some(65_533), Some(65_532));
+    std::os::unix::fs::chown(place.socket(), user, group).unwrap();
+    let other = attach(place.clone()).await.unwrap();
+    let state = std::fs::metadata(place.socket().with_extension("json")).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((state.uid(), state.gid()), (65_533, 65_532));
+    assert_eq!(state.permissions().mode() & 0o777, 0o600);
+    other.exit(0).await.unwrap();
+}

@@ -76,7 +76,7 @@ impl Home {
             PathBuf::from(runtime).join("farcall")
         } else {
             return Err(Error::Home {
-                path: "farcall".into(),
+                path: "$XDG_RUNTIME_DIR/farcall".into(),
                 reason: "there is no place for sockets: set XDG_RUNTIME_DIR or FARCALL_DIR".into(),
             });
         };
@@ -285,6 +285,10 @@ impl Place {
             let mut file =
                 File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
             file.write_all(&text)?;
+            // Root that attaches to a user's process leaves the user something to read.
+            if let (true, Ok(socket)) = (geteuid().is_root(), fs::symlink_metadata(&self.socket)) {
+                std::os::unix::fs::fchown(&file, Some(socket.uid()), Some(socket.gid()))?;
+            }
             fs::rename(&temporary, &path)
         };
         write().map_err(|error| {
