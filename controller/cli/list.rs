@@ -1,7 +1,6 @@
 //! `farcall ls`: what NAME.json and /proc tell; nobody is connected to.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -79,9 +78,7 @@ fn row(home: &Home, name: &Name) -> Row {
         };
     };
     let held = state.as_ref().and_then(|state| state.holder.as_ref());
-    let proc = PathBuf::from(format!("/proc/{}", process.pid));
-    let memory = fs::read_to_string(proc.join("smaps_rollup")).ok();
-    let sum = |fields: &[&str]| memory.as_deref().map(|text| kilobytes(text, fields) * 1024);
+    let memory = Memory::of(process.pid);
     Row {
         name: name.to_string(),
         pid: Some(process.pid),
@@ -91,10 +88,27 @@ fn row(home: &Home, name: &Name) -> Row {
             State::Detached
         },
         uptime_s: uptime(process),
-        fds: fs::read_dir(proc.join("fd")).ok().map(Iterator::count),
+        fds: fs::read_dir(format!("/proc/{}/fd", process.pid)).ok().map(Iterator::count),
         children: children(process.pid),
-        rss_bytes: sum(&["Rss"]),
-        private_bytes: sum(&["Private_Clean", "Private_Dirty"]),
+        rss_bytes: memory.as_ref().map(|memory| memory.rss_bytes),
+        private_bytes: memory.map(|memory| memory.private_bytes),
+    }
+}
+
+/// What memory a process has, as smaps_rollup tells it.
+pub struct Memory {
+    pub rss_bytes: u64,
+    pub private_bytes: u64,
+}
+
+impl Memory {
+    pub fn of(pid: i32) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let sum = |fields: &[&str]| kilobytes(&text, fields) * 1024;
+        Some(Self {
+            rss_bytes: sum(&["Rss"]),
+            private_bytes: sum(&["Private_Clean", "Private_Dirty"]),
+        })
     }
 }
 

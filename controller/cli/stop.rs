@@ -55,7 +55,7 @@ impl Stop {
             _ => self.exit(&place, process.is_some()).await?,
         };
         if let Some(process) = &process {
-            until_gone(process).await?;
+            until_gone(process, LIMIT).await?;
         }
         // Whoever passed the socket on may still listen on it, to start the process again.
         if !place.is_listening() {
@@ -97,13 +97,14 @@ fn refuses(place: &Place) -> bool {
     matches!(connected, Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
-async fn until_gone(process: &Incarnation) -> Result<(), Failure> {
-    let end = Instant::now() + LIMIT;
+/// Waits until a process has ended.
+pub async fn until_gone(process: &Incarnation, limit: Duration) -> Result<(), Failure> {
+    let end = Instant::now() + limit;
     while process.is_alive() {
         if Instant::now() > end {
             return Err(Failure::new(format!("pid {} does not end", process.pid)));
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     Ok(())
 }

@@ -114,6 +114,11 @@ impl FdTable {
         members.iter().filter_map(WeakConnection::upgrade).collect()
     }
 
+    /// Whether more than one process that is driven from here uses it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.members().len() > 1
+    }
+
     /// A process that can act on the table now, or at least later.
     fn member(&self) -> Option<Connection> {
         let members = self.members();
@@ -127,13 +132,11 @@ impl FdTable {
     ///
     /// [`Error::Protocol`] for a number that belongs to a server: a handle would close it.
     pub(crate) fn adopt(self: &Arc<Self>, number: i32) -> Result<Fd> {
-        let mut inner = self.lock();
+        let inner = self.lock();
         if inner.servers.contains(&number) {
             return Err(Error::Protocol("that descriptor is the server's own"));
         }
-        inner.handles.take(number);
-        drop(inner);
-        Ok(Fd { number, table: self.clone(), open: true })
+        Ok(self.handle(inner, number))
     }
 
     /// A handle to a descriptor that a call has just made. If a server had kept that number in
@@ -141,6 +144,10 @@ impl FdTable {
     pub(crate) fn made(self: &Arc<Self>, number: i32) -> Fd {
         let mut inner = self.lock();
         inner.servers.remove(&number);
+        self.handle(inner, number)
+    }
+
+    fn handle(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, number: i32) -> Fd {
         inner.handles.take(number);
         drop(inner);
         Fd { number, table: self.clone(), open: true }
@@ -165,25 +172,14 @@ impl FdTable {
     }
 
     /// The calls that close every descriptor which neither a handle nor a server nor the standard
-    /// streams account for, nor a call that is going to close it: close_range(2) on the gaps, which needs no /proc.
+    /// streams account for, nor a call that is going to close it.
     pub(crate) fn sweep(&self) -> Vec<Call> {
         let inner = self.lock();
-        let mut known: BTreeSet<i32> = inner.servers.iter().copied().collect();
+        let mut known = inner.servers.clone();
         known.extend(inner.handles.keys());
         known.extend(inner.closing.keys());
         known.extend(0..=2);
-        let mut calls = Vec::new();
-        let mut next = 0u64;
-        for number in known {
-            // Numbers are positive: what is not was never adopted or reserved.
-            let number = number as u64;
-            if number > next {
-                calls.push(Call::syscall(Sysno::close_range, [next, number - 1, 0, 0, 0, 0]));
-            }
-            next = number + 1;
-        }
-        calls.push(Call::syscall(Sysno::close_range, [next, u64::from(u32::MAX), 0, 0, 0, 0]));
-        calls
+        close_others(known)
     }
 
     /// Closes a descriptor, by whichever process is there, and does not wait for it. If a server ran
@@ -209,6 +205,24 @@ impl Closing {
             reply.value().map(|_| ()).map_err(Error::call("close"))
         }))
     }
+}
+
+/// The calls that close all descriptors but these: close_range(2) on the gaps, which needs no /proc.
+pub(crate) fn close_others(kept: BTreeSet<i32>) -> Vec<Call> {
+    let close_range =
+        |first: u64, last: u64| Call::syscall(Sysno::close_range, [first, last, 0, 0, 0, 0]);
+    let mut calls = Vec::new();
+    let mut next = 0u64;
+    for number in kept {
+        // Numbers are positive: what is not was never adopted or reserved.
+        let number = number as u64;
+        if number > next {
+            calls.push(close_range(next, number - 1));
+        }
+        next = number + 1;
+    }
+    calls.push(close_range(next, u64::from(u32::MAX)));
+    calls
 }
 
 fn close(number: i32) -> Call {

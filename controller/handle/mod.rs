@@ -3,5 +3,6 @@
 mod fd;
 mod mapping;
 
+pub(crate) use fd::close_others;
 pub use fd::{Fd, FdTable};
 pub use mapping::{AddressSpace, Mapping};

@@ -17,11 +17,11 @@ use tokio::sync::oneshot;
 
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
 use crate::call::{self, Call, Connection, Error, Result};
-use crate::handle::{AddressSpace, FdTable};
+use crate::handle::{AddressSpace, FdTable, close_others};
 use crate::image::{self, Carrier, Loaded};
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::process::{Parts, Process, ServerFds, Sockets, pidfd_open, random_token};
-use crate::sys::{DataSocket, Guardian};
+use crate::sys::{DataSocket, Guardian, set_pdeathsig};
 
 /// What the descriptors 0, 1 and 2 of a root server are, and so of its children.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -195,9 +195,7 @@ struct SetUp {
 /// server: tied to this process, its own descriptors out of the way, nothing else open.
 async fn set_up(connection: &Connection, version: u32) -> Result<SetUp> {
     let make = |name, number, args| connection.call(name, Call::syscall(number, args));
-    let signal = nix::libc::SIGKILL as u64;
-    let tied =
-        make("prctl", Sysno::prctl, [nix::libc::PR_SET_PDEATHSIG as u64, signal, 0, 0, 0, 0]);
+    let tied = connection.call("prctl", set_pdeathsig(nix::libc::SIGKILL));
     let parent = make("getppid", Sysno::getppid, [0; 6]);
     let image = connection.call("IMAGE", Call::operation(Operation::Image, [0; 6]));
     let protection = (nix::libc::PROT_READ | nix::libc::PROT_WRITE) as u64;
@@ -230,18 +228,14 @@ async fn set_up(connection: &Connection, version: u32) -> Result<SetUp> {
         [stream | stream << 32, data | u64::from(u32::MAX) << 32, 0, 0, 0, 0],
     );
     let served = connection.call("SERVE", serve);
-    let (low, high) = (stream.min(data), stream.max(data));
-    let mut closed = Vec::new();
-    for (first, last) in [(0, low - 1), (low + 1, high - 1), (high + 1, u64::from(u32::MAX))] {
-        if first <= last {
-            closed.push(make("close_range", Sysno::close_range, [first, last, 0, 0, 0, 0]));
-        }
-    }
+    let (stream, data) = (stream as i32, data as i32);
+    let others = close_others([stream, data].into());
+    let closed: Vec<_> =
+        others.into_iter().map(|call| connection.call("close_range", call)).collect();
     served.await?;
     for closed in closed {
         closed.await?;
     }
-    let (stream, data) = (stream as i32, data as i32);
     let fds = ServerFds { input: stream, output: stream, data, persistent: Vec::new() };
     Ok(SetUp { image, arena, fds })
 }

@@ -269,7 +269,7 @@ impl Place {
     }
 
     /// Writes NAME.json, as a whole or not at all.
-    pub(crate) fn write_state(&self, state: &State) -> Result<()> {
+    fn write_state(&self, state: &State) -> Result<()> {
         let mut text = serde_json::to_vec(state).map_err(|error| self.refuse(error.to_string()))?;
         text.push(b'\n');
         let path = self.state_path();
@@ -422,7 +422,7 @@ impl Place {
 }
 
 /// Seconds since 1970.
-pub(super) fn now() -> i64 {
+fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64)
 }
 

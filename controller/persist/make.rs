@@ -1,7 +1,6 @@
 //! Making a process persistent.
 
 use std::os::fd::AsFd;
-use std::sync::{Arc, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -9,7 +8,7 @@ use nix::sched::CloneFlags;
 use nix::sys::stat::Mode;
 use syscalls::Sysno;
 
-use super::home::{Incarnation, Reserved};
+use super::home::Reserved;
 use crate::abi::wire::{Operation, Spares};
 use crate::call::{Call, Error, Result};
 use crate::process::{Child, ChildBuilder, Process, to_the_end};
@@ -68,11 +67,7 @@ impl Process {
             other => drop(other?),
         }
         // Written before anybody can connect.
-        if let Some(process) = self.pid().and_then(Incarnation::of) {
-            let holder = Incarnation::of(std::process::id() as i32);
-            let since = super::home::now();
-            reserved.place().write_state(&super::State { process, holder, since })?;
-        }
+        reserved.place().write_holder(self.pid())?;
         let listen = self.send_server_fds(&[reserved.listen()?.as_fd()]).await?[0];
         let [low, high] = self.inner().token.0;
         let keep = u64::from(u32::MAX);
@@ -110,7 +105,7 @@ impl Process {
         self.set_pdeathsig(0).await?;
         self.set_free();
         self.set_persistent();
-        *self.inner().place.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(place));
+        self.set_place(place);
         Ok(())
     }
 }

@@ -37,7 +37,7 @@ impl Child {
         let path = c_string("execve", path.as_ref().as_os_str().as_bytes())?;
         let argv = strings(argv)?;
         let envp = strings(envp)?;
-        if !self.table_is_its_own() {
+        if self.table().is_shared() {
             self.unshare(CloneFlags::CLONE_FILES).await?;
         }
         let layout = |base| lay_out(base, &path, &argv, &envp);
@@ -69,10 +69,6 @@ impl Child {
             Err(error) => Err(error),
             Ok(_) => Err(Error::Protocol("execve returned a success")),
         }
-    }
-
-    fn table_is_its_own(&self) -> bool {
-        self.table().members().len() <= 1
     }
 }
 

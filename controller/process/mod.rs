@@ -206,12 +206,8 @@ impl Process {
         // The bits of the flags, as they are.
         let args = [flags.bits() as u32 as u64, 0, 0, 0, 0, 0];
         let call = Call::syscall(Sysno::unshare, args);
-        if !flags.contains(CloneFlags::CLONE_FILES) {
-            return self.change("unshare", call, vec![], ()).await;
-        }
-        let old = self.table();
-        if old.members().len() <= 1 {
-            // Nobody here shares it: what the kernel copies, if anything, is all the same to us.
+        // Where nobody here shares it, what the kernel copies, if anything, is all the same to us.
+        if !flags.contains(CloneFlags::CLONE_FILES) || !self.table().is_shared() {
             return self.change("unshare", call, vec![], ()).await;
         }
         let process = self.clone();

@@ -83,8 +83,7 @@ impl Task {
         let at = calls.len();
         calls.push(call);
         if !matches!(self.guardian(), Guardian::None) {
-            let args = [nix::libc::PR_SET_PDEATHSIG as u64, nix::libc::SIGKILL as u64, 0, 0, 0, 0];
-            calls.push(Call::syscall(Sysno::prctl, args));
+            calls.push(super::set_pdeathsig(nix::libc::SIGKILL));
         }
         self.connection
             .submit(calls, move |replies| {

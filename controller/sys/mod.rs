@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 pub(crate) use credentials::exit_group;
 pub use process::WaitStatus;
+pub(crate) use process::set_pdeathsig;
 pub(crate) use rights::{DataSocket, Message, receive};
 pub(crate) use socket::{ADDRESS_SIZE, address_bytes, socket_address};
 pub use syscalls::Sysno;

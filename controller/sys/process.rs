@@ -38,6 +38,12 @@ impl std::fmt::Display for WaitStatus {
     }
 }
 
+/// The call that sets the parent-death signal.
+pub(crate) fn set_pdeathsig(signal: i32) -> Call {
+    let args = [nix::libc::PR_SET_PDEATHSIG as u64, signal as u64, 0, 0, 0, 0];
+    Call::syscall(Sysno::prctl, args)
+}
+
 impl Task {
     /// The pid of the target process, in its own pid namespace: getpid(2).
     ///
@@ -73,8 +79,7 @@ impl Task {
     ///
     /// EINVAL for what is no signal.
     pub async fn set_pdeathsig(&self, signal: i32) -> Result<()> {
-        let args = [nix::libc::PR_SET_PDEATHSIG as u64, signal as u64, 0, 0, 0, 0];
-        self.syscall(Sysno::prctl, args).await.map(|_| ())
+        self.connection.call("prctl", set_pdeathsig(signal)).await.map(|_| ())
     }
 
     /// Blocks the target process for a time: nanosleep(2). Calls sent meanwhile wait.

@@ -1,7 +1,7 @@
 //! A connection: the I/O around [`Stream`], shared by all tasks that call into one process.
 //!
-//! Whoever submits a batch tries to write it at once; a task of tokio's per link reads, completes,
-//! and writes what did not fit. A batch is completed by a closure that runs there, before the
+//! Whoever submits a batch while nothing is under way writes it at once; a task of tokio's per link
+//! reads, completes, and writes what has gathered or did not fit. A batch is completed by a closure that runs there, before the
 //! connection counts as idle: so what a call has made is owned by a handle, or given back, at every
 //! instant at which others may look, also when nobody waits for it any more.
 //!
@@ -224,9 +224,7 @@ impl Connection {
     /// Writes again, beginning with what has been queued.
     pub(crate) fn release(&self) {
         let mut state = self.shared().lock();
-        if let Link::Held(stream) = &state.link {
-            state.link = Link::Up(stream.clone());
-        }
+        state.release();
         state.flush();
         drop(state);
         self.shared().work.notify_one();
@@ -320,9 +318,7 @@ impl Drop for Handle {
         state.closing = true;
         // What is queued while the process is detached has nobody left to send it.
         let queued = if state.link.stream().is_none() { state.abandon() } else { Vec::new() };
-        if let Link::Held(stream) = &state.link {
-            state.link = Link::Up(stream.clone());
-        }
+        state.release();
         drop(state);
         self.0.work.notify_one();
         fail(queued);

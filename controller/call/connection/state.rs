@@ -61,6 +61,12 @@ impl State {
         }
     }
 
+    pub(super) fn release(&mut self) {
+        if let Link::Held(stream) = &self.link {
+            self.link = Link::Up(stream.clone());
+        }
+    }
+
     /// Writes what can be written. Says whether something is left that could be.
     pub(super) fn flush(&mut self) -> bool {
         match &self.link {

@@ -3,17 +3,16 @@
 use std::fs;
 use std::io::{Read, Write};
 
+use farcall::Process;
 use farcall::call::Call;
-use farcall::host::local::Stdio;
 use farcall::sys::Sysno;
-use farcall::{Local, Process};
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::stat::Mode;
 
-use super::Row;
 use super::baseline::Server;
 use super::measure::{Pinned, bandwidth, row, take_turns};
+use super::{Row, root};
 use crate::Failure;
 
 /// Calls of one round, one at a time.
@@ -24,12 +23,8 @@ const BATCHES: usize = 50;
 /// Bytes of a large transfer.
 const MEGABYTE: usize = 1 << 20;
 
-async fn process() -> Result<Process, Failure> {
-    Ok(Local::new().stdio(Stdio::Null).start().await?)
-}
-
 pub async fn calls() -> Result<Vec<Row>, Failure> {
-    let process = process().await?;
+    let process = root().await?;
     let _pinned = Pinned::with(&process)?;
     let mut server = Server::start(None)?;
     let one = take_turns!(
@@ -90,7 +85,7 @@ async fn chain(process: &Process) -> Result<Row, Failure> {
 }
 
 pub async fn memory() -> Result<Vec<Row>, Failure> {
-    let process = process().await?;
+    let process = root().await?;
     let mut echo = Server::start(Some(MEGABYTE))?;
     let pid = process.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
     let _pinned = Pinned::apart(&[pid, echo.pid()])?;

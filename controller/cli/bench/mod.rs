@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use farcall::host::local::Stdio;
+use farcall::{Local, Process};
 use serde::Serialize;
 
 use crate::output::{print, print_json};
@@ -72,26 +74,20 @@ impl Row {
 
 impl Bench {
     pub async fn run(self) -> Done {
-        let wanted = |group| self.only.is_empty() || self.only.contains(&group);
         let mut rows = Vec::new();
-        if wanted(Group::Calls) {
-            self.progress("calls");
+        if self.begins(Group::Calls) {
             rows.extend(calls::calls().await?);
         }
-        if wanted(Group::Memory) {
-            self.progress("memory");
+        if self.begins(Group::Memory) {
             rows.extend(calls::memory().await?);
         }
-        if wanted(Group::Spawn) {
-            self.progress("spawn");
+        if self.begins(Group::Spawn) {
             rows.extend(processes::spawn().await?);
         }
-        if wanted(Group::Footprint) {
-            self.progress("footprint");
+        if self.begins(Group::Footprint) {
             rows.extend(processes::footprint().await?);
         }
-        if wanted(Group::Scale) {
-            self.progress("scale");
+        if self.begins(Group::Scale) {
             rows.extend(processes::scale().await?);
         }
         if let Some(path) = &self.svg {
@@ -106,10 +102,19 @@ impl Bench {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Says on standard error what is being measured.
-    fn progress(&self, group: &str) {
-        eprintln!("measuring {group} ...");
+    /// Whether a group is to be measured; then says on standard error that it is.
+    fn begins(&self, group: Group) -> bool {
+        let wanted = self.only.is_empty() || self.only.contains(&group);
+        if wanted && let Some(value) = group.to_possible_value() {
+            eprintln!("measuring {} ...", value.get_name());
+        }
+        wanted
     }
+}
+
+/// A root server to measure.
+async fn root() -> Result<Process, Failure> {
+    Ok(Local::new().stdio(Stdio::Null).start().await?)
 }
 
 fn table(rows: &[Row]) -> String {

@@ -4,24 +4,20 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use farcall::host::local::Stdio;
 use farcall::image::IMAGE;
 use farcall::persist::{Home, Name, SharedMemory};
-use farcall::{Child, Local, Process};
+use farcall::{Child, Process};
 
-use super::Row;
 use super::baseline::{NoOp, posix_spawn, vfork};
 use super::measure::{Pinned, row, since, take_turns};
+use super::{Row, root};
 use crate::Failure;
+use crate::list::Memory;
 
 /// Processes of one round.
 const SPAWNS: usize = 20;
 /// What a controller has resident in the large case.
 const GIBIBYTE: usize = 1 << 30;
-
-async fn root() -> Result<Process, Failure> {
-    Ok(Local::new().stdio(Stdio::Null).start().await?)
-}
 
 pub async fn spawn() -> Result<Vec<Row>, Failure> {
     let root = root().await?;
@@ -162,9 +158,7 @@ fn switches(pid: i32) -> Option<u64> {
 }
 
 fn private_bytes(pid: i32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let part = |field| number(&text, field);
-    Some((part("Private_Clean:")? + part("Private_Dirty:")?) * 1024)
+    Memory::of(pid).map(|memory| memory.private_bytes)
 }
 
 fn number(text: &str, field: &str) -> Option<u64> {

@@ -11,6 +11,7 @@ use nix::sys::socket::SockFlag;
 
 use super::{CHILD_STATUS, CleanUp, Handover, REMEMBERED, Report, SECOND_HALF, check};
 use crate::Failure;
+use crate::stop::until_gone;
 
 /// How long anything is waited for.
 const LIMIT: Duration = Duration::from_secs(8);
@@ -99,12 +100,6 @@ pub async fn go_on(
     report.done("it reaps the child", status.to_string())?;
 
     process.exit(0).await?;
-    let end = Instant::now() + LIMIT;
-    while incarnation.is_alive() {
-        if Instant::now() > end {
-            return Err(Failure::new(format!("pid {} does not end", handover.pid)));
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    until_gone(incarnation, LIMIT).await?;
     report.done("it stops the process", format!("pid {} is gone", handover.pid))
 }
