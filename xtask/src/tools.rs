@@ -7,12 +7,13 @@ use std::process::{Command, Stdio};
 use crate::reap;
 
 /// Programs, each with Debian's package that brings it.
-const TOOLS: [(&str, &str); 5] = [
+const TOOLS: [(&str, &str); 6] = [
     ("git", "git"),
     ("gzip", "gzip"),
     ("readelf", "binutils"),
     ("strace", "strace"),
     ("tar", "tar"),
+    ("unshare", "util-linux"),
 ];
 
 /// Sees to it that all tools are there, or says what has to be installed.

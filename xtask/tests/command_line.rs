@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-const TOOLS: [&str; 5] = ["git", "gzip", "readelf", "strace", "tar"];
+const TOOLS: [&str; 6] = ["git", "gzip", "readelf", "strace", "tar", "unshare"];
 
 /// A folder that is all of PATH.
 struct Programs(TempDir);
