@@ -118,7 +118,7 @@ fn a_reference_reaches_64_calls_back_and_not_one_further() {
     let pid = i64::from(server.pid());
     let others = request(libc::SYS_getuid as u64, &[]).repeat(63);
     let first = [vectors::bytes("request-getpid"), others];
-    let back = |distance| request(libc::SYS_getsid as u64 | REF0, &[distance]);
+    let back = |distance| request(libc::SYS_pidfd_open as u64 | REF0, &[distance]);
     for before in [0, 1, 63, 64, 65, 1000] {
         // Wherever in the ring of results the call lies.
         stream.send(&request(libc::SYS_getppid as u64, &[]).repeat(before));
@@ -145,7 +145,7 @@ fn the_first_request_has_none_before_it() {
     // The calls of version 0, HELLO among them, are none of version 1's.
     assert_eq!(stream.ask(OP, &[1, memory]) & 0xffff, 1);
     assert_eq!(stream.ask(libc::SYS_getpid as u64 | LINK, &[]), CANCELED);
-    assert_eq!(stream.ask(libc::SYS_getsid as u64 | REF0, &[2]), CANCELED);
+    assert_eq!(stream.ask(libc::SYS_pidfd_open as u64 | REF0, &[2]), CANCELED);
     stream.is_in_step();
     stream.hang_up();
     server.exits_with(0);
@@ -229,7 +229,7 @@ fn a_hello_among_others_changes_nothing() {
     let memory = stream.memory(8192);
     let getpid = vectors::bytes("request-getpid");
     let hello = request(OP, &[1, memory]);
-    let refers = request(libc::SYS_getsid as u64 | REF0, &[2]);
+    let refers = request(libc::SYS_pidfd_open as u64 | REF0, &[2]);
     stream.send(&[getpid, hello, refers].concat());
     assert_eq!(stream.result(), i64::from(server.pid()));
     assert_eq!(stream.result() & 0xffff, 1);
