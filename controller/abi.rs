@@ -6,5 +6,7 @@
 pub mod entry;
 #[path = "../embedded/abi/handshake.rs"]
 pub mod handshake;
+#[path = "../embedded/abi/ring.rs"]
+pub mod ring;
 #[path = "../embedded/abi/wire.rs"]
 pub mod wire;

@@ -11,6 +11,7 @@
 
 pub mod entry;
 pub mod handshake;
+pub mod ring;
 pub mod wire;
 
 #[cfg(not(target_endian = "little"))]

@@ -149,6 +149,11 @@ pub enum Operation {
     Serve = 8,
     /// `IMAGE()`: the address at which the image lies in the process.
     Image = 9,
+    /// `RING(addr, server's bell | controller's bell << 32)`: from here on also calls are executed
+    /// that are handed over in shared memory at `addr`, see [`super::ring`]. The bells, of
+    /// eventfd(2), are the server's from here on, and closed when the connection ends. The result is
+    /// where the ring of the connection before was, or 0.
+    Ring = 10,
 }
 
 impl Operation {
@@ -164,6 +169,7 @@ impl Operation {
             5 => Self::Store,
             8 => Self::Serve,
             9 => Self::Image,
+            10 => Self::Ring,
             _ => return None,
         })
     }
@@ -182,8 +188,10 @@ impl HelloResult {
     pub const SERVE: u32 = 1 << 1;
     /// IMAGE is there: the controller can find the entry table.
     pub const IMAGE: u32 = 1 << 2;
+    /// RING is there: calls can be handed over in shared memory.
+    pub const RING: u32 = 1 << 3;
     /// What a server built from this source offers.
-    pub const OFFERED: u32 = Self::COPY | Self::SERVE | Self::IMAGE;
+    pub const OFFERED: u32 = Self::COPY | Self::SERVE | Self::IMAGE | Self::RING;
 
     /// The answer of a server that speaks `version` and offers `features`.
     #[must_use]

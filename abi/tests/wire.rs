@@ -8,7 +8,7 @@ use farcall_abi::wire::{
 use proptest::prelude::*;
 
 /// All operations: [`counted`] does not compile when one is missing.
-const OPERATIONS: [Operation; 8] = [
+const OPERATIONS: [Operation; 9] = [
     Operation::Hello,
     Operation::CopyIn,
     Operation::CopyOut,
@@ -17,6 +17,7 @@ const OPERATIONS: [Operation; 8] = [
     Operation::Store,
     Operation::Serve,
     Operation::Image,
+    Operation::Ring,
 ];
 
 /// The place of an operation in [`OPERATIONS`]. A new one does not compile before it is here.
@@ -30,6 +31,7 @@ fn counted(operation: Operation) -> usize {
         Operation::Store => 5,
         Operation::Serve => 6,
         Operation::Image => 7,
+        Operation::Ring => 8,
     }
 }
 
@@ -130,7 +132,7 @@ fn no_number_is_two_operations_and_each_is_its_own() {
 #[test]
 fn numbers_of_operations_never_change() {
     let numbers = OPERATIONS.map(|operation| operation as u32);
-    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 8, 9]);
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 8, 9, 10]);
 }
 
 #[test]

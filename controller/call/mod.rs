@@ -2,10 +2,12 @@
 
 mod connection;
 mod error;
+mod polling;
 
 pub(crate) use connection::WeakConnection;
 pub use connection::{Connection, Receipt};
 pub use error::{Error, Outcome, Result, errno_name};
+pub use polling::Polling;
 
 use nix::errno::Errno;
 use syscalls::Sysno;
@@ -73,6 +75,11 @@ impl Call {
             0 => DataLen::Exactly(self.request.args[1]),
             _ => DataLen::AsAnnounced,
         })
+    }
+
+    /// Whether it is a system call that stands for itself.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.request.word >> 32 == 0
     }
 
     /// Whether the call may take long: whatever is not known to be quick.

@@ -16,7 +16,7 @@ use syscalls::Sysno;
 use tokio::sync::oneshot;
 
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
-use crate::call::{self, Call, Connection, Error, Result};
+use crate::call::{self, Call, Connection, Error, Polling, Result};
 use crate::handle::{AddressSpace, FdTable, close_others};
 use crate::image::{self, Carrier, Loaded};
 use crate::memory::{ARENA_SIZE, Arena};
@@ -40,12 +40,14 @@ pub struct Local {
     stdio: Stdio,
     carrier: Carrier,
     stream_version: u32,
+    polling: Option<Polling>,
 }
 
 impl Default for Local {
     fn default() -> Self {
         let (stdio, carrier) = (Stdio::default(), Carrier::default());
-        Self { stdio, carrier, stream_version: STREAM_VERSION }
+        let polling = Some(Polling::default());
+        Self { stdio, carrier, stream_version: STREAM_VERSION, polling }
     }
 }
 
@@ -68,6 +70,14 @@ impl Local {
     /// 0 each call is a round trip, as where the kernel does not let a server read ahead.
     pub fn stream_version(mut self, version: u32) -> Self {
         self.stream_version = version;
+        self
+    }
+
+    /// Chooses how the controller and this server, and its children, wait for each other once they
+    /// share memory, which they do after a number of calls. With `None` they never do: all calls take
+    /// the stream.
+    pub fn polling(mut self, polling: Option<Polling>) -> Self {
+        self.polling = polling;
         self
     }
 
@@ -107,6 +117,7 @@ impl Local {
             remains: None,
             life: Some(Box::new(child)),
             token: random_token()?,
+            polling: self.polling,
         });
         streams(&process, self.stdio).await?;
         Ok(process)
@@ -236,7 +247,7 @@ async fn set_up(connection: &Connection, version: u32) -> Result<SetUp> {
     for closed in closed {
         closed.await?;
     }
-    let fds = ServerFds { input: stream, output: stream, data, persistent: Vec::new() };
+    let fds = ServerFds { input: stream, output: stream, data, ..ServerFds::default() };
     Ok(SetUp { image, arena, fds })
 }
 

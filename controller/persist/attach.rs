@@ -21,7 +21,7 @@ use super::home::Place;
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::handshake::{ANSWER_SIZE, Token};
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
-use crate::call::{self, Call, Connection, Error, Result};
+use crate::call::{self, Call, Connection, Error, Polling, Result};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
@@ -113,6 +113,7 @@ impl Attach {
             remains: None,
             life: None,
             token,
+            polling: Some(Polling::default()),
         });
         // Until here an end of the link was the end of the attempt.
         process.set_persistent();
@@ -134,7 +135,13 @@ pub(super) struct Taken {
 pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
     match hold {
         Hold::Ours { fds: [stream, data], own, pid, version, .. } => {
-            let fds = ServerFds { input: stream, output: stream, data, persistent: own };
+            let fds = ServerFds {
+                input: stream,
+                output: stream,
+                data,
+                persistent: own,
+                ..ServerFds::default()
+            };
             Ok(Taken { fds, pid, version })
         }
         Hold::Theirs { pid, since } => Err(Error::Held { pid, since: Some(since) }),

@@ -146,11 +146,12 @@ impl ChildBuilder {
             data: DataSocket::new(sockets.data, data),
             guardian,
             image: parent.image(),
-            fds: ServerFds { input, output: input, data, persistent: Vec::new() },
+            fds: ServerFds { input, output: input, data, ..ServerFds::default() },
             pidfd: here,
             remains: Some(remains),
             life: None,
             token: parent.inner().token,
+            polling: parent.inner().polling,
         });
         Ok(Child::new(process, parent, pidfd, pid))
     }

@@ -3,6 +3,7 @@
 mod child;
 mod clone;
 mod exec;
+mod ring;
 mod start;
 
 use std::collections::BTreeSet;
@@ -24,7 +25,7 @@ pub(crate) use child::watch_attached;
 pub use clone::ChildBuilder;
 
 use crate::abi::handshake::Token;
-use crate::call::{Call, Connection, Error, Outcome, Result};
+use crate::call::{Call, Connection, Error, Outcome, Polling, Result};
 use crate::handle::{AddressSpace, FdTable, Mapping};
 use crate::image::Loaded;
 use crate::memory::Arena;
@@ -57,6 +58,9 @@ pub(crate) struct Inner {
     pub(crate) reconnecting: Arc<tokio::sync::Mutex<()>>,
     /// Where a persistent process can be reached.
     pub(crate) place: Mutex<Option<Arc<crate::persist::Place>>>,
+    /// Where this controller's rings are.
+    rings: Mutex<BTreeSet<u64>>,
+    pub(crate) polling: Option<Polling>,
 }
 
 impl Drop for Inner {
@@ -79,12 +83,15 @@ pub(crate) struct ServerFds {
     pub(crate) data: i32,
     /// The listening socket and the spares, once it is persistent.
     pub(crate) persistent: Vec<i32>,
+    /// The bells of a ring.
+    pub(crate) ring: Vec<i32>,
 }
 
 impl ServerFds {
     pub(crate) fn all(&self) -> BTreeSet<i32> {
         let connection = [self.input, self.output, self.data];
-        connection.into_iter().chain(self.persistent.iter().copied()).collect()
+        let more = self.persistent.iter().chain(&self.ring).copied();
+        connection.into_iter().chain(more).collect()
     }
 }
 
@@ -102,6 +109,8 @@ pub(crate) struct Parts {
     pub(crate) remains: Option<Arc<child::Remains>>,
     pub(crate) life: Option<Box<dyn Send + Sync>>,
     pub(crate) token: Token,
+    /// How a ring is polled that the process gets when it is called often; none: it gets none.
+    pub(crate) polling: Option<Polling>,
 }
 
 impl Deref for Process {
@@ -120,7 +129,9 @@ impl std::fmt::Debug for Process {
 
 impl Process {
     pub(crate) fn new(parts: Parts) -> Self {
-        Self {
+        let polling = parts.polling.filter(|_| parts.connection.version() > 0);
+        let connection = parts.connection.clone();
+        let process = Self {
             inner: Arc::new(Inner {
                 task: Task::new(
                     parts.connection,
@@ -140,8 +151,14 @@ impl Process {
                 token: parts.token,
                 reconnecting: Arc::default(),
                 place: Mutex::new(None),
+                rings: Mutex::default(),
+                polling: parts.polling,
             }),
+        };
+        if let Some(polling) = polling {
+            connection.when_busy(ring::when_busy(Arc::downgrade(&process.inner), polling));
         }
+        process
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {

@@ -23,6 +23,7 @@ pub use syscalls::Sysno;
 use crate::call::{Call, Connection, Error, Receipt, Reply, Result};
 use crate::handle::{AddressSpace, Fd, FdTable, Mapping};
 use crate::memory::{Arena, Piece};
+use crate::transport::Shared;
 
 /// What calls are made in.
 pub struct Task {
@@ -30,6 +31,8 @@ pub struct Task {
     table: RwLock<Arc<FdTable>>,
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) arena: Arena,
+    /// Memory that the task shares with this process, and what is free of it.
+    shared: RwLock<Option<(Arc<Shared>, Arena)>>,
     pub(crate) data: Mutex<DataSocket>,
     guardian: RwLock<Guardian>,
 }
@@ -49,13 +52,15 @@ pub(crate) enum Guardian {
 #[derive(Debug)]
 pub(crate) enum Buffer {
     Arena(Piece),
+    /// In memory that this process shares, as long as that is used.
+    Shared(Piece, #[expect(dead_code, reason = "held")] Arc<Shared>),
     Mapped(Mapping),
 }
 
 impl Buffer {
     pub(crate) fn address(&self) -> u64 {
         match self {
-            Self::Arena(piece) => piece.address(),
+            Self::Arena(piece) | Self::Shared(piece, _) => piece.address(),
             Self::Mapped(mapping) => mapping.address(),
         }
     }
@@ -75,6 +80,7 @@ impl Task {
             table: RwLock::new(table),
             space,
             arena,
+            shared: RwLock::new(None),
             data: Mutex::new(data),
             guardian: RwLock::new(guardian),
         }
@@ -89,6 +95,18 @@ impl Task {
     /// The task has another table from here on.
     pub(crate) fn set_table(&self, table: Arc<FdTable>) {
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    /// Buffers are taken from there from here on, where there is room. What was taken from other
+    /// memory stays valid.
+    pub(crate) fn set_shared(&self, memory: &Arc<Shared>) {
+        let (base, size) = memory.arena();
+        let shared = Some((memory.clone(), Arena::new(base, size)));
+        let mut place = self.shared.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *place, shared);
+        drop(place);
+        // Outside of the lock: it may make a call.
+        drop(before);
     }
 
     /// What the task's life depends on now.
@@ -160,6 +178,12 @@ impl Task {
 
     /// Memory for a call: from the arena if it has room, else from a mapping of its own.
     pub(crate) async fn buffer(&self, size: usize) -> Result<Buffer> {
+        let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((memory, arena)) = shared
+            && let Some(piece) = arena.take(size)
+        {
+            return Ok(Buffer::Shared(piece, memory));
+        }
         match self.arena.take(size) {
             Some(piece) => Ok(Buffer::Arena(piece)),
             None => Ok(Buffer::Mapped(self.mmap_anonymous(size).await?)),

@@ -51,7 +51,11 @@ impl Server {
     /// What fits into version 1's buffer goes there. Else the kernel writes it from where it is. A
     /// write that faults may have had real bytes before the fault: they are sent page by page,
     /// until one page faults by itself.
-    pub fn copy_out(&mut self, addr: u64, len: u64) -> Result<(), HangUp> {
+    pub fn copy_out(&mut self) -> Result<(), HangUp> {
+        let [addr, len, ..] = self.request.args;
+        if (len as i64) < 0 {
+            return self.finish(EINVAL);
+        }
         self.finish(len as i64)?;
         let mut left = len;
         if self.stream.version != 0 && len <= OUTPUT as u64 {

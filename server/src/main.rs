@@ -20,6 +20,7 @@
 mod arch;
 mod attach;
 mod copy;
+mod ring;
 mod serve;
 mod start;
 mod stream;

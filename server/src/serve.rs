@@ -11,9 +11,10 @@ use farcall_abi::wire::{HelloResult, Operation, Request, STREAM_VERSION, Word};
 use crate::arch;
 use crate::attach::{Pending, SpareFds};
 use crate::copy::{load, store};
+use crate::ring::Queue;
 use crate::stream::{Buffers, History, INPUT, OUTPUT, Progress, is_error, is_later};
 use crate::sys::{
-    self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd,
+    self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, Patience, PollFd,
 };
 
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
@@ -29,14 +30,16 @@ pub struct Watched {
     pub listen: PollFd,
     /// The client whose handshake is under way.
     pub client: PollFd,
+    /// The controller rings it after it has handed over calls in the ring.
+    pub bell: PollFd,
 }
 
 impl Watched {
-    fn poll(&mut self) -> i64 {
+    fn poll(&mut self, patience: Patience) -> i64 {
         const COUNT: usize = size_of::<Watched>() / size_of::<PollFd>();
         let entries = (self as *mut Self).cast();
         // SAFETY: laid out as C does, this is that many entries in a row, and borrowed mutably.
-        sys::poll(unsafe { core::slice::from_raw_parts_mut(entries, COUNT) })
+        sys::poll(unsafe { core::slice::from_raw_parts_mut(entries, COUNT) }, patience)
     }
 }
 
@@ -62,6 +65,8 @@ pub struct Server {
     /// What a version-1 controller hears when it attaches. The generation, and who holds the
     /// process since when, are kept here; the other parts are filled in for each answer.
     pub answer: Answer,
+    /// Calls in shared memory, if there are any.
+    pub ring: Queue,
     /// The request that is being executed.
     pub request: Request,
     pub buffers: Buffers,
@@ -83,13 +88,16 @@ pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32) {
         input: PollFd::new(input, POLLIN),
         listen: PollFd::new(listen, POLLIN),
         client: PollFd::new(-1, POLLIN),
+        bell: PollFd::new(-1, POLLIN),
     };
     server.output = PollFd::new(output, POLLOUT);
     server.data = -1;
     server.answer.magic = HANDSHAKE_MAGIC;
     server.answer.version = HANDSHAKE_VERSION;
     server.refill();
-    while (server.watched.listen.fd < 0 || server.wait()) && server.advance() {}
+    while (server.watched.listen.fd < 0 && !server.has_ring() || server.wait()) && server.advance()
+    {
+    }
 }
 
 impl Server {
@@ -127,8 +135,12 @@ impl Server {
             if self.watched.input.fd < 0 && self.watched.listen.fd < 0 {
                 return false;
             }
-            let ready = self.watched.poll();
-            let Watched { input, listen, client } = &mut self.watched;
+            let patience = self.serve_ring();
+            let ready = self.watched.poll(patience);
+            let Watched { input, listen, client, bell } = &mut self.watched;
+            if bell.revents != 0 {
+                sys::hear(bell.fd);
+            }
             if ready < 0 {
                 if ready != EINTR {
                     sys::pause();
@@ -170,38 +182,85 @@ impl Server {
         self.output.fd = -1;
         self.data = -1;
         self.answer.holder_pid = 0;
+        self.leave_ring();
         self.refill();
     }
 
-    /// Executes the request that has arrived.
+    /// Executes the request that has arrived, and answers it.
     fn execute(&mut self) -> Result<(), HangUp> {
         let word = self.request.word;
-        let stray = word >> Word::bits(self.stream.version) != 0;
         if word & Word::FLUSH != 0 {
             self.flush()?;
         }
-        let skipped = self.resolve(word);
-        let number = word & Word::NUMBER;
-        let result = if word & Word::OP != 0 {
-            let operation = Operation::from_number(number as u32).filter(|_| !stray);
-            return self.operate(operation.ok_or(HangUp)?, skipped);
-        } else if stray {
-            EINVAL
-        } else if skipped {
-            ECANCELED
-        } else {
-            self.request.word = number;
+        if word & Word::OP == 0 {
+            let result = self.evaluate(self.stream.version);
+            return self.finish(result);
+        }
+        // How many bytes follow depends on the operation.
+        let operation = Operation::from_number(word as u32).ok_or(HangUp)?;
+        if word >> Word::bits(self.stream.version) != 0 {
+            return Err(HangUp);
+        }
+        let [first, second, ..] = self.request.args;
+        match operation {
+            Operation::CopyIn => {
+                let skipped = self.resolve();
+                self.copy_in(first, second, skipped)
+            }
+            Operation::Hello | Operation::CopyOut | Operation::Serve | Operation::Ring
+                if self.resolve() =>
+            {
+                self.finish(ECANCELED)
+            }
+            Operation::Hello => self.greet(),
+            Operation::CopyOut => self.copy_out(),
+            Operation::Serve => self.persist(),
+            Operation::Ring => {
+                let result = self.enter_ring();
+                self.finish(result)
+            }
+            _ => {
+                let result = self.evaluate(self.stream.version);
+                self.finish(result)
+            }
+        }
+    }
+
+    /// The result of the request, which is a system call or an operation that moves no bytes of
+    /// the stream.
+    #[inline(never)]
+    pub fn evaluate(&mut self, version: u32) -> i64 {
+        let word = self.request.word;
+        if word >> Word::bits(version) != 0 {
+            return EINVAL;
+        }
+        if self.resolve() {
+            return ECANCELED;
+        }
+        if word & Word::OP == 0 {
+            self.request.word = word & Word::NUMBER;
             // SAFETY: this is what the controller asks for, in its own process; the server's state
             // is only reached by a call that names an address inside the server's memory, and then
             // it is the controller that breaks its own server.
-            unsafe { arch::call(&self.request) }
-        };
-        self.finish(result)
+            return unsafe { arch::call(&self.request, self.ring.cancel, self.ring.number()) };
+        }
+        let [first, second, third, ..] = self.request.args;
+        match Operation::from_number(word as u32) {
+            Some(Operation::Copy) => match sys::copy(first, second, third) {
+                error if error < 0 => EFAULT,
+                copied => copied,
+            },
+            Some(Operation::Load) => load(first, second),
+            Some(Operation::Store) => store(first, second, third),
+            Some(Operation::Image) => arch::image_address() as i64,
+            _ => EINVAL,
+        }
     }
 
     /// Replaces the arguments that refer to earlier results. True if the request is not to be
     /// executed; then nobody looks at those that there were no results for.
-    fn resolve(&mut self, word: u64) -> bool {
+    fn resolve(&mut self) -> bool {
+        let word = self.request.word;
         let mut skipped = word & Word::LINK != 0 && is_error(self.history.earlier(1));
         let mut bit = Word::reference(0);
         for argument in &mut self.request.args {
@@ -215,29 +274,9 @@ impl Server {
         skipped
     }
 
-    /// Does what only a server can do.
-    fn operate(&mut self, operation: Operation, skipped: bool) -> Result<(), HangUp> {
-        let [first, second, third, ..] = self.request.args;
-        let result = match operation {
-            Operation::CopyIn => return self.copy_in(first, second, skipped),
-            _ if skipped => ECANCELED,
-            Operation::Hello => return self.greet(first, second),
-            Operation::CopyOut if (second as i64) < 0 => EINVAL,
-            Operation::CopyOut => return self.copy_out(first, second),
-            Operation::Copy => match sys::copy(first, second, third) {
-                error if error < 0 => EFAULT,
-                copied => copied,
-            },
-            Operation::Load => load(first, second),
-            Operation::Store => store(first, second, third),
-            Operation::Serve => return self.persist(),
-            Operation::Image => arch::image_address() as i64,
-        };
-        self.finish(result)
-    }
-
     /// The operation HELLO: answers in the version that was spoken, and goes on in the other.
-    fn greet(&mut self, version: u64, memory: u64) -> Result<(), HangUp> {
+    fn greet(&mut self) -> Result<(), HangUp> {
+        let [version, memory, ..] = self.request.args;
         // The input buffer can be read, and the output buffer written. Where the kernel forbids
         // this copy, version 1 could not move what it reads ahead either.
         if self.stream.version == 0

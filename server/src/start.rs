@@ -6,7 +6,10 @@
 
 use core::mem::MaybeUninit;
 
+use farcall_abi::ring::INTERRUPT_SIGNAL;
+
 use crate::arch;
+use crate::ring;
 use crate::serve;
 use crate::sys::{
     self, AF_UNIX, EINVAL, F_SETFD, F_SETFL, FD_CLOEXEC, POLLOUT, PollFd, SO_ACCEPTCONN,
@@ -33,6 +36,10 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
         mask: 0,
     };
     sys::sigaction(SIGPIPE, &action);
+    action.handler = ring::interrupt as *const () as usize;
+    action.flags |= arch::SA_INTERRUPT;
+    sys::sigaction(INTERRUPT_SIGNAL as usize, &action);
+    action.flags = arch::SA_RESTORER;
     // Inherited as ignored, it would lose the children's exit statuses.
     action.handler = SIG_DFL;
     sys::sigaction(SIGCHLD, &action);

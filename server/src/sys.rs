@@ -101,6 +101,21 @@ pub struct SigAction {
     pub mask: u64,
 }
 
+/// The start of sigaction(2)'s siginfo_t, for a signal that was sent with a value.
+#[repr(C)]
+pub struct SigInfo {
+    pub signal: i32,
+    pub errno: i32,
+    pub code: i32,
+    pub pad: i32,
+    pub pid: i32,
+    pub uid: u32,
+    pub value: usize,
+}
+
+/// The code of a signal that was sent by sigqueue(3).
+pub const SI_QUEUE: i32 = -1;
+
 /// process_vm_writev(2) on this process: copies inside it, and faults are errors. Returns how many
 /// bytes were copied; a negative result says that it was none.
 pub fn copy(to: u64, from: u64, len: u64) -> i64 {
@@ -143,7 +158,7 @@ pub fn transfer(end: &mut PollFd, mut address: u64, mut left: u64) -> Transferre
             address = address.wrapping_add(n as u64);
             left -= n as u64;
         } else if n == EAGAIN {
-            poll(core::slice::from_mut(end));
+            poll(core::slice::from_mut(end), Patience::Endless);
         } else if n != EINTR {
             stop = n;
             break;
@@ -164,10 +179,33 @@ pub fn shutdown(fd: i32) {
     unsafe { raw_syscall!(Sysno::shutdown, fd, 2) };
 }
 
-/// ppoll(2) without a timeout and without a signal mask.
-pub fn poll(fds: &mut [PollFd]) -> i64 {
+/// How long to wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Only look.
+    None,
+    Endless,
+}
+
+/// ppoll(2) without a signal mask.
+pub fn poll(fds: &mut [PollFd], patience: Patience) -> i64 {
+    let at_once = [0u64; 2];
+    let timeout = if patience == Patience::None { at_once.as_ptr() } else { core::ptr::null() };
     // SAFETY: the kernel writes only `revents` of the entries in this slice.
-    unsafe { raw_syscall!(Sysno::ppoll, fds.as_mut_ptr(), fds.len(), 0, 0, 0) as i64 }
+    unsafe { raw_syscall!(Sysno::ppoll, fds.as_mut_ptr(), fds.len(), timeout, 0, 0) as i64 }
+}
+
+/// Takes what an eventfd(2) that is ready has counted.
+pub fn hear(bell: i32) {
+    let mut count = 0u64;
+    read(bell, &raw mut count as u64, size_of::<u64>());
+}
+
+/// Adds to what an eventfd(2) has counted.
+pub fn ring(bell: i32) {
+    let count = 1u64;
+    // SAFETY: the kernel only reads the number.
+    unsafe { raw_syscall!(Sysno::write, bell, &raw const count, size_of::<u64>()) };
 }
 
 /// Sleeps for a tenth of a second: for the one case in which a wait would return at once forever.

@@ -13,6 +13,7 @@
 //! what comes.
 
 mod driver;
+mod ring;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -28,10 +29,14 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
 use driver::drive;
-use state::{Link, State};
+use ring::{Offered, Waited};
+use state::{Link, Lost, State};
 
 use super::{Call, Error, Outcome, Reply, Result};
 use crate::transport::stream::Stream;
+
+/// After so many batches a ring is worth what it costs to make.
+const BUSY: u32 = 128;
 
 /// Bytes that one read takes.
 const READ_SIZE: usize = 64 * 1024;
@@ -87,16 +92,52 @@ struct Shared {
 /// The result of a batch, once it is here. Dropping it loses nothing: the batch still completes,
 /// and what it made is given back.
 #[must_use]
-pub struct Receipt<R>(oneshot::Receiver<Result<R>>);
+pub struct Receipt<R> {
+    result: oneshot::Receiver<Result<R>>,
+    /// The batch is in a ring, and nobody has looked for it yet.
+    waited: Option<Waited>,
+}
 
 impl<R> Future for Receipt<R> {
     type Output = Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0)
+        if let Some(waited) = self.waited.take() {
+            waited.look();
+        }
+        Pin::new(&mut self.result)
             .poll(context)
             // A sender that is dropped unused means that the runtime is being shut down.
             .map(|result| result.unwrap_or(Err(Error::Lost(Outcome::PossiblyExecuted))))
+    }
+}
+
+impl<R> Receipt<R> {
+    /// Waits on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As when it is awaited.
+    ///
+    /// # Panics
+    ///
+    /// Where blocking would stop a runtime: on a thread that executes its tasks.
+    pub fn wait(mut self) -> Result<R> {
+        if let Some(waited) = self.waited.take() {
+            waited.look();
+        }
+        // Nothing in here but the receiver is needed any more, and there is nothing to be left.
+        let (_, gone) = oneshot::channel();
+        let result = std::mem::replace(&mut self.result, gone);
+        result.blocking_recv().unwrap_or(Err(Error::Lost(Outcome::PossiblyExecuted)))
+    }
+}
+
+impl<R> Drop for Receipt<R> {
+    fn drop(&mut self) {
+        if let Some(waited) = self.waited.take() {
+            waited.leave();
+        }
     }
 }
 
@@ -113,6 +154,9 @@ impl Connection {
                 dead: false,
                 closing: false,
                 completing: 0,
+                batches: 0,
+                when_busy: None,
+                ring: None,
             }),
             work: Notify::new(),
             changed: watch::Sender::new(()),
@@ -133,6 +177,7 @@ impl Connection {
         let answered = state.drain();
         let lost = state.detach();
         state.epoch += 1;
+        state.batches = 0;
         let held = state.epoch > 1;
         state.link = if held { Link::Held(stream.clone()) } else { Link::Up(stream.clone()) };
         tokio::spawn(drive(self.shared().clone(), stream, state.epoch));
@@ -168,8 +213,8 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, receipt) = receipt(complete);
-        self.shared().submit(calls, Batch { complete, of_link: false });
+        let (complete, mut receipt) = receipt(complete);
+        receipt.waited = self.shared().submit(calls, Batch { complete, of_link: false });
         receipt
     }
 
@@ -180,8 +225,8 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, receipt) = receipt(complete);
-        self.shared().submit(calls, Batch { complete, of_link: true });
+        let (complete, mut receipt) = receipt(complete);
+        receipt.waited = self.shared().submit(calls, Batch { complete, of_link: true });
         receipt
     }
 
@@ -199,12 +244,17 @@ impl Connection {
     pub(crate) async fn hold(&self) {
         let mut changed = self.shared().changed.subscribe();
         loop {
-            {
+            let complete = {
                 let mut state = self.shared().lock();
                 state.hold();
                 if state.link.stream().is_none() || state.is_idle() {
                     return;
                 }
+                state.ring.as_ref().is_some_and(|ring| ring.attend())
+            };
+            if complete {
+                self.shared().collect();
+                continue;
             }
             // The sender lives in what `self` holds.
             let _ = changed.changed().await;
@@ -273,7 +323,7 @@ impl Connection {
         let mut state = self.shared().lock();
         state.dead = true;
         // With a link, its task is the one that reads.
-        let failed = if state.link.stream().is_none() { state.bury() } else { Vec::new() };
+        let failed = if state.link.stream().is_none() { state.bury() } else { Lost::default() };
         drop(state);
         self.shared().changed.send_replace(());
         self.shared().work.notify_one();
@@ -317,7 +367,7 @@ impl Drop for Handle {
         let mut state = self.0.lock();
         state.closing = true;
         // What is queued while the process is detached has nobody left to send it.
-        let queued = if state.link.stream().is_none() { state.abandon() } else { Vec::new() };
+        let queued = if state.link.stream().is_none() { state.abandon() } else { Lost::default() };
         state.release();
         drop(state);
         self.0.work.notify_one();
@@ -344,8 +394,17 @@ impl Shared {
         self.changed.send_replace(());
     }
 
-    fn submit(&self, calls: Vec<Call>, batch: Batch) {
+    /// Returns what can be waited for in the ring, if the batch went there.
+    fn submit(self: &Arc<Self>, mut calls: Vec<Call>, mut batch: Batch) -> Option<Waited> {
         let mut state = self.lock();
+        state.batches = state.batches.saturating_add(1);
+        if state.batches == BUSY
+            && let Some(busy) = state.when_busy.clone()
+        {
+            drop(state);
+            busy();
+            state = self.lock();
+        }
         let refused = match state.link {
             Link::Gone => Some(Err(Error::Gone)),
             _ if state.dead => Some(Err(Error::Gone)),
@@ -356,17 +415,42 @@ impl Shared {
         if let Some(result) = refused {
             drop(state);
             (batch.complete)(result);
-            return;
+            return None;
+        }
+        if let Some(ring) = state.usable_ring() {
+            match ring.offer(calls, batch) {
+                Offered::HandedOver(memory, looks, index) => {
+                    drop(state);
+                    return Some(Waited::new(self, memory, looks, index));
+                }
+                Offered::Complete(batch, replies) => {
+                    state.completing += 1;
+                    drop(state);
+                    self.complete(vec![(batch, replies)]);
+                    return None;
+                }
+                Offered::Back(back, tag) => (calls, batch) = (back, tag),
+            }
         }
         // A call that finds nothing under way goes out at once. Behind others it is left to the
         // driver, which writes all that has gathered together.
         let idle = state.stream.is_answered() && state.stream.is_written();
         state.stream.push(calls, batch);
+        if state.ring_is_busy() {
+            // It follows when the ring is empty.
+            let complete = state.ring.as_ref().is_some_and(|ring| ring.attend());
+            drop(state);
+            if complete {
+                self.collect();
+            }
+            return None;
+        }
         let left = !idle || state.flush();
         drop(state);
         if left {
             self.work.notify_one();
         }
+        None
     }
 }
 
@@ -379,11 +463,11 @@ fn receipt<R: Send + 'static>(
         // A receiver that is gone hands the result back, and dropping it gives it back.
         let _ = sender.send(replies.and_then(complete));
     });
-    (complete, Receipt(receiver))
+    (complete, Receipt { result: receiver, waited: None })
 }
 
-fn fail(batches: Vec<(Batch, Outcome)>) {
-    for (batch, outcome) in batches {
+fn fail(lost: Lost) {
+    for (batch, outcome) in lost.batches {
         (batch.complete)(Err(Error::Lost(outcome)));
     }
 }

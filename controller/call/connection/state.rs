@@ -7,8 +7,10 @@ use std::sync::Arc;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use tokio::net::UnixStream;
 
+use super::ring::RingLink;
 use super::{Batch, READ_SIZE};
 use crate::call::{Outcome, Reply};
+use crate::transport;
 use crate::transport::stream::Stream;
 
 pub(super) struct State {
@@ -24,6 +26,26 @@ pub(super) struct State {
     pub(super) closing: bool,
     /// Batches that have their replies, and whose closures have not returned yet.
     pub(super) completing: usize,
+    /// How many batches were submitted on this link.
+    pub(super) batches: u32,
+    /// Told when there have been many.
+    pub(super) when_busy: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// The faster way, while there is one.
+    pub(super) ring: Option<RingLink>,
+}
+
+/// What is lost with a link, or given up.
+#[derive(Default)]
+pub(super) struct Lost {
+    pub(super) batches: Vec<(Batch, Outcome)>,
+    /// Dropping it can make a call: not under the lock.
+    _memory: Option<Arc<transport::Shared>>,
+}
+
+impl Lost {
+    pub(super) fn extend(&mut self, other: Self) {
+        self.batches.extend(other.batches);
+    }
 }
 
 pub(super) enum Link {
@@ -52,7 +74,7 @@ pub(super) struct Arrived {
 impl State {
     /// Nothing is unanswered, and what has been answered is owned.
     pub(super) fn is_idle(&self) -> bool {
-        self.stream.is_answered() && self.completing == 0
+        self.stream.is_answered() && !self.ring_is_busy() && self.completing == 0
     }
 
     pub(super) fn hold(&mut self) {
@@ -69,6 +91,10 @@ impl State {
 
     /// Writes what can be written. Says whether something is left that could be.
     pub(super) fn flush(&mut self) -> bool {
+        if self.ring_is_busy() {
+            // The stream follows when it is empty.
+            return false;
+        }
         match &self.link {
             Link::Up(stream) => {
                 let stream = stream.clone();
@@ -108,9 +134,13 @@ impl State {
     /// Takes what the server has answered before the link's end, whether or not the runtime has
     /// heard of it.
     pub(super) fn drain(&mut self) -> Vec<(Batch, Vec<Reply>)> {
-        let Some(stream) = self.link.stream().cloned() else { return Vec::new() };
-        let mut buffer = vec![0; READ_SIZE];
         let mut complete = Vec::new();
+        if let Some(ring) = &mut self.ring {
+            ring.take_complete(&mut complete);
+            self.completing += complete.len();
+        }
+        let Some(stream) = self.link.stream().cloned() else { return complete };
+        let mut buffer = vec![0; READ_SIZE];
         while let Ok(n @ 1..) = recv(stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
             let arrived = self.receive(&buffer[..n]);
             complete.extend(arrived.complete);
@@ -122,26 +152,34 @@ impl State {
     }
 
     /// Forgets the link. Returns what fails with it.
-    pub(super) fn detach(&mut self) -> Vec<(Batch, Outcome)> {
+    pub(super) fn detach(&mut self) -> Lost {
         if let Some(stream) = self.link.stream() {
             // Wakes the driver, if the other end has not.
             let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
         }
         self.link = Link::Down;
-        let lost = self.stream.disconnect().into_iter();
-        let mut failed: Vec<_> = lost.map(|batch| (batch, Outcome::PossiblyExecuted)).collect();
+        let mut lost = self.stream.disconnect();
+        let mut memory = None;
+        if let Some(ring) = self.ring.take() {
+            let (batches, pages) = ring.disconnect();
+            lost.extend(batches);
+            memory = Some(pages);
+        }
+        let lost = lost.into_iter().map(|batch| (batch, Outcome::PossiblyExecuted));
+        let mut batches: Vec<_> = lost.collect();
         let of_link = self.stream.withdraw(|batch| batch.of_link).into_iter();
-        failed.extend(of_link.map(|batch| (batch, Outcome::NotExecuted)));
-        failed
+        batches.extend(of_link.map(|batch| (batch, Outcome::NotExecuted)));
+        Lost { batches, _memory: memory }
     }
 
     /// Gives up what was never written.
-    pub(super) fn abandon(&mut self) -> Vec<(Batch, Outcome)> {
+    pub(super) fn abandon(&mut self) -> Lost {
         let queued = self.stream.abandon().into_iter();
-        queued.map(|batch| (batch, Outcome::NotExecuted)).collect()
+        let batches = queued.map(|batch| (batch, Outcome::NotExecuted)).collect();
+        Lost { batches, _memory: None }
     }
 
-    pub(super) fn bury(&mut self) -> Vec<(Batch, Outcome)> {
+    pub(super) fn bury(&mut self) -> Lost {
         self.link = Link::Gone;
         self.abandon()
     }

@@ -78,22 +78,85 @@ pub unsafe extern "C" fn raw_syscall(
     naked_asm!("mov rax, [rsp + 8]", "mov r10, rcx", "syscall", "ret")
 }
 
-/// Makes the system call of a request. A child that comes out of it beside its parent, because it
-/// was given no stack of its own, leaves with exit(0) and answers nothing.
+/// [`raw_syscall`] for a call that can be interrupted: r11 is null or the address of a number, and if
+/// that is the one in r10 the call is not made, and the result is -EINTR.
 ///
-/// Written out because such a child may share its parent's memory (vfork): between the `ret` in
-/// `raw_syscall` and the child's exit nothing may be stored on the stack, where the parent is still
-/// to find its return address. No compiler promises that.
+/// No signal can come too late: up to and including the instruction `syscall`, before which the kernel
+/// also puts a thread that it has woken from a call to make it again, [`turn_back`] finds the thread in
+/// here. Nothing is on the stack but the return address, wherever it is.
+#[unsafe(naked)]
+unsafe extern "C" fn interruptible_syscall() {
+    naked_asm!(
+        "test r11, r11",
+        "jz 2f",
+        "cmp [r11], r10",
+        "je {interrupted}",
+        "2:",
+        "mov rax, [rsp + 8]",
+        "mov r10, rcx",
+        ".globl farcall_last_instruction",
+        ".hidden farcall_last_instruction",
+        "farcall_last_instruction:",
+        "syscall",
+        "ret",
+        interrupted = sym interrupted,
+    )
+}
+
+/// Where a call ends that is not made.
+#[unsafe(naked)]
+unsafe extern "C" fn interrupted() {
+    naked_asm!("mov rax, {eintr}", "ret", eintr = const crate::sys::EINTR)
+}
+
+/// Makes a thread that is about to make a call, in [`interruptible_syscall`], not make it.
+///
+/// # Safety
+///
+/// `context` is what the kernel has passed to the signal handler that calls this.
+pub unsafe fn turn_back(context: *mut u8) {
+    /// uc_mcontext.gregs[REG_RIP].
+    const RIP: usize = 40 + 16 * 8;
+    let (last, end): (usize, usize);
+    // SAFETY: only computes addresses relative to the instruction pointer.
+    unsafe {
+        core::arch::asm!(
+            "lea {}, [rip + farcall_last_instruction]",
+            "lea {}, [rip + {interrupted}]",
+            out(reg) last,
+            out(reg) end,
+            interrupted = sym interrupted,
+            options(nomem, nostack, preserves_flags, pure)
+        );
+    }
+    let first = interruptible_syscall as *const () as usize;
+    // SAFETY: the caller's promise.
+    let rip = unsafe { &mut *context.add(RIP).cast::<usize>() };
+    if (first..=last).contains(rip) {
+        *rip = end;
+    }
+}
+
+/// Makes the system call of a request. If `cancel` is not null and points to `number`, or comes to do
+/// so and the thread gets a signal that tells it, the result is -EINTR.
+///
+/// A child that comes out of the call beside its parent, because it was given no stack of its own,
+/// leaves with exit(0) and answers nothing. Written out because such a child may share its parent's
+/// memory (vfork): between the `ret` in `interruptible_syscall` and the child's exit nothing may be
+/// stored on the stack, where the parent is still to find its return address. No compiler promises
+/// that.
 ///
 /// # Safety
 ///
 /// As for [`raw_syscall`].
 #[unsafe(naked)]
-pub unsafe extern "C" fn call(request: &Request) -> i64 {
+pub unsafe extern "C" fn call(request: &Request, cancel: *const u64, number: u64) -> i64 {
     naked_asm!(
         "push rbx",
         "mov rbx, [rdi]",
         "push rbx",
+        "mov r11, rsi",
+        "mov r10, rdx",
         "mov rax, rdi",
         "mov rdi, [rax + 8]",
         "mov rsi, [rax + 16]",
@@ -101,7 +164,7 @@ pub unsafe extern "C" fn call(request: &Request) -> i64 {
         "mov rcx, [rax + 32]",
         "mov r8, [rax + 40]",
         "mov r9, [rax + 48]",
-        "call {raw_syscall}",
+        "call {interruptible_syscall}",
         "test rax, rax",
         "jnz 2f",
         // clone, fork and vfork are neighbours.
@@ -119,7 +182,7 @@ pub unsafe extern "C" fn call(request: &Request) -> i64 {
         "mov eax, {exit}",
         "syscall",
         "ud2",
-        raw_syscall = sym raw_syscall,
+        interruptible_syscall = sym interruptible_syscall,
         clone = const Sysno::clone as u32,
         vfork = const Sysno::vfork as u32,
         clone3 = const Sysno::clone3 as u32,
@@ -168,6 +231,9 @@ pub unsafe extern "C" fn ignore_signal() {
 pub unsafe extern "C" fn restore_signal() {
     naked_asm!("mov eax, {rt_sigreturn}", "syscall", rt_sigreturn = const Sysno::rt_sigreturn as u32)
 }
+
+/// SA_SIGINFO and SA_RESTART.
+pub const SA_INTERRUPT: u64 = 0x1000_0004;
 
 /// What the kernel's sigaction needs besides the handler: SA_RESTORER.
 pub const SA_RESTORER: u64 = 0x0400_0000;

@@ -1,0 +1,287 @@
+//! The ring of a connection: handing batches over, waiting for them, and the bells.
+//!
+//! The ring is a faster way beside the stream, and the order of calls is one: a batch goes into the
+//! ring only while the stream is idle, and into the stream only while the ring is.
+//!
+//! ```text
+//!                        result there
+//!   handed over ──▶ looking ─────────────▶ complete ◀──────────────┐
+//!                      │                                           │
+//!                      └──────▶ `waiting`, then the server's bell ─┘
+//!                 not within the time            (or the end of the link)
+//! ```
+//! Who waits for a batch looks for a while and then leaves it to the task that hears the bell. A
+//! batch that nobody waits for is left to it at once.
+
+use std::hint::spin_loop;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+
+use super::state::{Link, State};
+use super::{Batch, Connection, Shared, receipt};
+use crate::call::polling::{Looks, Polling};
+use crate::call::{Call, Error, Reply, Result};
+use crate::transport;
+use crate::transport::ring::{Handed, Ring};
+
+/// A ring, as long as the link lives on which the server was told of it.
+pub(super) struct RingLink {
+    calls: Ring<Batch>,
+    /// Wakes the server.
+    bell: OwnedFd,
+    looks: Arc<Looks>,
+    /// Dropping it ends the task that hears the controller's bell.
+    _attended: oneshot::Sender<()>,
+}
+
+/// A batch that somebody waits for.
+pub(super) struct Waited {
+    shared: Arc<Shared>,
+    memory: Arc<transport::Shared>,
+    looks: Arc<Looks>,
+    /// The number of its last record.
+    index: u64,
+}
+
+/// What has become of a batch that was offered to a ring.
+pub(super) enum Offered {
+    HandedOver(Arc<transport::Shared>, Arc<Looks>, u64),
+    Complete(Batch, Vec<Reply>),
+    Back(Vec<Call>, Batch),
+}
+
+impl RingLink {
+    pub(super) fn is_idle(&self) -> bool {
+        self.calls.is_idle()
+    }
+
+    pub(super) fn offer(&mut self, calls: Vec<Call>, batch: Batch) -> Offered {
+        match self.calls.push(calls, batch) {
+            Handed::Back(calls, batch) => Offered::Back(calls, batch),
+            Handed::Complete(batch, replies) => Offered::Complete(batch, replies),
+            Handed::Over(index) => {
+                self.wake_server();
+                Offered::HandedOver(self.calls.memory().clone(), self.looks.clone(), index)
+            }
+        }
+    }
+
+    /// After something was handed over.
+    fn wake_server(&self) {
+        let ring = self.calls.memory().ring();
+        let sleeps = ring.server_sleeps();
+        ring.set_patience(self.looks.for_call(sleeps));
+        if sleeps {
+            // It does not fill up: the server empties it whenever it is woken.
+            let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Leaves what is under way to the task that hears the bell. True: something is complete, and
+    /// the server may not have seen that somebody waits for it.
+    pub(super) fn attend(&self) -> bool {
+        let ring = self.calls.memory().ring();
+        self.calls.last().is_some_and(|last| !ring.wait_for(last))
+    }
+
+    /// Takes what is complete.
+    pub(super) fn take_complete(&mut self, complete: &mut Vec<(Batch, Vec<Reply>)>) {
+        self.calls.take_complete(complete);
+        if self.calls.is_idle() {
+            self.calls.memory().ring().awake();
+        }
+    }
+
+    /// The link is over. Returns what is still under way, and the memory, which must not be dropped
+    /// under the lock.
+    pub(super) fn disconnect(self) -> (Vec<Batch>, Arc<transport::Shared>) {
+        let memory = self.calls.memory().clone();
+        (self.calls.disconnect(), memory)
+    }
+}
+
+impl Waited {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        memory: Arc<transport::Shared>,
+        looks: Arc<Looks>,
+        index: u64,
+    ) -> Self {
+        Self { shared: shared.clone(), memory, looks, index }
+    }
+
+    /// Looks for a while whether it is complete, and completes it. False: it is left to the task
+    /// that hears the bell.
+    pub(super) fn look(&self) -> bool {
+        let ring = self.memory.ring();
+        let there = look(ring, self.index, &self.looks) || !ring.wait_for(self.index);
+        if there {
+            self.shared.collect();
+        }
+        there
+    }
+
+    /// Nobody waits for it any more.
+    pub(super) fn leave(&self) {
+        if !self.memory.ring().wait_for(self.index) {
+            self.shared.collect();
+        }
+    }
+}
+
+/// Looks for a result for a while.
+fn look(ring: &crate::abi::ring::Ring, index: u64, looks: &Looks) -> bool {
+    let times = looks.for_result();
+    for _ in 0..times {
+        if ring.result(index).is_some() {
+            looks.result(true);
+            return true;
+        }
+        spin_loop();
+    }
+    let there = ring.result(index).is_some();
+    looks.result(there);
+    there
+}
+
+impl State {
+    /// The ring, if the next batch may go into it.
+    pub(super) fn usable_ring(&mut self) -> Option<&mut RingLink> {
+        let stream_is_idle = self.stream.is_answered() && self.stream.is_written();
+        match self.link {
+            Link::Up(_) if stream_is_idle && !self.dead => self.ring.as_mut(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn ring_is_busy(&self) -> bool {
+        self.ring.as_ref().is_some_and(|ring| !ring.is_idle())
+    }
+}
+
+impl Shared {
+    /// Completes what is complete in the ring.
+    pub(super) fn collect(&self) {
+        let mut complete = Vec::new();
+        let mut state = self.lock();
+        let Some(ring) = &mut state.ring else { return };
+        ring.take_complete(&mut complete);
+        state.completing += complete.len();
+        // The stream has waited for the ring.
+        let turn = !state.stream.is_written() && !state.ring_is_busy();
+        drop(state);
+        if turn {
+            self.work.notify_one();
+        }
+        self.complete(complete);
+    }
+}
+
+impl Connection {
+    /// Calls go into the ring in `memory` from here on, where they can. The server was told of it on
+    /// link `epoch`, and if that one is over nothing happens.
+    pub(crate) fn enter_ring(
+        &self,
+        epoch: u64,
+        memory: Arc<transport::Shared>,
+        polling: Polling,
+        bell: OwnedFd,
+        ours: OwnedFd,
+    ) -> Result<()> {
+        // SAFETY: the descriptor is owned by what is registered.
+        let ours = unsafe { AsyncFd::register_with_interest(ours, Interest::READABLE) };
+        let ours = ours.map_err(|error| Error::io("watching an eventfd")(error.into()))?;
+        let mut state = self.shared().lock();
+        if state.epoch != epoch || state.link.stream().is_none() {
+            return Ok(());
+        }
+        let (attended, over) = oneshot::channel();
+        let looks = Arc::new(Looks::new(polling));
+        memory.ring().set_patience(looks.for_call(false));
+        let calls = Ring::new(memory);
+        state.ring = Some(RingLink { calls, bell, looks, _attended: attended });
+        tokio::spawn(attend(Arc::downgrade(self.shared()), ours, over));
+        Ok(())
+    }
+
+    /// Calls `busy` when there have been many batches on a link.
+    pub(crate) fn when_busy(&self, busy: impl Fn() + Send + Sync + 'static) {
+        self.shared().lock().when_busy = Some(Arc::new(busy));
+    }
+
+    /// Which link there is.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.shared().lock().epoch
+    }
+
+    /// Whether calls go into a ring where they can.
+    #[must_use]
+    pub fn has_ring(&self) -> bool {
+        self.shared().lock().ring.is_some()
+    }
+
+    /// Makes one call and waits for its value on this thread: the fastest way to make a call, for code
+    /// that has nothing else to do meanwhile. The runtime on which the connection was made runs on
+    /// other threads.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Connection::call`].
+    ///
+    /// # Panics
+    ///
+    /// Where blocking would stop a runtime: on a thread that executes its tasks.
+    pub fn call_blocking(&self, name: &'static str, call: &Call) -> Result<u64> {
+        let mut state = self.shared().lock();
+        let Some(ring) = state.usable_ring().filter(|ring| ring.is_idle() && call.is_plain())
+        else {
+            drop(state);
+            return self.call(name, call.clone()).wait();
+        };
+        // Nobody else gets in between: the lock is held as long as it is worth to look.
+        let index = ring.calls.push_one(call);
+        ring.wake_server();
+        if look(ring.calls.memory().ring(), index, &ring.looks)
+            && let Some(result) = ring.calls.memory().ring().result(index)
+        {
+            return Reply { result, data: Vec::new() }.value().map_err(Error::call(name));
+        }
+        let (complete, mut receipt) = receipt(move |replies| {
+            let reply = replies.first().ok_or(Error::Protocol("no reply"))?;
+            reply.value().map_err(Error::call(name))
+        });
+        ring.calls.wait_for_one(index, Batch { complete, of_link: false });
+        let complete = ring.attend();
+        drop(state);
+        if complete {
+            self.shared().collect();
+        }
+        receipt.waited = None;
+        receipt.wait()
+    }
+}
+
+/// Completes what is complete whenever the bell rings, until the link is over.
+async fn attend(
+    shared: std::sync::Weak<Shared>,
+    bell: AsyncFd<OwnedFd>,
+    mut over: oneshot::Receiver<()>,
+) {
+    loop {
+        tokio::select! {
+            _ = &mut over => return,
+            ready = bell.readable() => {
+                let Ok(mut ready) = ready else { return };
+                let mut count = [0; 8];
+                let _ = nix::unistd::read(bell.get_ref(), &mut count);
+                ready.clear_ready();
+                let Some(shared) = shared.upgrade() else { return };
+                shared.collect();
+            }
+        }
+    }
+}

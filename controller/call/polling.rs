@@ -1,0 +1,135 @@
+//! How long one side of a ring looks for the other's answer before it sleeps.
+//!
+//! ```text
+//!            answer found                    `PATIENT` times nothing found
+//!   ┌──── looking ◀──────────── looking ─────────────────────────────────▶ sleeping at once
+//!   └────────▲                     ▲                                            │
+//!            └── found ────────────┴──────────── every `RETRY`th time ──────────┘
+//! ```
+//! Looking pays where the answer comes soon, and costs a processor where it does not: where the other
+//! side has none to run on, because others are busy, it is in its way. Both show as answers that do
+//! not come while one looks, so no other measure is needed.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// How a controller waits for results in a ring, and its server for calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Polling {
+    /// Looks for a while, as long as that has been worth it lately.
+    #[default]
+    Adaptive,
+    /// Sleeps at once: no processor is ever used for waiting.
+    Never,
+    /// Looks for a while before every sleep.
+    Always,
+}
+
+/// How often to look. One look is a load and a `pause`, 20 to 50 ns where this was measured: all of
+/// them take about as long as a sleep and a wake-up by eventfd(2) do, so that looking in vain costs
+/// at most as much again as not having looked.
+const LOOKS: u32 = 500;
+
+/// After so many looks in vain in a row it is not worth it.
+const PATIENT: u32 = 4;
+
+/// Then one in so many waits looks again.
+const RETRY: u32 = 32;
+
+/// What has been seen of one ring.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    polling: Polling,
+    /// Waits for results in a row in which there was none in time, and those since.
+    results: AtomicU32,
+    /// The same of the server's waits for calls.
+    calls: AtomicU32,
+}
+
+impl Looks {
+    /// On one processor nobody looks, whatever is asked for: the other side could not run.
+    pub(crate) fn new(polling: Polling) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let polling = if processors > 1 { polling } else { Polling::Never };
+        Self { polling, results: AtomicU32::new(0), calls: AtomicU32::new(0) }
+    }
+
+    /// How often to look now, after `vain` times in vain.
+    fn looks(&self, vain: u32) -> u32 {
+        match self.polling {
+            Polling::Never => 0,
+            Polling::Always => LOOKS,
+            Polling::Adaptive if vain < PATIENT || vain.is_multiple_of(RETRY) => LOOKS,
+            Polling::Adaptive => 0,
+        }
+    }
+
+    /// How often to look for a result.
+    pub(crate) fn for_result(&self) -> u32 {
+        self.looks(self.results.load(Ordering::Relaxed))
+    }
+
+    /// Whether it was there in time.
+    pub(crate) fn result(&self, in_time: bool) {
+        count(&self.results, in_time);
+    }
+
+    /// How often the server is to look for a call, now that it was found asleep or not.
+    pub(crate) fn for_call(&self, asleep: bool) -> u32 {
+        count(&self.calls, !asleep);
+        self.looks(self.calls.load(Ordering::Relaxed))
+    }
+}
+
+fn count(vain: &AtomicU32, in_time: bool) {
+    let before = vain.load(Ordering::Relaxed);
+    let now = if in_time { 0 } else { before.saturating_add(1) };
+    if now != before {
+        vain.store(now, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adaptive() -> Looks {
+        Looks { polling: Polling::Adaptive, results: AtomicU32::new(0), calls: AtomicU32::new(0) }
+    }
+
+    #[test]
+    fn looking_in_vain_is_given_up_and_tried_again_now_and_then() {
+        let looks = adaptive();
+        for _ in 0..PATIENT {
+            assert_eq!(looks.for_result(), LOOKS);
+            looks.result(false);
+        }
+        let mut tries = 0;
+        for _ in 0..10 * RETRY {
+            tries += u32::from(looks.for_result() > 0);
+            looks.result(false);
+        }
+        assert_eq!(tries, 10);
+        looks.result(true);
+        assert_eq!(looks.for_result(), LOOKS);
+    }
+
+    #[test]
+    fn a_server_that_is_always_asleep_looks_no_more_and_one_that_is_awake_does() {
+        let looks = adaptive();
+        let told: Vec<u32> = (0..PATIENT + 2).map(|_| looks.for_call(true)).collect();
+        assert_eq!(told.last(), Some(&0));
+        assert_eq!(looks.for_call(false), LOOKS);
+    }
+
+    #[test]
+    fn never_is_never_and_always_is_always() {
+        for (polling, expected) in [(Polling::Never, 0), (Polling::Always, LOOKS)] {
+            let looks = Looks { polling, ..adaptive() };
+            for in_time in [false; 10].into_iter().chain([true; 2]) {
+                assert_eq!(looks.for_result(), expected);
+                assert_eq!(looks.for_call(!in_time), expected);
+                looks.result(in_time);
+            }
+        }
+    }
+}

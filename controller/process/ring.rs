@@ -1,0 +1,136 @@
+//! Giving a server a ring: the memory and the bells, and telling it.
+//!
+//! That takes a few round trips and two descriptors, and pages on both sides. So a process gets its
+//! ring when it turns out to be called often, or when it is asked for.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, PoisonError, Weak};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::mman::{MapFlags, ProtFlags};
+use syscalls::Sysno;
+
+use super::{Inner, Process, to_the_end};
+use crate::abi::wire::Operation;
+use crate::call::{Call, Error, Polling, Result};
+use crate::handle::Mapping;
+use crate::sys::last;
+use crate::transport::{Prepared, SHARED_SIZE};
+
+impl Process {
+    /// Calls go through shared memory from here on, where they can, without the detour through the
+    /// kernel that a stream is. A process that is called often gets that by itself.
+    ///
+    /// When the connection ends, so does the ring; after a reconnect it is made anew when the process
+    /// is called often again.
+    ///
+    /// # Errors
+    ///
+    /// Where the server can't read ahead (version 0 of the stream), and those of the calls that map
+    /// the memory.
+    pub async fn enter_ring(&self, polling: Polling) -> Result<()> {
+        if self.connection.version() == 0 {
+            return Err(Error::Protocol(
+                "the server speaks version 0 of the stream, without a ring",
+            ));
+        }
+        let process = self.clone();
+        to_the_end(async move { process.make_ring(polling).await }).await
+    }
+
+    async fn make_ring(&self, polling: Polling) -> Result<()> {
+        // Neither the link nor the table is exchanged meanwhile. Nothing here waits for another link.
+        let _turn = self.inner().reconnecting.clone().lock_owned().await;
+        let (table, _quiet) = self.quiet_table().await;
+        if self.connection.has_ring() {
+            return Ok(());
+        }
+        let epoch = self.connection.epoch();
+        let prepared = Prepared::new()?;
+        let (bell_there, bell_here) = (eventfd()?, eventfd()?);
+        let sent = [prepared.memfd(), bell_there.as_fd(), bell_here.as_fd()];
+        let numbers = self.send_server_fds(&sent).await?;
+        let [memfd, bells @ ..] = numbers.as_slice() else {
+            return Err(Error::Protocol("not three descriptors"));
+        };
+        let &[their_bell, our_bell] = bells else {
+            return Err(Error::Protocol("not three descriptors"));
+        };
+        let mapped = self.map_ring(*memfd).await;
+        table.close_later(*memfd);
+        let entered = match mapped {
+            Ok(mapping) => {
+                let address = mapping.address();
+                let memory = Arc::new(prepared.mapped(address, mapping));
+                let bells = their_bell as u64 | (our_bell as u64) << 32;
+                let args = [address, bells, 0, 0, 0, 0];
+                let call = Call::operation(Operation::Ring, args);
+                let entered = self.connection.submit_on_link(vec![call], |replies| {
+                    last(&replies)?.value().map_err(Error::call("RING"))
+                });
+                entered.await.map(|before| (memory, before))
+            }
+            Err(error) => Err(error),
+        };
+        let (memory, before) = match entered {
+            Ok(entered) => entered,
+            Err(error) => {
+                table.close_later(their_bell);
+                table.close_later(our_bell);
+                return Err(error);
+            }
+        };
+        self.server_fds().ring = bells.to_vec();
+        self.forget_ring(before, memory.address());
+        self.set_shared(&memory);
+        self.connection.enter_ring(epoch, memory, polling, bell_there, bell_here)
+    }
+
+    /// Maps the memory into the process, and keeps it out of children that get a copy of the
+    /// process's memory: they must not find their parent's ring.
+    async fn map_ring(&self, memfd: i32) -> Result<Mapping> {
+        let protection = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).bits() as u64;
+        let shared = MapFlags::MAP_SHARED.bits() as u64;
+        let args = [0, SHARED_SIZE as u64, protection, shared, memfd as u64, 0];
+        let dontfork = nix::libc::MADV_DONTFORK as u64;
+        let advice = [1, SHARED_SIZE as u64, dontfork, 0, 0, 0];
+        let calls = vec![
+            Call::syscall(Sysno::mmap, args),
+            Call::syscall(Sysno::madvise, advice).referring(0, 1),
+        ];
+        let space = self.space.clone();
+        let mapped = self.connection.submit_on_link(calls, move |replies| {
+            let address = replies.first().ok_or(Error::Protocol("no reply"))?;
+            let address = address.value().map_err(Error::call("mmap"))?;
+            let mapping = Mapping::new(&space, address, SHARED_SIZE);
+            last(&replies)?.value().map_err(Error::call("madvise"))?;
+            Ok(mapping)
+        });
+        mapped.await
+    }
+
+    /// Unmaps the ring of a controller before this one, of which nobody else knows.
+    fn forget_ring(&self, before: u64, now: u64) {
+        let mut ours = self.inner().rings.lock().unwrap_or_else(PoisonError::into_inner);
+        if before != 0 && !ours.contains(&before) {
+            drop(Mapping::new(&self.space, before, SHARED_SIZE));
+        }
+        ours.insert(now);
+    }
+}
+
+/// What makes a ring once the process is called often.
+pub(super) fn when_busy(process: Weak<Inner>, polling: Polling) -> impl Fn() + Send + Sync {
+    move || {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Some(inner) = process.upgrade() else { return };
+        // If it can't be had, the stream goes on.
+        runtime.spawn(async move { Process { inner }.make_ring(polling).await });
+    }
+}
+
+fn eventfd() -> Result<OwnedFd> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let fd = EventFd::from_value_and_flags(0, flags).map_err(Error::local("eventfd"))?;
+    Ok(fd.into())
+}

@@ -1,0 +1,270 @@
+//! The ring, as seen from the controller: batches that are handed over in shared memory, in order,
+//! and completed in order. See [`crate::abi::ring`] for what lies in that memory.
+//!
+//! Of a batch, only what is neither the first bytes in nor the last bytes out becomes a record: a
+//! COPY_IN in front and a COPY_OUT at the end whose memory is in the arena are done right here,
+//! without a copy of their own. The buffers in there belong to one batch each, so nobody else's call
+//! sees that it was earlier, or later, than its place in the queue.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use nix::libc;
+
+use crate::abi::ring::CAPACITY;
+use crate::abi::wire::{MAX_REF, Operation, Request, Word};
+use crate::call::{Call, Reply};
+use crate::transport::Shared;
+
+/// The most records that are under way: behind them lie as many as a REF reaches back.
+pub const IN_FLIGHT: usize = CAPACITY - MAX_REF as usize;
+
+/// Calls under way in one ring. `T` is what the caller wants back with a batch's replies.
+pub struct Ring<T> {
+    memory: Arc<Shared>,
+    /// The number of the next call.
+    next: u64,
+    pending: VecDeque<Pending<T>>,
+    /// Records that are under way.
+    in_flight: usize,
+}
+
+struct Pending<T> {
+    /// The number of its first record, and how many it has.
+    first: u64,
+    records: usize,
+    shape: Shape,
+    tag: T,
+}
+
+/// Which calls of a batch are done here.
+#[derive(Default)]
+struct Shape {
+    /// The lengths of the copies in front.
+    before: Vec<u64>,
+    /// The copies at the end.
+    behind: Vec<Behind>,
+}
+
+/// A COPY_OUT that is done when the calls before it are complete.
+struct Behind {
+    address: u64,
+    len: Len,
+    linked: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Len {
+    Bytes(u64),
+    /// The result of the call so far back.
+    Back(u64),
+}
+
+/// What has become of a batch.
+pub enum Handed<T> {
+    /// It is with the server; the number of its last record.
+    Over(u64),
+    /// There was nothing in it for the server.
+    Complete(T, Vec<Reply>),
+    /// It can't go this way.
+    Back(Vec<Call>, T),
+}
+
+impl<T> Ring<T> {
+    /// The ring in `memory`, in which nothing has been handed over yet.
+    pub fn new(memory: Arc<Shared>) -> Self {
+        Self { memory, next: 0, pending: VecDeque::new(), in_flight: 0 }
+    }
+
+    /// The memory.
+    pub fn memory(&self) -> &Arc<Shared> {
+        &self.memory
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// The number of the last record that is under way.
+    pub fn last(&self) -> Option<u64> {
+        self.pending.back().map(Pending::last)
+    }
+
+    /// Hands one call over for a caller that waits for its result without giving others a chance to
+    /// hand over something, or that says later who waits for it.
+    pub fn push_one(&mut self, call: &Call) -> u64 {
+        let index = self.next;
+        self.memory.ring().submit(index, &request(call));
+        self.next += 1;
+        index
+    }
+
+    /// That one call is waited for like a batch from here on.
+    pub fn wait_for_one(&mut self, index: u64, tag: T) {
+        self.in_flight += 1;
+        let shape = Shape::default();
+        self.pending.push_back(Pending { first: index, records: 1, shape, tag });
+    }
+
+    /// Hands a batch over, if it can go this way: there is room, and all that it moves in and out
+    /// lies in the arena.
+    pub fn push(&mut self, mut calls: Vec<Call>, tag: T) -> Handed<T> {
+        let Some(shape) = self.shape(&calls) else { return Handed::Back(calls, tag) };
+        let (before, behind) = (shape.before.len(), shape.behind.len());
+        let records = calls.len() - before - behind;
+        for call in &calls[..before] {
+            self.memory.write(call.request.args[0], &call.payload);
+        }
+        if records == 0 {
+            let replies = self.replies(&shape, Vec::new());
+            return Handed::Complete(tag, replies);
+        }
+        let first = self.next;
+        let calls = &mut calls[before..before + records];
+        if before > 0 {
+            // What it is linked to has succeeded.
+            calls[0].request.word &= !Word::LINK;
+        }
+        for call in calls {
+            self.memory.ring().submit(self.next, &request(call));
+            self.next += 1;
+        }
+        self.in_flight += records;
+        self.pending.push_back(Pending { first, records, shape, tag });
+        Handed::Over(self.next - 1)
+    }
+
+    /// Which calls of a batch are done here, or `None` if the others can't all be records.
+    fn shape(&self, calls: &[Call]) -> Option<Shape> {
+        let mut shape = Shape::default();
+        let mut middle = calls;
+        while let [first, rest @ ..] = middle
+            && self.is_direct_in(first)
+        {
+            shape.before.push(first.payload.len() as u64);
+            middle = rest;
+        }
+        while let [rest @ .., last] = middle
+            && let Some(behind) = self.direct_out(last, middle.len() - 1)
+        {
+            shape.behind.push(behind);
+            middle = rest;
+        }
+        shape.behind.reverse();
+        if middle.is_empty() {
+            // What is linked, or has another's result for its length, needs that other one.
+            let alone = |copy: &Behind| !copy.linked && matches!(copy.len, Len::Bytes(_));
+            return shape.behind.iter().all(alone).then_some(shape);
+        }
+        let fits = self.in_flight + middle.len() <= IN_FLIGHT
+            && middle.iter().enumerate().all(|(place, call)| is_record(call, place));
+        fits.then_some(shape)
+    }
+
+    /// A COPY_IN that can be done before the others.
+    fn is_direct_in(&self, call: &Call) -> bool {
+        let Request { word, args: [address, len, ..] } = call.request;
+        word & !Word::LINK == Word::OP | Operation::CopyIn as u64 && self.memory.has(address, len)
+    }
+
+    /// A COPY_OUT that can be done after the `before` calls before it, not counting those in front.
+    fn direct_out(&self, call: &Call, before: usize) -> Option<Behind> {
+        let Request { word, args: [address, len, ..] } = call.request;
+        let refers = word & Word::reference(1);
+        if word & !(Word::LINK | refers) != Word::OP | Operation::CopyOut as u64 {
+            return None;
+        }
+        let linked = word & Word::LINK != 0;
+        let len = if refers == 0 { Len::Bytes(len) } else { Len::Back(len) };
+        let there = match len {
+            Len::Bytes(len) => self.memory.has(address, len),
+            Len::Back(back) => (1..=before as u64).contains(&back) && self.memory.has(address, 0),
+        };
+        there.then_some(Behind { address, len, linked })
+    }
+
+    /// Takes the batches that are complete, in order.
+    pub fn take_complete(&mut self, complete: &mut Vec<(T, Vec<Reply>)>) {
+        while let Some(batch) = self.pending.front() {
+            let records = batch.first..=batch.last();
+            // All of them: what is in the memory is only what the server claims.
+            let results: Option<Vec<_>> =
+                records.rev().map(|index| self.memory.ring().result(index).map(reply)).collect();
+            let Some(mut results) = results else { return };
+            results.reverse();
+            let Some(batch) = self.pending.pop_front() else { return };
+            self.in_flight -= batch.records;
+            complete.push((batch.tag, self.replies(&batch.shape, results)));
+        }
+    }
+
+    /// The replies of a whole batch from the results of its records.
+    fn replies(&self, shape: &Shape, results: Vec<Reply>) -> Vec<Reply> {
+        if shape.before.is_empty() && shape.behind.is_empty() {
+            return results;
+        }
+        let before = shape.before.iter().map(|len| reply(*len as i64));
+        let mut replies: Vec<_> = before.chain(results).collect();
+        for copy in &shape.behind {
+            let last_failed = || replies.last().is_some_and(|reply| reply.value().is_err());
+            let len = match copy.len {
+                Len::Bytes(len) => Some(len),
+                Len::Back(back) => {
+                    let at = replies.len().checked_sub(back as usize);
+                    at.and_then(|at| replies.get(at)?.value().ok())
+                }
+            };
+            let copied = match len {
+                Some(len) if !(copy.linked && last_failed()) => {
+                    // A result that is longer than the memory is not one that the kernel gave.
+                    match self.memory.read(copy.address, len) {
+                        Some(data) => Reply { result: len as i64, data },
+                        None => reply(-i64::from(libc::EFAULT)),
+                    }
+                }
+                _ => reply(-i64::from(libc::ECANCELED)),
+            };
+            replies.push(copied);
+        }
+        replies
+    }
+
+    /// The connection is over. Returns what is still under way, in order.
+    pub fn disconnect(self) -> Vec<T> {
+        self.pending.into_iter().map(|batch| batch.tag).collect()
+    }
+}
+
+impl<T> Pending<T> {
+    fn last(&self) -> u64 {
+        self.first + self.records as u64 - 1
+    }
+}
+
+fn reply(result: i64) -> Reply {
+    Reply { result, data: Vec::new() }
+}
+
+/// Whether a call can be handed over at this place of a batch: it moves no bytes of a stream, and
+/// refers to nothing that has no record.
+fn is_record(call: &Call, place: usize) -> bool {
+    let word = call.request.word;
+    let operation = Operation::from_number(word as u32);
+    let moves_nothing = word & Word::OP == 0
+        || matches!(operation, Some(Operation::Load | Operation::Store | Operation::Copy));
+    let reaches = |(argument, back): (u32, &u64)| {
+        word & Word::reference(argument) == 0 || *back <= place as u64
+    };
+    moves_nothing && (0..).zip(&call.request.args).all(reaches)
+}
+
+/// The request of a call: one that may block is marked, so that who waits for those before it is
+/// told first.
+fn request(call: &Call) -> Request {
+    let mut request = call.request;
+    if call.may_block() {
+        request.word |= Word::FLUSH;
+    }
+    request
+}

@@ -1,0 +1,146 @@
+//! Memory that this process and a server both map: the ring, and behind it an arena.
+//!
+//! The other side is not trusted: what lies in here is read once, through atomics or by a copy, and
+//! is never a reference of Rust's to anything but atomics.
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use memfd::{FileSeal, MemfdOptions};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::abi::ring::{ARENA_OFFSET, Ring};
+use crate::call::{Error, Result};
+
+/// Bytes of a ring with its arena: room for a few buffers of a mebibyte. Pages that are never used
+/// are never there.
+pub const SHARED_SIZE: usize = 8 << 20;
+
+/// The memory on this side, before the server has it.
+pub(crate) struct Prepared {
+    here: Here,
+    memfd: OwnedFd,
+}
+
+/// Pages of this process, unmapped when it is dropped.
+struct Here(NonNull<Ring>);
+
+// SAFETY: the memory is shared with another process anyway: it is accessed through atomics, and by
+// copies to and from pieces of the arena, each of which one owner has.
+unsafe impl Send for Here {}
+// SAFETY: as for Send.
+unsafe impl Sync for Here {}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        // SAFETY: mapped with that size, and references to it borrow from `self`.
+        let _ = unsafe { munmap(self.0.cast(), SHARED_SIZE) };
+    }
+}
+
+/// A ring and its arena, which a server has mapped.
+pub struct Shared {
+    here: Here,
+    /// Where the server has it.
+    there: u64,
+    /// Keeps it mapped there.
+    _mapping: Box<dyn Send + Sync>,
+}
+
+impl Prepared {
+    pub(crate) fn new() -> Result<Self> {
+        let failed = |error: memfd::Error| {
+            Error::io("memfd_create")(std::io::Error::other(error.to_string()))
+        };
+        let options = MemfdOptions::default().allow_sealing(true).close_on_exec(true);
+        let memfd = options.create("farcall-ring").map_err(failed)?;
+        memfd.as_file().set_len(SHARED_SIZE as u64).map_err(Error::io("ftruncate"))?;
+        let seals = [FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
+        memfd.add_seals(&seals).map_err(failed)?;
+        let file: File = memfd.into_file();
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        const SIZE: NonZeroUsize = NonZeroUsize::new(SHARED_SIZE).unwrap();
+        // SAFETY: new pages, at an address of the kernel's choice.
+        let pages = unsafe { mmap(None, SIZE, protection, MapFlags::MAP_SHARED, &file, 0) };
+        let pages = pages.map_err(|errno| Error::local("mmap")(errno))?;
+        let here = Here(pages.cast());
+        here.ring().describe(SHARED_SIZE as u64);
+        Ok(Self { here, memfd: file.into() })
+    }
+
+    /// What the server maps.
+    pub(crate) fn memfd(&self) -> BorrowedFd<'_> {
+        self.memfd.as_fd()
+    }
+
+    /// The server has mapped it at `there`, where it is as long as `mapping` lives.
+    pub(crate) fn mapped(self, there: u64, mapping: impl Send + Sync + 'static) -> Shared {
+        Shared { here: self.here, there, _mapping: Box::new(mapping) }
+    }
+}
+
+impl Here {
+    fn ring(&self) -> &Ring {
+        // SAFETY: mapped, page-aligned, and as large; any bytes are valid atomics, and sealed memory
+        // stays there.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Shared({:#x})", self.there)
+    }
+}
+
+impl Shared {
+    /// What lies at its start.
+    pub fn ring(&self) -> &Ring {
+        self.here.ring()
+    }
+
+    /// Where it starts in the server.
+    pub(crate) fn address(&self) -> u64 {
+        self.there
+    }
+
+    /// The arena's address in the server, and its size.
+    pub(crate) fn arena(&self) -> (u64, usize) {
+        (self.there + ARENA_OFFSET as u64, SHARED_SIZE - ARENA_OFFSET)
+    }
+
+    /// Whether that part of the server's memory is in the arena.
+    pub fn has(&self, address: u64, len: u64) -> bool {
+        self.place(address, len).is_some()
+    }
+
+    fn place(&self, address: u64, len: u64) -> Option<NonNull<u8>> {
+        let at = address.checked_sub(self.there)?;
+        let fits = at >= ARENA_OFFSET as u64 && at.checked_add(len)? <= SHARED_SIZE as u64;
+        // SAFETY: inside of the pages: it was just compared.
+        fits.then(|| unsafe { self.here.0.cast::<u8>().add(at as usize) })
+    }
+
+    /// Copies to a place in the arena. False: it is not there.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> bool {
+        let Some(place) = self.place(address, bytes.len() as u64) else { return false };
+        // SAFETY: as many bytes are there, and no reference of Rust's covers them.
+        unsafe { place.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        true
+    }
+
+    /// A copy of a part of the arena, or `None` if it is not there.
+    pub fn read(&self, address: u64, len: u64) -> Option<Vec<u8>> {
+        let place = self.place(address, len)?;
+        let mut bytes: Vec<u8> = Vec::with_capacity(len as usize);
+        // SAFETY: as many bytes are there, and there is room for them; whoever writes to them
+        // meanwhile, each is some byte.
+        unsafe {
+            bytes.as_mut_ptr().copy_from_nonoverlapping(place.as_ptr(), len as usize);
+            bytes.set_len(len as usize);
+        }
+        Some(bytes)
+    }
+}

@@ -1,0 +1,155 @@
+//! The server's side of the ring: calls that a controller hands over in shared memory.
+//!
+//! ```text
+//!            a call                          nothing for so many looks
+//!   ┌──── executing ◀──── looking ──────────────────────────────────▶ asleep, in ppoll
+//!   │         every LOOK calls                                            │
+//!   └──▶ a glance at the connection and the listener ◀────────────────────┘ bell, connection, …
+//! ```
+//! While it looks it uses its processor; asleep it uses nothing. How long it may look is the
+//! controller's to say, which knows whether there is another processor, and what that is worth.
+
+use core::hint::spin_loop;
+
+use farcall_abi::ring::{ARENA_OFFSET, Ring};
+use farcall_abi::wire::{STREAM_VERSION, Word};
+
+use crate::arch;
+use crate::serve::Server;
+use crate::sys::{self, EFAULT, Patience, SI_QUEUE, SigInfo};
+
+/// After so many calls in a row the server looks at its descriptors, even if there are more: what
+/// that costs is then less than a hundredth of what the calls do.
+const LOOK: u32 = 128;
+
+/// The ring. All zeros: there is none.
+#[repr(C)]
+pub struct Queue {
+    /// Where it is, or was for an earlier connection.
+    address: u64,
+    /// The number of the next call.
+    next: u64,
+    /// Where the controller says which call is to be interrupted, while one of the ring's is being
+    /// executed; else null.
+    pub cancel: *const u64,
+    /// Rings for a controller that sleeps.
+    bell: i32,
+}
+
+impl Queue {
+    /// What `cancel` points to if it means the call that is being executed.
+    pub fn number(&self) -> u64 {
+        self.next + 1
+    }
+}
+
+/// The signal INTERRUPT_SIGNAL: makes the call that is meant return EINTR, unless it has returned by
+/// itself.
+///
+/// A call that blocks comes here by the signal, and the kernel would go on with it afterwards, or has
+/// already made it return EINTR. A call that is about to be made would go on too, and block: wherever
+/// the thread is between the last look at `cancel` and the call, it is turned back
+/// instead.
+pub extern "C" fn interrupt(_: i32, info: *const SigInfo, context: *mut u8) {
+    // SAFETY: the kernel passes both with SA_SIGINFO.
+    let info = unsafe { &*info };
+    if info.code != SI_QUEUE {
+        return;
+    }
+    // SAFETY: who may send this signal may end the process, and promises with SI_QUEUE that its value
+    // is the address of a ring.
+    let Some(ring) = (unsafe { (info.value as *const Ring).as_ref() }) else { return };
+    if ring.deliver() {
+        // SAFETY: as above, and nobody else has a reference to it.
+        unsafe { arch::turn_back(context) };
+    }
+}
+
+impl Server {
+    /// Executes calls of the ring as long as more come. Says how long the descriptors may be waited
+    /// for then.
+    #[inline(never)]
+    pub fn serve_ring(&mut self) -> Patience {
+        if !self.has_ring() {
+            return Patience::Endless;
+        }
+        // SAFETY: `enter_ring` has found it there, made of atomics, for which any bytes are valid.
+        // It stays there, unless the controller takes it away from its own server.
+        let ring = unsafe { &*(self.ring.address as *const Ring) };
+        ring.wake();
+        let patience = ring.patience();
+        let mut looks = 0;
+        let mut calls = 0;
+        while looks <= patience {
+            let next = self.ring.next;
+            if let Some(request) = ring.take(next) {
+                self.request = request;
+                if request.word & Word::FLUSH == 0 {
+                    ring.begin_quick(next);
+                } else {
+                    // It may take long.
+                    self.wake_controller(ring);
+                    if !ring.begin(next) && ring.hold(next) {
+                        return Patience::Endless;
+                    }
+                    ring.wake();
+                }
+                self.ring.cancel = ring.cancel();
+                let result = self.evaluate(STREAM_VERSION);
+                self.ring.cancel = core::ptr::null();
+                self.history.record(result);
+                ring.complete(next, request.word, result);
+                self.ring.next = next + 1;
+                looks = 0;
+                calls += 1;
+                if calls == LOOK {
+                    self.wake_controller(ring);
+                    return Patience::None;
+                }
+            } else {
+                if looks == 0 {
+                    self.wake_controller(ring);
+                }
+                looks += 1;
+                spin_loop();
+            }
+        }
+        if ring.sleep(self.ring.next) { Patience::Endless } else { Patience::None }
+    }
+
+    /// Wakes a controller that waits for what has been completed.
+    fn wake_controller(&self, ring: &Ring) {
+        if ring.controller_waits() {
+            sys::ring(self.ring.bell);
+        }
+    }
+
+    pub fn has_ring(&self) -> bool {
+        self.watched.bell.fd >= 0
+    }
+
+    /// The operation RING: the address of the ring before, or 0.
+    pub fn enter_ring(&mut self) -> i64 {
+        let [address, bells, ..] = self.request.args;
+        let size = ARENA_OFFSET as u64;
+        // It can be read and written.
+        if !address.is_multiple_of(64) || sys::copy(address, address, size) != size as i64 {
+            return EFAULT;
+        }
+        self.leave_ring();
+        let before = self.ring.address;
+        let bell = (bells >> 32) as i32;
+        self.ring = Queue { address, next: 0, cancel: core::ptr::null(), bell };
+        self.watched.bell.fd = bells as i32;
+        before as i64
+    }
+
+    /// Leaves the ring: what has not been executed in it never will be.
+    pub fn leave_ring(&mut self) {
+        if self.has_ring() {
+            sys::close(self.watched.bell.fd);
+            sys::close(self.ring.bell);
+            self.watched.bell.fd = -1;
+        }
+    }
+}
