@@ -65,6 +65,23 @@ pub enum Error {
         /// Its number in its own table.
         fd: i32,
     },
+    /// A call was interrupted at its deadline: it returned EINTR, or had not begun.
+    #[error("{call}: interrupted at its deadline")]
+    TimedOut {
+        /// The call's name in its man page.
+        call: &'static str,
+    },
+    /// A call can't be interrupted: the process has no ring, in which it is known what it executes.
+    #[error(
+        "the call can't be interrupted: the process has no memory in common with the controller (Process::enter_ring makes it, on the same machine, for servers that read ahead)"
+    )]
+    NotInterruptible,
+    /// The signal that interrupts a call was sent and never heard.
+    #[error(
+        "the process did not hear the signal that interrupts calls, {}: it blocks it, or handles it in another way",
+        crate::abi::ring::INTERRUPT_SIGNAL
+    )]
+    Signal,
     /// The image in a process is not one that this build can drive.
     #[error(
         "the process runs a server image of layout {}, this farcall drives layout {}: use the farcall that started it",

@@ -5,7 +5,7 @@ mod error;
 mod polling;
 
 pub(crate) use connection::WeakConnection;
-pub use connection::{Connection, Receipt};
+pub use connection::{Connection, Interrupter, Receipt};
 pub use error::{Error, Outcome, Result, errno_name};
 pub use polling::Polling;
 

@@ -3,14 +3,16 @@
 //! That takes a few round trips and two descriptors, and pages on both sides. So a process gets its
 //! ring when it turns out to be called often, or when it is asked for.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, PoisonError, Weak};
 
+use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::mman::{MapFlags, ProtFlags};
-use syscalls::Sysno;
+use syscalls::{Sysno, syscall};
 
 use super::{Inner, Process, to_the_end};
+use crate::abi::ring::INTERRUPT_SIGNAL;
 use crate::abi::wire::Operation;
 use crate::call::{Call, Error, Polling, Result};
 use crate::handle::Mapping;
@@ -83,7 +85,9 @@ impl Process {
         self.server_fds().ring = bells.to_vec();
         self.forget_ring(before, memory.address());
         self.set_shared(&memory);
-        self.connection.enter_ring(epoch, memory, polling, bell_there, bell_here)
+        let (pidfd, address) = (self.shared_pidfd().clone(), memory.address());
+        let signal = Arc::new(move || interrupt(&pidfd, address));
+        self.connection.enter_ring(epoch, memory, polling, signal, bell_there, bell_here)
     }
 
     /// Maps the memory into the process, and keeps it out of children that get a copy of the
@@ -127,6 +131,39 @@ pub(super) fn when_busy(process: Weak<Inner>, polling: Polling) -> impl Fn() + S
         // If it can't be had, the stream goes on.
         runtime.spawn(async move { Process { inner }.make_ring(polling).await });
     }
+}
+
+/// Sends a process the signal that interrupts a call of the ring at `address` in it.
+fn interrupt(pidfd: &OwnedFd, address: u64) -> Result<()> {
+    /// siginfo_t, as far as it is used, and as large.
+    #[repr(C)]
+    struct Info {
+        signal: i32,
+        errno: i32,
+        code: i32,
+        pad: i32,
+        pid: i32,
+        uid: u32,
+        value: u64,
+        rest: [u64; 12],
+    }
+    const { assert!(size_of::<Info>() == 128) };
+    let info = Info {
+        signal: INTERRUPT_SIGNAL as i32,
+        errno: 0,
+        code: nix::libc::SI_QUEUE,
+        pad: 0,
+        pid: 0,
+        uid: 0,
+        value: address,
+        rest: [0; 12],
+    };
+    // SAFETY: the kernel reads the structure, which is as large as it takes it to be.
+    let sent = unsafe {
+        syscall!(Sysno::pidfd_send_signal, pidfd.as_raw_fd(), INTERRUPT_SIGNAL, &raw const info, 0)
+    };
+    sent.map(|_| ())
+        .map_err(|errno| Error::local("pidfd_send_signal")(Errno::from_raw(errno.into_raw())))
 }
 
 fn eventfd() -> Result<OwnedFd> {

@@ -12,6 +12,7 @@ mod rights;
 mod socket;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 pub(crate) use credentials::exit_group;
 pub use process::WaitStatus;
@@ -136,6 +137,33 @@ impl Task {
     /// The errno of the call, or what became of the connection.
     pub async fn syscall(&self, number: Sysno, args: [u64; 6]) -> Result<u64> {
         self.connection.call(number.name(), Call::syscall(number, args)).await
+    }
+
+    /// [`Task::syscall`] of a call that is interrupted if it is not complete within `limit`: it has
+    /// returned EINTR then, as if a signal had come that has a handler, or had not begun.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`], else as of [`Task::syscall`]; [`Error::NotInterruptible`] if the process
+    /// has no memory in common with this one, see [`Process::enter_ring`](crate::Process::enter_ring).
+    pub async fn syscall_within(
+        &self,
+        limit: Duration,
+        number: Sysno,
+        args: [u64; 6],
+    ) -> Result<u64> {
+        let call = Call::syscall(number, args);
+        self.connection.call_within(limit, number.name(), call).await
+    }
+
+    /// [`Task::syscall`], awaited on this thread: the fastest way to make a call. See
+    /// [`Connection::call_blocking`].
+    ///
+    /// # Errors
+    ///
+    /// As of [`Task::syscall`].
+    pub fn syscall_blocking(&self, number: Sysno, args: [u64; 6]) -> Result<u64> {
+        self.connection.call_blocking(number.name(), &Call::syscall(number, args))
     }
 
     /// A handle to descriptor `number` of the target process, which is open there: one whose

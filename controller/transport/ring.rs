@@ -91,6 +91,18 @@ impl<T> Ring<T> {
         self.pending.back().map(Pending::last)
     }
 
+    /// Whether one more call can be handed over.
+    pub fn has_room(&self) -> bool {
+        self.in_flight < IN_FLIGHT
+    }
+
+    /// Whether call `index` has been handed over and has no result yet.
+    pub fn is_under_way(&self, index: u64) -> bool {
+        // Of a batch that is complete and not taken yet the records are still there.
+        let waits = self.pending.iter().any(|batch| (batch.first..=batch.last()).contains(&index));
+        waits && self.memory.ring().result(index).is_none()
+    }
+
     /// Hands one call over for a caller that waits for its result without giving others a chance to
     /// hand over something, or that says later who waits for it.
     pub fn push_one(&mut self, call: &Call) -> u64 {

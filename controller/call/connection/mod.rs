@@ -13,6 +13,7 @@
 //! what comes.
 
 mod driver;
+mod interrupt;
 mod ring;
 mod state;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
 use driver::drive;
+pub use interrupt::Interrupter;
 use ring::{Offered, Waited};
 use state::{Link, Lost, State};
 
@@ -113,6 +115,14 @@ impl<R> Future for Receipt<R> {
 }
 
 impl<R> Receipt<R> {
+    /// What can interrupt the last call of the batch; none where the batch takes the stream, on which
+    /// nobody here knows what the server is executing. To be asked for before the receipt is first
+    /// polled.
+    #[must_use]
+    pub fn interrupter(&self) -> Option<Interrupter> {
+        self.waited.as_ref().map(Waited::interrupter)
+    }
+
     /// Waits on this thread.
     ///
     /// # Errors
@@ -232,11 +242,7 @@ impl Connection {
 
     /// [`Connection::submit`] of one system call or operation, completed with its value.
     pub fn call(&self, name: &'static str, call: Call) -> Receipt<u64> {
-        self.submit(vec![call], move |replies| {
-            replies.first().map_or(Err(Error::Protocol("no reply")), |reply| {
-                reply.value().map_err(Error::call(name))
-            })
-        })
+        self.submit(vec![call], move |replies| value(name, &replies))
     }
 
     /// Writes nothing new until [`Connection::release`], and returns when nothing is unanswered
@@ -419,10 +425,7 @@ impl Shared {
         }
         if let Some(ring) = state.usable_ring() {
             match ring.offer(calls, batch) {
-                Offered::HandedOver(memory, looks, index) => {
-                    drop(state);
-                    return Some(Waited::new(self, memory, looks, index));
-                }
+                Offered::HandedOver(index) => return Some(ring.waited(self, index)),
                 Offered::Complete(batch, replies) => {
                     state.completing += 1;
                     drop(state);
@@ -452,6 +455,12 @@ impl Shared {
         }
         None
     }
+}
+
+/// The value of a call that was a batch of its own.
+fn value(name: &'static str, replies: &[Reply]) -> Result<u64> {
+    let reply = replies.first().ok_or(Error::Protocol("no reply"))?;
+    reply.value().map_err(Error::call(name))
 }
 
 /// What completes a batch, and what waits for that.

@@ -21,8 +21,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
+use super::interrupt::{Interrupter, Interrupts, Signal};
 use super::state::{Link, State};
-use super::{Batch, Connection, Shared, receipt};
+use super::{Batch, Connection, Shared, receipt, value};
 use crate::call::polling::{Looks, Polling};
 use crate::call::{Call, Error, Reply, Result};
 use crate::transport;
@@ -34,6 +35,7 @@ pub(super) struct RingLink {
     /// Wakes the server.
     bell: OwnedFd,
     looks: Arc<Looks>,
+    interrupts: Interrupts,
     /// Dropping it ends the task that hears the controller's bell.
     _attended: oneshot::Sender<()>,
 }
@@ -43,13 +45,14 @@ pub(super) struct Waited {
     shared: Arc<Shared>,
     memory: Arc<transport::Shared>,
     looks: Arc<Looks>,
+    interrupts: Interrupts,
     /// The number of its last record.
     index: u64,
 }
 
 /// What has become of a batch that was offered to a ring.
 pub(super) enum Offered {
-    HandedOver(Arc<transport::Shared>, Arc<Looks>, u64),
+    HandedOver(u64),
     Complete(Batch, Vec<Reply>),
     Back(Vec<Call>, Batch),
 }
@@ -65,8 +68,32 @@ impl RingLink {
             Handed::Complete(batch, replies) => Offered::Complete(batch, replies),
             Handed::Over(index) => {
                 self.wake_server();
-                Offered::HandedOver(self.calls.memory().clone(), self.looks.clone(), index)
+                Offered::HandedOver(index)
             }
+        }
+    }
+
+    /// Whether one more call can be handed over.
+    pub(super) fn has_room(&self) -> bool {
+        self.calls.has_room()
+    }
+
+    /// Hands over one call, for which there is room and which moves no bytes.
+    pub(super) fn hand_over(&mut self, call: &Call, batch: Batch) -> u64 {
+        let index = self.calls.push_one(call);
+        self.calls.wait_for_one(index, batch);
+        self.wake_server();
+        index
+    }
+
+    /// What waits for call `index`.
+    pub(super) fn waited(&self, shared: &Arc<Shared>, index: u64) -> Waited {
+        Waited {
+            shared: shared.clone(),
+            memory: self.calls.memory().clone(),
+            looks: self.looks.clone(),
+            interrupts: self.interrupts.clone(),
+            index,
         }
     }
 
@@ -105,13 +132,9 @@ impl RingLink {
 }
 
 impl Waited {
-    pub(super) fn new(
-        shared: &Arc<Shared>,
-        memory: Arc<transport::Shared>,
-        looks: Arc<Looks>,
-        index: u64,
-    ) -> Self {
-        Self { shared: shared.clone(), memory, looks, index }
+    /// What interrupts the batch's last call.
+    pub(super) fn interrupter(&self) -> Interrupter {
+        Interrupter::new(&self.shared, &self.memory, &self.interrupts, self.index)
     }
 
     /// Looks for a while whether it is complete, and completes it. False: it is left to the task
@@ -181,14 +204,35 @@ impl Shared {
     }
 }
 
+impl Shared {
+    /// Whether call `index` of the ring in `memory` is under way.
+    pub(super) fn is_under_way(&self, memory: &Arc<transport::Shared>, index: u64) -> bool {
+        let state = self.lock();
+        let ring = state.ring.as_ref().filter(|ring| Arc::ptr_eq(ring.calls.memory(), memory));
+        ring.is_some_and(|ring| ring.calls.is_under_way(index))
+    }
+
+    /// The server may have waited for something that is not in a record.
+    pub(super) fn wake_server(&self, memory: &Arc<transport::Shared>) {
+        let state = self.lock();
+        if let Some(ring) = &state.ring
+            && Arc::ptr_eq(ring.calls.memory(), memory)
+        {
+            ring.wake_server();
+        }
+    }
+}
+
 impl Connection {
     /// Calls go into the ring in `memory` from here on, where they can. The server was told of it on
     /// link `epoch`, and if that one is over nothing happens.
+    #[expect(clippy::too_many_arguments, reason = "they are what a ring is made of")]
     pub(crate) fn enter_ring(
         &self,
         epoch: u64,
         memory: Arc<transport::Shared>,
         polling: Polling,
+        signal: Signal,
         bell: OwnedFd,
         ours: OwnedFd,
     ) -> Result<()> {
@@ -203,7 +247,8 @@ impl Connection {
         let looks = Arc::new(Looks::new(polling));
         memory.ring().set_patience(looks.for_call(false));
         let calls = Ring::new(memory);
-        state.ring = Some(RingLink { calls, bell, looks, _attended: attended });
+        let interrupts = Interrupts::new(signal);
+        state.ring = Some(RingLink { calls, bell, looks, interrupts, _attended: attended });
         tokio::spawn(attend(Arc::downgrade(self.shared()), ours, over));
         Ok(())
     }
@@ -250,17 +295,13 @@ impl Connection {
         {
             return Reply { result, data: Vec::new() }.value().map_err(Error::call(name));
         }
-        let (complete, mut receipt) = receipt(move |replies| {
-            let reply = replies.first().ok_or(Error::Protocol("no reply"))?;
-            reply.value().map_err(Error::call(name))
-        });
+        let (complete, receipt) = receipt(move |replies| value(name, &replies));
         ring.calls.wait_for_one(index, Batch { complete, of_link: false });
         let complete = ring.attend();
         drop(state);
         if complete {
             self.shared().collect();
         }
-        receipt.waited = None;
         receipt.wait()
     }
 }
