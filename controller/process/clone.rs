@@ -91,7 +91,7 @@ impl ChildBuilder {
         let Started { pid, pidfd, here, input, data, memory, top } = started;
         // A copy here would hide the child's end from its connection.
         drop((sockets.stream_there, sockets.data_there));
-        let connection = Connection::new(sockets.stream);
+        let connection = Connection::over(sockets.stream);
         // It is the same image under the same kernel: what its parent can, it can.
         // Whatever it answers, from then on its life is tied to its parent's.
         let version = parent.connection.version();

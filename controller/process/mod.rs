@@ -11,12 +11,12 @@ use std::future::Future;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sched::CloneFlags;
 use syscalls::{Sysno, syscall};
-use tokio::net::UnixStream;
 use tokio::sync::{OnceCell, OwnedMutexGuard};
 
 pub use child::Child;
@@ -24,7 +24,7 @@ pub(crate) use child::watch_attached;
 pub use clone::ChildBuilder;
 
 use crate::abi::handshake::Token;
-use crate::call::{Call, Connection, Error, Outcome, Result};
+use crate::call::{Call, Connection, Error, Outcome, Result, Socket};
 use crate::handle::{AddressSpace, FdTable, Mapping};
 use crate::image::Loaded;
 use crate::memory::Arena;
@@ -330,7 +330,7 @@ pub(crate) fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
 
 /// A connected pair for a connection: the stream's ends, then the data socket's, ours first.
 pub(crate) struct Sockets {
-    pub(crate) stream: UnixStream,
+    pub(crate) stream: Socket,
     pub(crate) stream_there: OwnedFd,
     pub(crate) data: OwnedFd,
     pub(crate) data_there: OwnedFd,
@@ -339,13 +339,12 @@ pub(crate) struct Sockets {
 impl Sockets {
     pub(crate) fn new() -> Result<Self> {
         let failed = Error::io("socketpair");
-        let pair = || std::os::unix::net::UnixStream::pair();
+        let pair = || UnixStream::pair();
         let make = || {
             let (stream, stream_there) = pair()?;
             let (data, data_there) = pair()?;
-            stream.set_nonblocking(true)?;
             Ok(Self {
-                stream: UnixStream::from_std(stream)?,
+                stream: Socket::new(stream)?,
                 stream_there: stream_there.into(),
                 data: data.into(),
                 data_there: data_there.into(),

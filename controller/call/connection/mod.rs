@@ -13,6 +13,7 @@
 //! what comes.
 
 mod driver;
+mod socket;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -28,13 +29,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
 use driver::drive;
+pub(crate) use socket::Socket;
 use state::{Link, State};
 
 use super::{Call, Error, Outcome, Reply, Result};
 use crate::transport::stream::Stream;
-
-/// Bytes that one read takes.
-const READ_SIZE: usize = 64 * 1024;
 
 /// Runs when a batch is complete or lost.
 type Complete = Box<dyn FnOnce(Result<Vec<Reply>>) + Send>;
@@ -102,8 +101,17 @@ impl<R> Future for Receipt<R> {
 
 impl Connection {
     /// A connection on `stream`. Must be called within a tokio runtime, whose tasks carry it.
-    #[must_use]
-    pub fn new(stream: UnixStream) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// Where the runtime can't wait for the stream.
+    pub fn new(stream: UnixStream) -> Result<Self> {
+        let socket = stream.into_std().and_then(Socket::new);
+        Ok(Self::over(socket.map_err(Error::io("waiting for a stream"))?))
+    }
+
+    /// The same on a socket that the runtime waits for already.
+    pub(crate) fn over(stream: Socket) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 stream: Stream::default(),
@@ -127,7 +135,7 @@ impl Connection {
     }
 
     /// Goes on over another stream, held: nothing is written before [`Connection::release`].
-    pub(crate) fn attach(&self, stream: UnixStream) {
+    pub(crate) fn attach(&self, stream: Socket) {
         let stream = Arc::new(stream);
         let mut state = self.shared().lock();
         let answered = state.drain();

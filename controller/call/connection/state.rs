@@ -4,10 +4,10 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
-use tokio::net::UnixStream;
+use nix::sys::socket::{Shutdown, shutdown};
 
-use super::{Batch, READ_SIZE};
+use super::Batch;
+use super::socket::Socket;
 use crate::call::{Outcome, Reply};
 use crate::transport::stream::Stream;
 
@@ -27,14 +27,14 @@ pub(super) struct State {
 }
 
 pub(super) enum Link {
-    Up(Arc<UnixStream>),
-    Held(Arc<UnixStream>),
+    Up(Arc<Socket>),
+    Held(Arc<Socket>),
     Down,
     Gone,
 }
 
 impl Link {
-    pub(super) fn stream(&self) -> Option<&Arc<UnixStream>> {
+    pub(super) fn stream(&self) -> Option<&Arc<Socket>> {
         match self {
             Self::Up(stream) | Self::Held(stream) => Some(stream),
             Self::Down | Self::Gone => None,
@@ -82,13 +82,13 @@ impl State {
         }
     }
 
-    pub(super) fn write(&mut self, stream: &UnixStream, torn_only: bool) -> bool {
+    pub(super) fn write(&mut self, stream: &Socket, torn_only: bool) -> bool {
         loop {
             let output = self.stream.output(torn_only);
             if output.is_empty() {
                 return false;
             }
-            match stream.try_write_vectored(&output) {
+            match stream.write(&output) {
                 Ok(n) => self.stream.wrote(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 // The reading side sees the end too, and it is the one that acts on it.
@@ -109,10 +109,9 @@ impl State {
     /// heard of it.
     pub(super) fn drain(&mut self) -> Vec<(Batch, Vec<Reply>)> {
         let Some(stream) = self.link.stream().cloned() else { return Vec::new() };
-        let mut buffer = vec![0; READ_SIZE];
         let mut complete = Vec::new();
-        while let Ok(n @ 1..) = recv(stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            let arrived = self.receive(&buffer[..n]);
+        let mut read = || stream.read_now(|bytes| (!bytes.is_empty()).then(|| self.receive(bytes)));
+        while let Ok(Some(arrived)) = read() {
             complete.extend(arrived.complete);
             if arrived.over {
                 break;
