@@ -13,11 +13,11 @@ use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::sched::CloneFlags;
 use syscalls::{Sysno, syscall};
-use tokio::sync::{OnceCell, OwnedMutexGuard};
+use tokio::sync::{OwnedMutexGuard, watch};
 
 pub use child::Child;
 pub(crate) use child::watch_attached;
@@ -25,7 +25,7 @@ pub use clone::ChildBuilder;
 
 use crate::abi::handshake::Token;
 use crate::call::{Call, Connection, Error, Outcome, Result, Socket};
-use crate::handle::{AddressSpace, FdTable, Mapping};
+use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::Arena;
 use crate::sys::{DataSocket, Guardian, Task};
@@ -43,9 +43,9 @@ pub(crate) struct Inner {
     task: Task,
     image: Loaded,
     fds: Mutex<ServerFds>,
-    /// The stack that isolated children start on: each has its own copy of it.
-    nursery: OnceCell<(Mapping, u64)>,
     pidfd: Arc<OwnedFd>,
+    /// Tells the end of a process that no parent here made, once somebody depends on it.
+    end: OnceLock<watch::Receiver<bool>>,
     /// What a child still has in its parent; none for a process that no parent here made.
     remains: Option<Arc<child::Remains>>,
     /// Ends the process with the last handle: a root server's.
@@ -132,7 +132,7 @@ impl Process {
                 ),
                 image: parts.image,
                 fds: Mutex::new(parts.fds),
-                nursery: OnceCell::new(),
+                end: OnceLock::new(),
                 pidfd: parts.pidfd,
                 remains: parts.remains,
                 _life: parts.life,
@@ -224,15 +224,11 @@ impl Process {
         table.reserve(mine.iter().copied());
         self.set_table(table.clone());
         // In the copy, other servers' descriptors would keep their connections open.
-        for number in old.reserved().difference(&mine) {
-            table.close_later(*number);
-        }
+        table.close_later(old.reserved().difference(&mine).copied());
         // And in the old table, if somebody is left in it, this server's.
         old.leave(&self.connection);
         if !old.members().is_empty() {
-            for number in mine {
-                old.close_later(number);
-            }
+            old.close_later(mine);
         }
         drop(quiet);
         if let Some(remains) = &self.inner.remains {
@@ -280,12 +276,6 @@ impl Process {
 
     pub(crate) fn shared_pidfd(&self) -> &Arc<OwnedFd> {
         &self.inner.pidfd
-    }
-
-    /// The top of the stack that isolated children start on.
-    async fn nursery(&self) -> Result<u64> {
-        let nursery = self.inner.nursery.get_or_try_init(|| self.mmap_stack(0)).await?;
-        Ok(nursery.1)
     }
 }
 

@@ -45,6 +45,14 @@ struct Batch {
     of_link: bool,
 }
 
+/// When a batch is written, if nothing is under way.
+#[derive(PartialEq, Eq)]
+enum When {
+    AtOnce,
+    /// When the driver has its turn.
+    Soon,
+}
+
 /// One controller's hold on one server. Clones are the same connection; when the last one is
 /// dropped, what is queued still goes out, then the stream ends.
 #[derive(Clone)]
@@ -177,7 +185,19 @@ impl Connection {
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
         let (complete, receipt) = receipt(complete);
-        self.shared().submit(calls, Batch { complete, of_link: false });
+        self.shared().submit(calls, Batch { complete, of_link: false }, When::AtOnce);
+        receipt
+    }
+
+    /// The same for what nobody waits for: it goes out together with what is submitted next, if
+    /// that is soon.
+    pub(crate) fn submit_soon<R: Send + 'static>(
+        &self,
+        calls: Vec<Call>,
+        complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
+    ) -> Receipt<R> {
+        let (complete, receipt) = receipt(complete);
+        self.shared().submit(calls, Batch { complete, of_link: false }, When::Soon);
         receipt
     }
 
@@ -189,7 +209,7 @@ impl Connection {
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
         let (complete, receipt) = receipt(complete);
-        self.shared().submit(calls, Batch { complete, of_link: true });
+        self.shared().submit(calls, Batch { complete, of_link: true }, When::AtOnce);
         receipt
     }
 
@@ -352,7 +372,7 @@ impl Shared {
         self.changed.send_replace(());
     }
 
-    fn submit(&self, calls: Vec<Call>, batch: Batch) {
+    fn submit(&self, calls: Vec<Call>, batch: Batch, when: When) {
         let mut state = self.lock();
         let refused = match state.link {
             Link::Gone => Some(Err(Error::Gone)),
@@ -369,8 +389,9 @@ impl Shared {
         // A call that finds nothing under way goes out at once. Behind others it is left to the
         // driver, which writes all that has gathered together.
         let idle = state.stream.is_answered() && state.stream.is_written();
+        let at_once = idle && when == When::AtOnce;
         state.stream.push(calls, batch);
-        let left = !idle || state.flush();
+        let left = !at_once || state.flush();
         drop(state);
         if left {
             self.work.notify_one();
