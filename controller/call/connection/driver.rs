@@ -23,8 +23,15 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                 blocked = ready.is_ok() && flush(&shared, epoch);
             }
             () = shared.work.notified() => {
-                if shared.lock().dead {
+                let (dead, soon) = {
+                    let state = shared.lock();
+                    (state.dead, state.soon)
+                };
+                if dead {
                     break;
+                }
+                if soon {
+                    tokio::task::yield_now().await;
                 }
                 blocked = flush(&shared, epoch);
             }

@@ -49,7 +49,7 @@ struct Batch {
 #[derive(PartialEq, Eq)]
 enum When {
     AtOnce,
-    /// When the driver has its turn.
+    /// With the next batch, or when all tasks that can have had their turn.
     Soon,
 }
 
@@ -129,6 +129,7 @@ impl Connection {
                 dead: false,
                 closing: false,
                 completing: 0,
+                soon: false,
             }),
             work: Notify::new(),
             changed: watch::Sender::new(()),
@@ -388,7 +389,9 @@ impl Shared {
         }
         // A call that finds nothing under way goes out at once. Behind others it is left to the
         // driver, which writes all that has gathered together.
-        let idle = state.stream.is_answered() && state.stream.is_written();
+        // What can wait for company has it then.
+        let idle = state.stream.is_answered() && (state.stream.is_written() || state.soon);
+        state.soon = idle && when == When::Soon;
         let at_once = idle && when == When::AtOnce;
         state.stream.push(calls, batch);
         let left = !at_once || state.flush();

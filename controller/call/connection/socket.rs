@@ -23,7 +23,7 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_SIZE].into());
 }
 
-/// A connected stream socket that does not block.
+/// A connected stream socket. It may be a blocking one: no call here waits for it.
 pub(crate) struct Socket(AsyncFd<UnixStream>);
 
 impl AsRawFd for Socket {
@@ -35,7 +35,6 @@ impl AsRawFd for Socket {
 impl Socket {
     /// Must be called within a tokio runtime.
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
-        stream.set_nonblocking(true)?;
         Ok(Self(waiting(stream, Interest::READABLE)?))
     }
 

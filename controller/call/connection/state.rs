@@ -24,6 +24,8 @@ pub(super) struct State {
     pub(super) closing: bool,
     /// Batches that have their replies, and whose closures have not returned yet.
     pub(super) completing: usize,
+    /// All that is queued can wait for what comes next.
+    pub(super) soon: bool,
 }
 
 pub(super) enum Link {
@@ -69,6 +71,7 @@ impl State {
 
     /// Writes what can be written. Says whether something is left that could be.
     pub(super) fn flush(&mut self) -> bool {
+        self.soon = false;
         match &self.link {
             Link::Up(stream) => {
                 let stream = stream.clone();
