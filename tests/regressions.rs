@@ -414,3 +414,18 @@ async fn a_full_table_of_descriptors_does_not_make_a_process_unreachable() {
     other.openat(None, "/dev/null", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
     other.exit(0).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_was_dropped_before_the_end_of_a_connection_is_closed() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    let pid = process.pid().unwrap();
+    let fd = process.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+    let number = fd.number();
+    drop(fd);
+    process.prepare_for_reconnect().await.unwrap();
+    assert!(!fds(pid).contains_key(&number));
+    process.reconnect().await.unwrap();
+    process.exit(0).await.unwrap();
+}

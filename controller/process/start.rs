@@ -112,7 +112,8 @@ async fn at_once(
         // The order of messages is the order of the calls that take them.
         let socket = parent.data.lock().unwrap_or_else(PoisonError::into_inner);
         socket.pass(there)?;
-        let mut steps = Steps(vec![Call::copy_in(sp, bytes)]);
+        let mut steps = Steps(Vec::with_capacity(16));
+        steps.0.push(Call::copy_in(sp, bytes));
         let received = steps.linked(socket.recvmsg(incoming));
         let fds = incoming + Message::FDS as u64;
         let input = steps.load(fds);

@@ -230,6 +230,7 @@ impl Connection {
         loop {
             {
                 let mut state = self.shared().lock();
+                state.hurry();
                 state.hold();
                 if state.link.stream().is_none() || state.is_idle() {
                     return;
@@ -243,6 +244,7 @@ impl Connection {
     /// Holds the connection if nothing is unanswered on it. Says whether it is held now.
     pub(crate) fn try_hold(&self) -> bool {
         let mut state = self.shared().lock();
+        state.hurry();
         let idle = state.is_idle();
         if idle {
             state.hold();

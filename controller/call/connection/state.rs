@@ -57,6 +57,13 @@ impl State {
         self.stream.is_answered() && self.completing == 0
     }
 
+    /// Writes what waits for company: there will be none.
+    pub(super) fn hurry(&mut self) {
+        if self.soon {
+            self.flush();
+        }
+    }
+
     pub(super) fn hold(&mut self) {
         if let Link::Up(stream) = &self.link {
             self.link = Link::Held(stream.clone());

@@ -91,3 +91,26 @@ async fn an_empty_batch_is_complete() {
     let connection = Connection::over(stream);
     assert_eq!(connection.submit(Vec::new(), |replies| Ok(replies.len())).await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn what_can_wait_goes_out_with_what_comes_next_or_else_by_itself() {
+    let (stream, mut server) = pair();
+    let connection = Connection::over(stream);
+    let first = connection.submit_soon(vec![getpid()], |replies| Ok(replies.len()));
+    let second = connection.call("getpid", getpid());
+    let mut requests = [0; 2 * REQUEST_SIZE + 1];
+    // Both have been written by now, in order.
+    assert_eq!(server.read(&mut requests).unwrap(), 2 * REQUEST_SIZE);
+    server.write_all(&[1i64.to_le_bytes(), 2i64.to_le_bytes()].concat()).unwrap();
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (1, 2));
+    let alone = connection.submit_soon(vec![getpid()], |replies| Ok(replies.len()));
+    request(&server).await;
+    server.write_all(&3i64.to_le_bytes()).unwrap();
+    assert_eq!(alone.await.unwrap(), 1);
+    // Who waits until nothing is unanswered waits for it too.
+    let held = connection.submit_soon(vec![getpid()], |replies| Ok(replies.len()));
+    assert!(!connection.try_hold());
+    request(&server).await;
+    server.write_all(&4i64.to_le_bytes()).unwrap();
+    assert_eq!(held.await.unwrap(), 1);
+}
