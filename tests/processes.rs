@@ -565,6 +565,148 @@ async fn a_child_that_does_not_fit_into_its_parents_table_leaves_nothing() {
     }
 }
 
+/// The addresses behind guard pages in a process: where stacks of its children begin.
+fn stacks(pid: i32) -> Vec<u64> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let guards = maps.lines().filter(|line| line.contains(" ---p "));
+    let end = |line: &str| u64::from_str_radix(line.split(['-', ' ']).nth(1).unwrap(), 16).unwrap();
+    guards.map(end).collect()
+}
+
+#[tokio::test]
+async fn a_stack_that_a_child_has_left_is_the_next_ones_and_nobody_elses() {
+    for root in roots().await {
+        let pid = root.pid().unwrap();
+        let spawn = || root.child().share_memory().share_files().spawn();
+        let mut first = spawn().await.unwrap();
+        let stack = stacks(pid);
+        assert_eq!(stack.len(), 1);
+        // It is used, so an isolated child begins on another one, and both work.
+        let isolated = root.child().spawn().await.unwrap();
+        assert_eq!(stacks(pid).len(), 2);
+        first.exit(0).await.unwrap();
+        first.wait().await.unwrap();
+        for _ in 0..20 {
+            let mut next = spawn().await.unwrap();
+            assert_eq!(next.getppid().await.unwrap(), root.getpid().await.unwrap());
+            next.exit(3).await.unwrap();
+            assert_eq!(next.wait().await.unwrap(), WaitStatus::Exited(3));
+        }
+        assert_eq!(stacks(pid).len(), 2);
+        assert!(stacks(pid).contains(&stack[0]));
+        isolated.getpid().await.unwrap();
+        // Many at once have one each, whatever ends meanwhile.
+        let mut children = Vec::new();
+        for number in 0..12 {
+            children.push(spawn().await.unwrap());
+            if number % 3 == 2 {
+                let mut ended = children.remove(0);
+                ended.exit(0).await.unwrap();
+                ended.wait().await.unwrap();
+            }
+        }
+        assert_eq!(children.len(), 8);
+        assert!(stacks(pid).len() >= 8);
+        for child in &children {
+            let null =
+                child.openat(None, "/dev/null", OFlag::O_WRONLY, Mode::empty()).await.unwrap();
+            assert_eq!(child.write(&null, [7; 100]).await.unwrap(), 100);
+        }
+        for mut child in children {
+            child.exit(0).await.unwrap();
+            child.wait().await.unwrap();
+        }
+        // And a few are kept, not all.
+        root.getpid().await.unwrap();
+        until_async("most stacks are unmapped", || stacks(pid).len() <= 4).await;
+    }
+}
+
+#[tokio::test]
+async fn a_parent_has_nothing_open_for_children_that_live() {
+    let root = root().await;
+    let pid = root.pid().unwrap();
+    let before = fds(pid);
+    let mut children = Vec::new();
+    for _ in 0..10 {
+        children.push(root.child().spawn().await.unwrap());
+    }
+    root.getpid().await.unwrap();
+    assert_eq!(fds(pid), before);
+    for child in &children {
+        child.getpid().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_child_that_somebody_else_has_reaped_has_no_status() {
+    let root = root().await;
+    let mut child = root.child().spawn().await.unwrap();
+    child.exit(5).await.unwrap();
+    child.ended().await;
+    let status = root.waitid_pid(child.pid_in_parent()).await.unwrap();
+    assert_eq!(status, Some(WaitStatus::Exited(5)));
+    assert_eq!(child.wait().await.unwrap_err().errno(), Some(Errno::ECHILD));
+    // A parent that ignores the signal keeps no zombies: nothing is waited for in vain.
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = root.mmap(4096, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    root.write_memory(memory.address(), 1u64.to_le_bytes()).await.unwrap();
+    let ignore = [Signal::SIGCHLD as u64, memory.address(), 0, 8, 0, 0];
+    root.syscall(Sysno::rt_sigaction, ignore).await.unwrap();
+    let mut child = root.child().spawn().await.unwrap();
+    child.exit(5).await.unwrap();
+    assert_eq!(child.wait().await.unwrap_err().errno(), Some(Errno::ECHILD));
+}
+
+#[tokio::test]
+async fn a_pid_that_is_another_childs_by_now_is_not_reaped_for_the_first() {
+    let root = root().await;
+    // In a pid namespace of its own a process may choose the pids of its children.
+    let flags = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID;
+    let parent = root.child().flags(flags).spawn().await.unwrap();
+    let mut child = parent.child().spawn().await.unwrap();
+    let pid = child.pid_in_parent();
+    child.exit(5).await.unwrap();
+    child.ended().await;
+    parent.waitid_pid(pid).await.unwrap();
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = parent.mmap(4096, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    let at = memory.address();
+    // struct clone_args, and behind it the pid that set_tid points to.
+    let signal = Signal::SIGCHLD as u64;
+    let arguments = [0, 0, 0, 0, signal, 0, 0, 0, at + 88, 1, 0, pid as u64];
+    let bytes: Vec<u8> = arguments.iter().flat_map(|word| word.to_le_bytes()).collect();
+    parent.write_memory(at, bytes).await.unwrap();
+    let other = parent.syscall(Sysno::clone3, [at, 88, 0, 0, 0, 0]).await.unwrap();
+    assert_eq!(other, pid as u64);
+    assert_eq!(child.wait().await.unwrap_err().errno(), Some(Errno::ECHILD));
+    // The other one's status is still there.
+    until_other_ended(&parent, pid).await;
+}
+
+async fn until_other_ended(parent: &Process, pid: i32) {
+    let reaped = async {
+        loop {
+            if let Some(status) = parent.waitid_pid(pid).await.unwrap() {
+                return status;
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(LIMIT, reaped).await.unwrap(), WaitStatus::Exited(0));
+}
+
+#[tokio::test]
+async fn a_process_that_may_have_no_descriptors_serves_on() {
+    for root in roots().await {
+        let child = root.child().spawn().await.unwrap();
+        // ppoll fails then.
+        limit_descriptors(child.pid().unwrap(), 0);
+        for _ in 0..3 {
+            child.getpid().await.unwrap();
+        }
+    }
+}
+
 /// Sets how many descriptors another process may have.
 fn limit_descriptors(pid: i32, soft: u64) {
     let limits = nix::libc::rlimit { rlim_cur: soft, rlim_max: 4096 };

@@ -4,8 +4,8 @@ mod connection;
 mod error;
 mod polling;
 
-pub(crate) use connection::WeakConnection;
 pub use connection::{Connection, Interrupter, Receipt};
+pub(crate) use connection::{Socket, WeakConnection};
 pub use error::{Error, Outcome, Result, errno_name};
 pub use polling::Polling;
 
@@ -86,7 +86,15 @@ impl Call {
     pub(crate) fn may_block(&self) -> bool {
         let word = self.request.word;
         let number = (word & Word::NUMBER) as usize;
-        word & Word::OP == 0 && !Sysno::new(number).is_some_and(|number| QUICK.contains(&number))
+        let quick = match Sysno::new(number) {
+            Some(Sysno::waitid) => {
+                let flags_are_there = word & Word::reference(3) == 0;
+                flags_are_there && self.request.args[3] & nix::libc::WNOHANG as u64 != 0
+            }
+            Some(number) => QUICK.contains(&number),
+            None => false,
+        };
+        word & Word::OP == 0 && !quick
     }
 }
 

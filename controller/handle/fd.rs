@@ -182,15 +182,18 @@ impl FdTable {
         close_others(known)
     }
 
-    /// Closes a descriptor, by whichever process is there, and does not wait for it. If a server ran
-    /// on it, none does any more.
-    pub(crate) fn close_later(self: &Arc<Self>, number: i32) {
+    /// Closes descriptors, by whichever process is there, and does not wait for it. If a server ran
+    /// on them, none does any more.
+    pub(crate) fn close_later(self: &Arc<Self>, numbers: impl IntoIterator<Item = i32>) {
+        let numbers: BTreeSet<i32> = numbers.into_iter().collect();
         let mut inner = self.lock();
-        inner.servers.remove(&number);
-        inner.closing.take(number);
+        for number in &numbers {
+            inner.servers.remove(number);
+            inner.closing.take(*number);
+        }
         drop(inner);
-        // Dropping the receipt loses nothing.
-        drop(Closing { number, table: self.clone() }.submit());
+        let closing = |number| Closing { number, table: self.clone() };
+        close_soon(numbers.into_iter().map(closing).collect());
     }
 }
 
@@ -207,10 +210,27 @@ impl Closing {
     }
 }
 
+/// Closes descriptors of one table in ascending order, unless nobody is left to do it: together
+/// with the next call, if that is made soon.
+fn close_soon(closing: Vec<Closing>) {
+    let Some(member) = closing.first().and_then(|first| first.table.member()) else { return };
+    let neighbours = closing.chunk_by(|one, next| one.number + 1 == next.number);
+    let calls = neighbours
+        .filter_map(|run| match run {
+            [] => None,
+            [one] => Some(close(one.number)),
+            [first, .., last] => Some(close_range(first.number as u64, last.number as u64)),
+        })
+        .collect();
+    // Dropping the receipt loses nothing.
+    drop(member.submit_soon(calls, move |_| {
+        drop(closing);
+        Ok(())
+    }));
+}
+
 /// The calls that close all descriptors but these: close_range(2) on the gaps, which needs no /proc.
 pub(crate) fn close_others(kept: BTreeSet<i32>) -> Vec<Call> {
-    let close_range =
-        |first: u64, last: u64| Call::syscall(Sysno::close_range, [first, last, 0, 0, 0, 0]);
     let mut calls = Vec::new();
     let mut next = 0u64;
     for number in kept {
@@ -223,6 +243,11 @@ pub(crate) fn close_others(kept: BTreeSet<i32>) -> Vec<Call> {
     }
     calls.push(close_range(next, u64::from(u32::MAX)));
     calls
+}
+
+/// Both ends are closed too.
+fn close_range(first: u64, last: u64) -> Call {
+    Call::syscall(Sysno::close_range, [first, last, 0, 0, 0, 0])
 }
 
 fn close(number: i32) -> Call {
@@ -276,6 +301,6 @@ impl Fd {
 
 impl Drop for Fd {
     fn drop(&mut self) {
-        drop(self.forget().and_then(Closing::submit));
+        close_soon(self.forget().into_iter().collect());
     }
 }

@@ -4,12 +4,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use syscalls::Sysno;
 
+use super::stack::{KEPT, Stack};
 use crate::call::{Call, Connection, WeakConnection};
 
 /// An address space, as `CLONE_VM` shares it: which processes can be asked to act on it.
 #[derive(Default)]
 pub struct AddressSpace {
     members: Mutex<Vec<WeakConnection>>,
+    /// Addresses of stacks that no child uses now.
+    stacks: Mutex<Vec<u64>>,
 }
 
 impl std::fmt::Debug for AddressSpace {
@@ -37,6 +40,12 @@ impl AddressSpace {
     pub(crate) fn sharers(&self) -> usize {
         let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.iter().filter(|member| member.is_alive()).count()
+    }
+
+    /// A stack that an earlier child has left.
+    pub(crate) fn take_stack(self: &Arc<Self>) -> Option<Stack> {
+        let address = self.stacks.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        Some(Stack::new(Mapping::new(self, address, Stack::MAPPED)))
     }
 
     fn unmap_later(&self, address: u64, size: usize) {
@@ -76,6 +85,19 @@ impl Mapping {
     #[must_use]
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// Leaves a stack to the next child, or unmaps it if there are enough.
+    pub(super) fn keep_as_stack(self) {
+        let space = self.space.clone();
+        let mut stacks = space.stacks.lock().unwrap_or_else(PoisonError::into_inner);
+        if stacks.len() < KEPT {
+            stacks.push(self.into_raw());
+        } else {
+            // Unmapping takes other locks.
+            drop(stacks);
+            drop(self);
+        }
     }
 
     /// Gives the pages up without unmapping them, and returns their address.

@@ -2,7 +2,9 @@
 
 mod fd;
 mod mapping;
+mod stack;
 
 pub(crate) use fd::close_others;
 pub use fd::{Fd, FdTable};
 pub use mapping::{AddressSpace, Mapping};
+pub(crate) use stack::{GUARD, Stack};

@@ -100,7 +100,7 @@ impl Local {
         drop((sockets.stream_there, sockets.data_there));
         let pidfd =
             Arc::new(pidfd_open(child.0.lock().unwrap_or_else(PoisonError::into_inner).id())?);
-        let connection = Connection::new(sockets.stream);
+        let connection = Connection::over(sockets.stream);
         let server = set_up(&connection, self.stream_version).await?;
         let table = FdTable::new(&connection);
         table.reserve(server.fds.all());

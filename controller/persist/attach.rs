@@ -81,7 +81,7 @@ impl Attach {
         let Sockets { stream, data, stream_there, data_there } = sockets;
         // A copy here would hide the process's end from the connection.
         drop((stream_there, data_there));
-        let connection = Connection::new(stream);
+        let connection = Connection::over(stream);
         let Taken { fds, pid, version } = taken(&place, hold)?;
         connection.set_version(version);
         let table = FdTable::new(&connection);

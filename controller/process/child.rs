@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::Process;
 use crate::call::{Call, Connection, Error, Result};
-use crate::handle::{Fd, FdTable, Mapping};
+use crate::handle::{FdTable, Stack};
 use crate::sys::WaitStatus;
 
 /// A child of a process, made through [`Process::child`].
@@ -23,8 +23,7 @@ use crate::sys::WaitStatus;
 pub struct Child {
     process: Process,
     parent: Process,
-    /// In the parent's table; taken when the child is dropped.
-    pidfd: Option<Fd>,
+    /// In its parent's pid namespace. The parent has no pidfd of it: see [`reap`].
     pid: i32,
     /// Kept when the reply to waitid is here, also if nobody waits for it any more.
     status: Arc<OnceLock<WaitStatus>>,
@@ -35,7 +34,7 @@ pub(crate) struct Remains {
     pub(super) shares_memory: bool,
     /// The child has become persistent.
     outlives_its_parent: AtomicBool,
-    memory: Mutex<Option<Mapping>>,
+    stack: Mutex<Option<Stack>>,
     /// The child's descriptors in a table that it shares, or shared, with its parent.
     table: Arc<FdTable>,
     in_parent: Mutex<Vec<i32>>,
@@ -45,14 +44,14 @@ pub(crate) struct Remains {
 impl Remains {
     pub(super) fn new(
         shares_memory: bool,
-        memory: Option<Mapping>,
+        stack: Option<Stack>,
         table: Arc<FdTable>,
         in_parent: Vec<i32>,
     ) -> Self {
         Self {
             shares_memory,
             outlives_its_parent: AtomicBool::new(false),
-            memory: Mutex::new(memory),
+            stack: Mutex::new(stack),
             table,
             in_parent: Mutex::new(in_parent),
             ended: watch::Sender::new(false),
@@ -61,10 +60,9 @@ impl Remains {
 
     /// The child uses its parent's memory no more: it has ended, or runs another program.
     pub(super) fn left_memory(&self) {
-        let memory =
-            std::mem::take(&mut *self.memory.lock().unwrap_or_else(PoisonError::into_inner));
-        // Outside of the lock: dropping unmaps.
-        drop(memory);
+        let stack = self.stack.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Outside of the lock: dropping may unmap.
+        drop(stack);
     }
 
     /// The child is persistent: its life does not depend on its parent's any more, and nobody here
@@ -75,9 +73,8 @@ impl Remains {
     }
 
     fn leave_memory_mapped(&self) {
-        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mapping) = memory.take() {
-            let _ = mapping.into_raw();
+        if let Some(stack) = self.stack.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            stack.leave();
         }
     }
 
@@ -97,9 +94,7 @@ impl Remains {
     fn close_in_parent(&self) {
         let numbers =
             std::mem::take(&mut *self.in_parent.lock().unwrap_or_else(PoisonError::into_inner));
-        for number in numbers {
-            self.table.close_later(number);
-        }
+        self.table.close_later(numbers);
     }
 }
 
@@ -119,15 +114,13 @@ pub(super) fn watch(
     remains: &Arc<Remains>,
 ) -> Result<()> {
     let ends = readable(pidfd.clone())?;
-    // A duplicate: one descriptor can be waited for once.
-    let parents_end = parent.shared_pidfd().try_clone().map_err(Error::io("dup"))?;
-    let parents_end = readable(Arc::new(parents_end))?;
+    let mut parents_end = parent.end()?;
     let (connection, parent, remains) = (connection.downgrade(), parent.clone(), remains.clone());
     tokio::spawn(async move {
         tokio::select! {
             biased;
             _ = ends.readable() => {}
-            _ = parents_end.readable() => {
+            Ok(_) = parents_end.wait_for(|ended| *ended) => {
                 // The kernel sends the parent-death signal with the parent's rights, and they may
                 // not have reached the child. This process's may.
                 if !remains.outlives_its_parent.load(Ordering::Acquire) {
@@ -168,6 +161,53 @@ pub(crate) fn watch_attached(pidfd: &Arc<OwnedFd>, connection: &Connection) -> R
     Ok(())
 }
 
+/// Reaps a child that has ended: waitid(2) in its parent, by its pid.
+///
+/// The pid is the child's until it is reaped, and its pidfd here says whether it has been, by
+/// somebody's raw call or because the parent ignores SIGCHLD: then there is nothing to wait for,
+/// and the pid may be another child's by now.
+async fn reap(
+    parent: &Process,
+    pidfd: &OwnedFd,
+    pid: i32,
+    keep: Arc<OnceLock<WaitStatus>>,
+) -> Result<Option<WaitStatus>> {
+    if is_reaped(pidfd) {
+        // What has reaped it may be a wait that was given up, whose reply is not here yet.
+        parent.getpid().await?;
+        return Err(Error::Call { call: "waitid", errno: Errno::ECHILD });
+    }
+    parent.reap(pid, keep).await
+}
+
+impl Process {
+    /// Becomes true when the process has ended.
+    fn end(&self) -> Result<watch::Receiver<bool>> {
+        let inner = self.inner();
+        if let Some(remains) = &inner.remains {
+            return Ok(remains.ended.subscribe());
+        }
+        if let Some(end) = inner.end.get() {
+            return Ok(end.clone());
+        }
+        // A duplicate: one descriptor can be waited for once.
+        let pidfd = inner.pidfd.try_clone().map_err(Error::io("dup"))?;
+        let ends = readable(Arc::new(pidfd))?;
+        let (sender, receiver) = watch::channel(false);
+        tokio::spawn(async move {
+            tokio::select! {
+                ended = ends.readable() => {
+                    sender.send_replace(ended.is_ok());
+                }
+                // Nobody depends on it any more.
+                () = sender.closed() => {}
+            }
+        });
+        // If another task was faster, its watch is as good.
+        Ok(inner.end.get_or_init(|| receiver).clone())
+    }
+}
+
 /// Something to wait on until the process behind a pidfd has ended.
 fn readable(pidfd: Arc<OwnedFd>) -> Result<AsyncFd<Shared>> {
     // SAFETY: the descriptor is owned by the `Arc` that is registered with it.
@@ -180,6 +220,13 @@ fn send_signal(pidfd: i32, signal: Signal) -> Result<()> {
     let sent = unsafe { syscall!(Sysno::pidfd_send_signal, pidfd, signal as i32, 0, 0) };
     sent.map(|_| ())
         .map_err(|errno| Error::local("pidfd_send_signal")(Errno::from_raw(errno.into_raw())))
+}
+
+/// Whether a process that has ended is no zombie any more either.
+fn is_reaped(pidfd: &OwnedFd) -> bool {
+    // SAFETY: the call has no pointers: the siginfo is null. And without a signal it only checks.
+    let sent = unsafe { syscall!(Sysno::pidfd_send_signal, pidfd.as_raw_fd(), 0, 0, 0) };
+    sent == Err(syscalls::Errno::ESRCH)
 }
 
 /// A pidfd that others hold too.
@@ -206,8 +253,8 @@ impl std::fmt::Debug for Child {
 }
 
 impl Child {
-    pub(super) fn new(process: Process, parent: Process, pidfd: Fd, pid: i32) -> Self {
-        Self { process, parent, pidfd: Some(pidfd), pid, status: Arc::default() }
+    pub(super) fn new(process: Process, parent: Process, pid: i32) -> Self {
+        Self { process, parent, pid, status: Arc::default() }
     }
 
     /// The process: a handle that can be cloned, and that does not wait.
@@ -239,8 +286,8 @@ impl Child {
             return Ok(*status);
         }
         self.ended().await;
-        let pidfd = self.pidfd.as_ref().ok_or(Error::Gone)?;
-        let reaped = self.parent.reap(pidfd, self.status.clone()).await;
+        let pidfd = self.process.shared_pidfd();
+        let reaped = reap(&self.parent, pidfd, self.pid, self.status.clone()).await;
         // An earlier wait that was given up may have reaped it: its reply came first.
         match self.status.get() {
             Some(status) => Ok(*status),
@@ -268,7 +315,6 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        let Some(pidfd) = self.pidfd.take() else { return };
         // A persistent process's zombies are the next controller's to reap.
         if self.status.get().is_some()
             || self.parent.is_persistent()
@@ -281,11 +327,12 @@ impl Drop for Child {
         else {
             return;
         };
-        let parent = self.parent.clone();
+        let (parent, pid) = (self.parent.clone(), self.pid);
+        let pidfd = self.process.shared_pidfd().clone();
         runtime.spawn(async move {
             let _ = remains.ended.subscribe().wait_for(|ended| *ended).await;
             // It may have been reaped by a raw call: then there is nothing to do.
-            let _ = parent.waitid_pidfd(&pidfd).await;
+            let _ = reap(&parent, &pidfd, pid, Arc::default()).await;
         });
     }
 }

@@ -1,6 +1,6 @@
 //! Making a child: clone(2), by a server, of a server.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::sched::CloneFlags;
@@ -8,12 +8,11 @@ use nix::sys::signal::Signal;
 use syscalls::Sysno;
 
 use super::child::{self, Child, Remains};
-use super::start::{Start, Started};
+use super::start::{Started, start};
 use super::{Parts, Process, ServerFds, Sockets, to_the_end};
-use crate::abi::wire::AHEAD_SIZE;
-use crate::call::{self, Connection, Error, Result};
-use crate::handle::{AddressSpace, Fd, FdTable};
-use crate::memory::{ARENA_SIZE, Arena};
+use crate::call::{self, Connection, Error, Outcome, Result};
+use crate::handle::{AddressSpace, FdTable};
+use crate::memory::Arena;
 use crate::sys::{DataSocket, Guardian};
 
 /// What a child shares with its parent and what it has for itself. By default it is isolated: it
@@ -87,51 +86,59 @@ impl ChildBuilder {
         // While the child's descriptors are in the table and nothing accounts for them yet, no
         // other child may be made that would inherit them, nor the table be copied.
         let (table, quiet) = parent.quiet_table().await;
-        let started = Start::new(&parent, flags).await?.child(&sockets).await?;
-        let Started { pid, pidfd, here, input, data, memory, top } = started;
+        let stack = parent.stack().await?;
+        // Its first request waits in its stream when it begins. It is the same image under the same
+        // kernel: what its parent can, it can.
+        let connection = Connection::over(sockets.stream);
+        let version = parent.connection.version();
+        let ready = connection.call("HELLO", call::hello(version, stack.top()));
+        connection.set_version(version);
+        let there = [sockets.stream_there.as_fd(), sockets.data_there.as_fd()];
+        let started = match start(&parent, flags, &stack, &there).await {
+            Ok(started) => started,
+            Err(error) => {
+                if shares_memory && matches!(error, Error::Lost(Outcome::PossiblyExecuted)) {
+                    // There may be a child that runs on it.
+                    stack.leave();
+                }
+                return Err(error);
+            }
+        };
+        let Started { pid, here, input, data } = started;
         // A copy here would hide the child's end from its connection.
         drop((sockets.stream_there, sockets.data_there));
-        let connection = Connection::new(sockets.stream);
-        // It is the same image under the same kernel: what its parent can, it can.
-        // Whatever it answers, from then on its life is tied to its parent's.
-        let version = parent.connection.version();
-        let ready = connection.call("HELLO", call::hello(version, top));
-        connection.set_version(version);
         let (child_table, in_parent) = if shares_files {
             table.reserve([input, data]);
             table.join(&connection);
             (table.clone(), vec![input, data])
         } else {
             let child_table = FdTable::new(&connection);
-            child_table.reserve([input, data]);
             // The child's copies of other servers' descriptors would keep their connections open.
-            // The parent's copies of the child's are closed already.
-            for number in table.reserved() {
-                child_table.close_later(number);
-            }
+            // The parent's copies of the child's are closed already, and may be others by now.
+            let others = table.reserved();
+            child_table.close_later(others.into_iter().filter(|fd| ![input, data].contains(fd)));
+            child_table.reserve([input, data]);
             (child_table, Vec::new())
         };
         drop(quiet);
-        let space = if shares_memory {
+        let (space, arena, stack) = if shares_memory {
             parent.space.join(&connection);
-            parent.space.clone()
+            (parent.space.clone(), stack.arena(), Some(stack))
         } else {
-            AddressSpace::new(&connection)
+            // The child has copies of the parent's.
+            let arena = Arena::new(parent.arena.base(), parent.arena.size());
+            (AddressSpace::new(&connection), arena, None)
         };
-        let arena = match &memory {
-            Some(_) => Arena::new(top + AHEAD_SIZE as u64, ARENA_SIZE),
-            // The child's copy of the parent's.
-            None => Arena::new(parent.arena.base(), parent.arena.size()),
-        };
-        let remains = Arc::new(Remains::new(shares_memory, memory, table, in_parent));
+        let remains = Arc::new(Remains::new(shares_memory, stack, table, in_parent));
         let here = match watched(here, &connection, &parent, &remains) {
             Ok(here) => here,
             Err(error) => {
-                end(&parent, &pidfd, &remains).await;
+                end(&parent, pid, &remains).await;
                 return Err(error);
             }
         };
-        // One that has ended meanwhile has a status to wait for.
+        // One that has ended meanwhile has a status to wait for. Whatever it answers, from then on
+        // its life is tied to its parent's.
         let _ = ready.await;
         let guardian = Guardian::Parent(parent.shared_pidfd().clone());
         if !guardian.lives() {
@@ -153,7 +160,7 @@ impl ChildBuilder {
             token: parent.inner().token,
             polling: parent.inner().polling,
         });
-        Ok(Child::new(process, parent, pidfd, pid))
+        Ok(Child::new(process, parent, pid))
     }
 
     fn check(&self) -> Result<()> {
@@ -190,13 +197,12 @@ fn watched(
 }
 
 /// Ends and reaps a child that can't be watched over. Where that fails too, its memory stays.
-async fn end(parent: &Process, pidfd: &Fd, remains: &Remains) {
-    let number = pidfd.number() as u64;
-    let kill = [number, Signal::SIGKILL as u64, 0, 0, 0, 0];
-    let kind = u64::from(nix::libc::P_PIDFD);
+async fn end(parent: &Process, pid: i32, remains: &Remains) {
+    let pid = pid as u64;
+    let kind = u64::from(nix::libc::P_PID);
     // It is dying: this does not block the parent.
-    let reap = [kind, number, 0, nix::libc::WEXITED as u64, 0, 0];
-    let _ = parent.syscall(Sysno::pidfd_send_signal, kill).await;
+    let reap = [kind, pid, 0, nix::libc::WEXITED as u64, 0, 0];
+    let _ = parent.syscall(Sysno::kill, [pid, Signal::SIGKILL as u64, 0, 0, 0, 0]).await;
     if parent.syscall(Sysno::waitid, reap).await.is_ok() {
         remains.ended();
     }

@@ -12,21 +12,21 @@ use std::future::Future;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::sched::CloneFlags;
 use syscalls::{Sysno, syscall};
-use tokio::net::UnixStream;
-use tokio::sync::{OnceCell, OwnedMutexGuard};
+use tokio::sync::{OwnedMutexGuard, watch};
 
 pub use child::Child;
 pub(crate) use child::watch_attached;
 pub use clone::ChildBuilder;
 
 use crate::abi::handshake::Token;
-use crate::call::{Call, Connection, Error, Outcome, Polling, Result};
-use crate::handle::{AddressSpace, FdTable, Mapping};
+use crate::call::{Call, Connection, Error, Outcome, Polling, Result, Socket};
+use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::Arena;
 use crate::sys::{DataSocket, Guardian, Task};
@@ -44,9 +44,9 @@ pub(crate) struct Inner {
     task: Task,
     image: Loaded,
     fds: Mutex<ServerFds>,
-    /// The stack that isolated children start on: each has its own copy of it.
-    nursery: OnceCell<(Mapping, u64)>,
     pidfd: Arc<OwnedFd>,
+    /// Tells the end of a process that no parent here made, once somebody depends on it.
+    end: OnceLock<watch::Receiver<bool>>,
     /// What a child still has in its parent; none for a process that no parent here made.
     remains: Option<Arc<child::Remains>>,
     /// Ends the process with the last handle: a root server's.
@@ -143,7 +143,7 @@ impl Process {
                 ),
                 image: parts.image,
                 fds: Mutex::new(parts.fds),
-                nursery: OnceCell::new(),
+                end: OnceLock::new(),
                 pidfd: parts.pidfd,
                 remains: parts.remains,
                 _life: parts.life,
@@ -241,15 +241,11 @@ impl Process {
         table.reserve(mine.iter().copied());
         self.set_table(table.clone());
         // In the copy, other servers' descriptors would keep their connections open.
-        for number in old.reserved().difference(&mine) {
-            table.close_later(*number);
-        }
+        table.close_later(old.reserved().difference(&mine).copied());
         // And in the old table, if somebody is left in it, this server's.
         old.leave(&self.connection);
         if !old.members().is_empty() {
-            for number in mine {
-                old.close_later(number);
-            }
+            old.close_later(mine);
         }
         drop(quiet);
         if let Some(remains) = &self.inner.remains {
@@ -298,12 +294,6 @@ impl Process {
     pub(crate) fn shared_pidfd(&self) -> &Arc<OwnedFd> {
         &self.inner.pidfd
     }
-
-    /// The top of the stack that isolated children start on.
-    async fn nursery(&self) -> Result<u64> {
-        let nursery = self.inner.nursery.get_or_try_init(|| self.mmap_stack(0)).await?;
-        Ok(nursery.1)
-    }
 }
 
 /// Carries steps out to the last one, even if nobody waits for it any more: for what takes several
@@ -347,7 +337,7 @@ pub(crate) fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
 
 /// A connected pair for a connection: the stream's ends, then the data socket's, ours first.
 pub(crate) struct Sockets {
-    pub(crate) stream: UnixStream,
+    pub(crate) stream: Socket,
     pub(crate) stream_there: OwnedFd,
     pub(crate) data: OwnedFd,
     pub(crate) data_there: OwnedFd,
@@ -356,13 +346,12 @@ pub(crate) struct Sockets {
 impl Sockets {
     pub(crate) fn new() -> Result<Self> {
         let failed = Error::io("socketpair");
-        let pair = || std::os::unix::net::UnixStream::pair();
+        let pair = || UnixStream::pair();
         let make = || {
             let (stream, stream_there) = pair()?;
             let (data, data_there) = pair()?;
-            stream.set_nonblocking(true)?;
             Ok(Self {
-                stream: UnixStream::from_std(stream)?,
+                stream: Socket::new(stream)?,
                 stream_there: stream_there.into(),
                 data: data.into(),
                 data_there: data_there.into(),

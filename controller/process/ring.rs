@@ -59,7 +59,8 @@ impl Process {
             return Err(Error::Protocol("not three descriptors"));
         };
         let mapped = self.map_ring(*memfd).await;
-        table.close_later(*memfd);
+        // It is closed; or the link is over, and it is closed by who sweeps.
+        table.unreserve([*memfd]);
         let entered = match mapped {
             Ok(mapping) => {
                 let address = mapping.address();
@@ -77,8 +78,7 @@ impl Process {
         let (memory, before) = match entered {
             Ok(entered) => entered,
             Err(error) => {
-                table.close_later(their_bell);
-                table.close_later(our_bell);
+                table.close_later([their_bell, our_bell]);
                 return Err(error);
             }
         };
@@ -101,13 +101,15 @@ impl Process {
         let calls = vec![
             Call::syscall(Sysno::mmap, args),
             Call::syscall(Sysno::madvise, advice).referring(0, 1),
+            Call::syscall(Sysno::close, [memfd as u64, 0, 0, 0, 0, 0]),
         ];
         let space = self.space.clone();
         let mapped = self.connection.submit_on_link(calls, move |replies| {
             let address = replies.first().ok_or(Error::Protocol("no reply"))?;
             let address = address.value().map_err(Error::call("mmap"))?;
             let mapping = Mapping::new(&space, address, SHARED_SIZE);
-            last(&replies)?.value().map_err(Error::call("madvise"))?;
+            let advised = replies.get(1).ok_or(Error::Protocol("no reply"))?;
+            advised.value().map_err(Error::call("madvise"))?;
             Ok(mapping)
         });
         mapped.await

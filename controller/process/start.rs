@@ -4,7 +4,7 @@
 //! To a server of version 1 they go as one batch, in which later calls use what earlier ones have
 //! left in memory. To one of version 0 they go step by step.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
 
 use nix::errno::Errno;
@@ -13,97 +13,46 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use syscalls::Sysno;
 
-use super::{Process, Sockets};
+use super::Process;
 use crate::abi::entry::TrampolineFrame;
 use crate::abi::wire::Operation;
-use crate::call::{Call, Error, Outcome, Reply, Result};
-use crate::handle::{Fd, FdTable, Mapping};
-use crate::memory::ARENA_SIZE;
-use crate::sys::{Buffer, Message, receive};
+use crate::call::{Call, Error, Reply, Result};
+use crate::handle::{FdTable, Stack};
+use crate::sys::{Message, receive};
 
 /// A child that runs.
 pub(super) struct Started {
+    /// In its parent's pid namespace.
     pub(super) pid: i32,
-    /// In the parent's table.
-    pub(super) pidfd: Fd,
-    /// In this process; the child runs also if it could not be had.
+    /// Its pidfd in this process; the child runs also if it could not be had.
     pub(super) here: Result<OwnedFd>,
     /// The numbers of the child's stream and data socket.
     pub(super) input: i32,
     pub(super) data: i32,
-    /// The stack and what lies behind it, of a child that shares its parent's memory.
-    pub(super) memory: Option<Mapping>,
-    /// The address behind the stack's last byte.
-    pub(super) top: u64,
 }
 
-/// What is needed for a child before it is started.
-pub(super) struct Start<'p> {
-    parent: &'p Process,
+/// Starts a child on `stack`, with the other ends of its stream and its data socket, in this
+/// process, as `there`. Its descriptors stay in the parent's table only if it shares that.
+pub(super) async fn start(
+    parent: &Process,
     flags: CloneFlags,
-    memory: Option<Mapping>,
-    top: u64,
-    /// Two messages, and the place where clone(2) puts the pidfd.
-    buffer: Buffer,
-}
-
-/// What the calls have brought.
-struct Made {
-    pid: i32,
-    pidfd: Fd,
-    here: Result<OwnedFd>,
-    input: i32,
-    data: i32,
-}
-
-impl<'p> Start<'p> {
-    /// Provides the memory.
-    pub(super) async fn new(parent: &'p Process, flags: CloneFlags) -> Result<Self> {
-        let (memory, top) = if flags.contains(CloneFlags::CLONE_VM) {
-            let (memory, top) = parent.mmap_stack(ARENA_SIZE).await?;
-            (Some(memory), top)
-        } else {
-            (None, parent.nursery().await?)
-        };
-        let buffer = parent.buffer(2 * SLOT + 8).await?;
-        Ok(Self { parent, flags, memory, top, buffer })
-    }
-
-    /// Starts the child. Its descriptors stay in the parent's table only if it shares that.
-    pub(super) async fn child(self, sockets: &Sockets) -> Result<Started> {
-        let Self { parent, flags, memory, top, buffer } = self;
-        let made = if parent.connection.version() > 0 {
-            at_once(parent, flags, top, buffer, sockets).await
-        } else {
-            step_by_step(parent, flags, top, buffer, sockets).await
-        };
-        match made {
-            Ok(Made { pid, pidfd, here, input, data }) => {
-                Ok(Started { pid, pidfd, here, input, data, memory, top })
-            }
-            Err(error) => {
-                if let (Error::Lost(Outcome::PossiblyExecuted), Some(memory)) = (&error, memory) {
-                    // There may be a child that runs on it.
-                    let _ = memory.into_raw();
-                }
-                Err(error)
-            }
-        }
+    stack: &Stack,
+    there: &[BorrowedFd<'_>; 2],
+) -> Result<Started> {
+    if parent.connection.version() > 0 {
+        at_once(parent, flags, stack.top(), there).await
+    } else {
+        step_by_step(parent, flags, stack.top(), there).await
     }
 }
 
-/// Room for a message, and where the second one and the pidfd lie in the buffer.
-const SLOT: usize = Message::size(1).next_multiple_of(8);
-
-/// The stack pointer with which a child starts.
-fn stack_pointer(top: u64) -> u64 {
-    top - TrampolineFrame::STACK_BYTES as u64
-}
+/// Bytes of a message.
+const SLOT: usize = Message::size(1).next_multiple_of(16);
 
 /// On x86-64: flags, stack, parent_tid (which takes the pidfd), child_tid, tls.
-fn clone(flags: CloneFlags, top: u64, pidfd: u64) -> Call {
+fn clone(flags: CloneFlags, sp: u64, pidfd: u64) -> Call {
     let flags = (flags.bits() | libc::CLONE_PIDFD) as u32 as u64 | Signal::SIGCHLD as u64;
-    Call::syscall(Sysno::clone, [flags, stack_pointer(top), pidfd, 0, 0, 0])
+    Call::syscall(Sysno::clone, [flags, sp, pidfd, 0, 0, 0])
 }
 
 /// A batch for a server of version 1, in which calls are named by their places.
@@ -140,49 +89,56 @@ impl Steps {
     }
 }
 
+/// The child's first stack pointer, and what the parent needs meanwhile, lie at the top of the
+/// stack, where the child never comes: first what the child pops, then a message that takes its
+/// descriptors, then one that sends its pidfd.
 async fn at_once(
     parent: &Process,
     flags: CloneFlags,
     top: u64,
-    buffer: Buffer,
-    sockets: &Sockets,
-) -> Result<Made> {
-    let address = buffer.address();
-    let (outgoing, slot) = (address + SLOT as u64, address + 2 * SLOT as u64);
-    let sp = stack_pointer(top);
+    there: &[BorrowedFd<'_>; 2],
+) -> Result<Started> {
+    let outgoing = top - SLOT as u64;
+    let incoming = outgoing - SLOT as u64;
+    let sp = incoming - TrampolineFrame::STACK_BYTES as u64;
+    let mut bytes = parent.image().stack_that_serves(0, 0).to_vec();
+    for message in [Message::receiving(incoming, 2), Message::sending(outgoing, &[0], &[-1])] {
+        bytes.extend(message);
+        bytes.resize(bytes.len().next_multiple_of(16), 0);
+    }
     let shares_files = flags.contains(CloneFlags::CLONE_FILES);
     let table = parent.table();
     let receipt = {
         // The order of messages is the order of the calls that take them.
         let socket = parent.data.lock().unwrap_or_else(PoisonError::into_inner);
-        socket.pass(&[sockets.stream_there.as_fd(), sockets.data_there.as_fd()])?;
-        let mut steps = Steps(vec![Call::copy_in(address, Message::receiving(address, 2))]);
-        let received = steps.linked(socket.recvmsg(address));
-        let fds = address + Message::FDS as u64;
+        socket.pass(there)?;
+        let mut steps = Steps(Vec::with_capacity(16));
+        steps.0.push(Call::copy_in(sp, bytes));
+        let received = steps.linked(socket.recvmsg(incoming));
+        let fds = incoming + Message::FDS as u64;
         let input = steps.load(fds);
         let data = steps.load(fds + 4);
         // In a full table fewer than two have come, and -1 is left in the place of the last.
-        let there = Call::syscall(Sysno::fcntl, [0, libc::F_GETFD as u64, 0, 0, 0, 0]);
-        let there = steps.linked(there.referring(0, steps.back(data)));
-        steps.linked(Call::copy_in(sp, parent.image().stack_that_serves(0, 0).to_vec()));
+        let getfd = Call::syscall(Sysno::fcntl, [0, libc::F_GETFD as u64, 0, 0, 0, 0]);
+        let both = steps.linked(getfd.referring(0, steps.back(data)));
         // The first two arguments of the function, behind the trampoline's address.
         steps.store(sp + 8, input);
         steps.store(sp + 16, input);
-        let cloned = steps.linked(clone(flags, top, slot));
+        // The kernel puts the pidfd right into the message.
+        let slot = outgoing + Message::FDS as u64;
+        let cloned = steps.linked(clone(flags, sp, slot));
         let pidfd = steps.load(slot);
-        steps.linked(Call::copy_in(outgoing, Message::sending(outgoing, &[0], &[0])));
-        let place = outgoing + Message::FDS as u64;
-        steps.linked(Call::operation(Operation::Copy, [place, slot, 4, 0, 0, 0]));
         let sent = steps.linked(socket.sendmsg(outgoing));
+        // Here is where it is needed. There it would be one more in the table of every child to come.
+        steps.close(pidfd);
         if !shares_files {
             steps.close(input);
             steps.close(data);
         }
         let here = socket.here.clone();
-        let places = Places { received, input, data, there, cloned, pidfd, sent };
+        let places = Places { received, input, data, both, cloned, sent };
         parent.connection.submit_on_link(steps.0, move |replies| {
-            let _buffer = buffer;
-            places.made(&replies, &table, &here, shares_files)
+            places.started(&replies, &table, &here, shares_files)
         })
     };
     receipt.await
@@ -193,27 +149,26 @@ struct Places {
     received: usize,
     input: usize,
     data: usize,
-    there: usize,
+    both: usize,
     cloned: usize,
-    pidfd: usize,
     sent: usize,
 }
 
 impl Places {
-    fn made(
+    fn started(
         &self,
         replies: &[Reply],
         table: &Arc<FdTable>,
         here: &OwnedFd,
         shares_files: bool,
-    ) -> Result<Made> {
+    ) -> Result<Started> {
         let value = |place: usize, name| {
             let reply = replies.get(place).ok_or(Error::Protocol("too few replies"))?;
             reply.value().map_err(Error::call(name))
         };
         value(self.received, "recvmsg")?;
         let fds = [self.input, self.data].map(|place| value(place, "LOAD").map(|fd| fd as i32));
-        let cloned = match value(self.there, "recvmsg") {
+        let cloned = match value(self.both, "recvmsg") {
             Ok(_) => value(self.cloned, "clone"),
             Err(_) => Err(Error::Call { call: "recvmsg", errno: Errno::EMFILE }),
         };
@@ -221,18 +176,15 @@ impl Places {
             Ok(pid) => pid as i32,
             Err(error) => {
                 if shares_files {
-                    for fd in fds.into_iter().flatten().filter(|fd| *fd >= 0) {
-                        table.close_later(fd);
-                    }
+                    table.close_later(fds.into_iter().flatten().filter(|fd| *fd >= 0));
                 }
                 return Err(error);
             }
         };
         let [input, data] = fds;
-        let pidfd = table.made(value(self.pidfd, "LOAD")? as i32);
         // The message is there now, and messages arrive in the order of the replies.
         let here = value(self.sent, "sendmsg").and_then(|_| receive(here));
-        Ok(Made { pid, pidfd, here, input: input?, data: data? })
+        Ok(Started { pid, here, input: input?, data: data? })
     }
 }
 
@@ -240,19 +192,19 @@ async fn step_by_step(
     parent: &Process,
     flags: CloneFlags,
     top: u64,
-    buffer: Buffer,
-    sockets: &Sockets,
-) -> Result<Made> {
+    there: &[BorrowedFd<'_>; 2],
+) -> Result<Started> {
     let table = parent.table();
-    let fds = [sockets.stream_there.as_fd(), sockets.data_there.as_fd()];
-    let numbers = parent.send_server_fds(&fds).await?;
+    let buffer = parent.buffer(size_of::<u64>()).await?;
+    let numbers = parent.send_server_fds(there).await?;
     let (input, data) = (numbers[0], numbers[1]);
     let at = buffer.address();
     let stack = parent.image().stack_that_serves(input, input);
+    let sp = top - stack.len() as u64;
     let calls = vec![
-        Call::copy_in(stack_pointer(top), stack.to_vec()),
-        clone(flags, top, at),
-        Call::copy_out(at, 4),
+        Call::copy_in(sp, stack.to_vec()),
+        clone(flags, sp, at),
+        Call::copy_out(at, size_of::<i32>()),
     ];
     let made = table.clone();
     let cloned = parent
@@ -264,12 +216,11 @@ async fn step_by_step(
         })
         .await;
     if cloned.is_err() || !flags.contains(CloneFlags::CLONE_FILES) {
-        table.close_later(input);
-        table.close_later(data);
+        table.close_later([input, data]);
     }
     let (pid, pidfd) = cloned?;
     let here = parent.fetch_fd(&pidfd).await;
-    Ok(Made { pid, pidfd, here, input, data })
+    Ok(Started { pid, here, input, data })
 }
 
 fn cloned(replies: &[Reply]) -> Result<(i32, i32)> {

@@ -5,9 +5,8 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use syscalls::Sysno;
 
 use super::{Buffer, Task, last};
-use crate::abi::wire::AHEAD_SIZE;
 use crate::call::{Call, Error, Result};
-use crate::handle::{Fd, Mapping};
+use crate::handle::{Fd, GUARD, Mapping, Stack};
 use crate::transport::stream::MAX_DATA;
 
 impl Task {
@@ -45,17 +44,16 @@ impl Task {
         self.mmap(size.max(1), protection, MapFlags::MAP_PRIVATE, None).await
     }
 
-    /// Pages for a child: a guard page, the stack, the memory that version 1 of the stream needs,
-    /// and `more` bytes. Returns the address behind the stack's last byte.
-    pub(crate) async fn mmap_stack(&self, more: usize) -> Result<(Mapping, u64)> {
-        const GUARD: usize = 4096;
-        const STACK: usize = 16 * 1024;
-        let mapping = self.mmap_anonymous(GUARD + STACK + AHEAD_SIZE + more).await?;
+    /// A stack for a child: one that an earlier child has left, or a new one.
+    pub(crate) async fn stack(&self) -> Result<Stack> {
+        if let Some(stack) = self.space.take_stack() {
+            return Ok(stack);
+        }
+        let mapping = self.mmap_anonymous(Stack::MAPPED).await?;
         let none = ProtFlags::PROT_NONE.bits() as u64;
         let guard = [mapping.address(), GUARD as u64, none, 0, 0, 0];
         self.syscall(Sysno::mprotect, guard).await?;
-        let top = mapping.address() + (GUARD + STACK) as u64;
-        Ok((mapping, top))
+        Ok(Stack::new(mapping))
     }
 
     /// Copies `bytes` to `address` in the target process. Nothing faults there: what can't be

@@ -101,16 +101,7 @@ impl Task {
     ///
     /// ECHILD if it is no child of the target process, or has been reaped.
     pub async fn waitid_pidfd(&self, pidfd: &Fd) -> Result<Option<WaitStatus>> {
-        self.reap(pidfd, Arc::default()).await
-    }
-
-    /// The same, and the status is kept as soon as it is here.
-    pub(crate) async fn reap(
-        &self,
-        pidfd: &Fd,
-        keep: Arc<OnceLock<WaitStatus>>,
-    ) -> Result<Option<WaitStatus>> {
-        self.waitid(nix::libc::P_PIDFD, self.number(pidfd)?, keep).await
+        self.waitid(nix::libc::P_PIDFD, self.number(pidfd)?, Arc::default()).await
     }
 
     /// The same for a child's pid.
@@ -119,7 +110,16 @@ impl Task {
     ///
     /// ECHILD if it is no child of the target process, or has been reaped.
     pub async fn waitid_pid(&self, pid: i32) -> Result<Option<WaitStatus>> {
-        self.waitid(nix::libc::P_PID, pid as u64, Arc::default()).await
+        self.reap(pid, Arc::default()).await
+    }
+
+    /// The same, and the status is kept as soon as it is here.
+    pub(crate) async fn reap(
+        &self,
+        pid: i32,
+        keep: Arc<OnceLock<WaitStatus>>,
+    ) -> Result<Option<WaitStatus>> {
+        self.waitid(nix::libc::P_PID, pid as u64, keep).await
     }
 
     async fn waitid(

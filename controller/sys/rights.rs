@@ -202,9 +202,7 @@ impl Task {
                 let _buffer = buffer;
                 let (numbers, lost) = taken(&replies)?;
                 if lost || numbers.len() != count {
-                    for number in numbers {
-                        table.close_later(number);
-                    }
+                    table.close_later(numbers);
                     return Err(Error::Call { call: "recvmsg", errno: Errno::EMFILE });
                 }
                 own(&table, numbers)

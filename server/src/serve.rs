@@ -95,9 +95,7 @@ pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32) {
     server.answer.magic = HANDSHAKE_MAGIC;
     server.answer.version = HANDSHAKE_VERSION;
     server.refill();
-    while (server.watched.listen.fd < 0 && !server.has_ring() || server.wait()) && server.advance()
-    {
-    }
+    while server.wait() && server.advance() {}
 }
 
 impl Server {
@@ -129,6 +127,9 @@ impl Server {
 
     /// Waits until there is something to read on the connection, and meanwhile listens. False:
     /// neither a connection nor a listener is left.
+    ///
+    /// A read that blocks waits too, but is woken up in vain whenever the controller takes a result
+    /// out of the socket: there is room again then.
     #[inline(never)]
     fn wait(&mut self) -> bool {
         loop {
@@ -143,6 +144,10 @@ impl Server {
             }
             if ready < 0 {
                 if ready != EINTR {
+                    if listen.fd < 0 {
+                        // With a limit of no descriptors nothing can be polled, but still be read.
+                        return true;
+                    }
                     sys::pause();
                 }
             } else if self.owned && input.revents & POLLHUP != 0 {

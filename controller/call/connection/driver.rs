@@ -4,20 +4,18 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
+use nix::sys::socket::{Shutdown, shutdown};
 
-use super::{READ_SIZE, Shared, fail};
+use super::socket::Socket;
+use super::{Shared, fail};
 
 /// Reads and completes, and writes what did not fit at once, until the stream is over.
-pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<UnixStream>, epoch: u64) {
-    let mut buffer = vec![0; READ_SIZE];
+pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) {
     let mut blocked = false;
     loop {
         tokio::select! {
             ready = stream.readable() => {
-                if ready.is_err() || !read(&shared, &stream, epoch, &mut buffer) {
+                if ready.is_err() || !read(&shared, &stream, epoch) {
                     break;
                 }
             }
@@ -25,8 +23,15 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<UnixStream>, epoch: u
                 blocked = ready.is_ok() && flush(&shared, epoch);
             }
             () = shared.work.notified() => {
-                if shared.lock().dead {
+                let (dead, soon) = {
+                    let state = shared.lock();
+                    (state.dead, state.soon)
+                };
+                if dead {
                     break;
+                }
+                if soon {
+                    tokio::task::yield_now().await;
                 }
                 blocked = flush(&shared, epoch);
             }
@@ -52,41 +57,32 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<UnixStream>, epoch: u
 }
 
 /// Reads once and completes what it can. False: the stream is over.
-fn read(shared: &Shared, stream: &UnixStream, epoch: u64, buffer: &mut [u8]) -> bool {
+fn read(shared: &Shared, stream: &Socket, epoch: u64) -> bool {
     let mut state = shared.lock();
     if state.epoch != epoch {
         return false;
     }
+    let later = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
     // Under the lock: whoever else reads what is left of an old link must not come in between.
-    let (read, in_place) = match state.stream.data() {
-        Some(mut place) => (stream.try_read_buf(&mut place), true),
-        None => (read_all(stream, buffer), false),
-    };
-    let n = match read {
-        Ok(0) => return false,
-        Ok(n) => n,
-        Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-    };
-    if in_place {
-        state.stream.took(n);
-        return true;
+    if let Some(mut place) = state.stream.data() {
+        let most = place.limit();
+        return match stream.read_into(place.get_mut(), most) {
+            Ok(0) => false,
+            Ok(n) => {
+                state.stream.took(n);
+                true
+            }
+            Err(error) => later(error),
+        };
     }
-    let arrived = state.receive(&buffer[..n]);
+    let arrived = match stream.read(|bytes| (!bytes.is_empty()).then(|| state.receive(bytes))) {
+        Ok(Some(arrived)) => arrived,
+        Ok(None) => return false,
+        Err(error) => return later(error),
+    };
     drop(state);
     shared.complete(arrived.complete);
     !arrived.over
-}
-
-/// Reads, and where that did not fill the buffer lets the runtime wait for more without another
-/// try: there was no more. What arrives meanwhile it knows of.
-fn read_all(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut read = None;
-    let again = stream.try_io(Interest::READABLE, || {
-        let n = recv(stream.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?;
-        read = Some(n);
-        if (1..buffer.len()).contains(&n) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(n) }
-    });
-    read.map_or(again, Ok)
 }
 
 /// Writes what is queued, and ends the stream when that was the last. Says whether something is

@@ -15,6 +15,7 @@
 mod driver;
 mod interrupt;
 mod ring;
+mod socket;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use driver::drive;
 pub use interrupt::Interrupter;
 use ring::{Offered, Waited};
+pub(crate) use socket::Socket;
 use state::{Link, Lost, State};
 
 use super::{Call, Error, Outcome, Reply, Result};
@@ -39,9 +41,6 @@ use crate::transport::stream::Stream;
 
 /// After so many batches a ring is worth what it costs to make.
 const BUSY: u32 = 128;
-
-/// Bytes that one read takes.
-const READ_SIZE: usize = 64 * 1024;
 
 /// Runs when a batch is complete or lost.
 type Complete = Box<dyn FnOnce(Result<Vec<Reply>>) + Send>;
@@ -51,6 +50,14 @@ struct Batch {
     complete: Complete,
     /// It names what exists with this link only: on another one it must not be executed.
     of_link: bool,
+}
+
+/// When a batch is written, if nothing is under way.
+#[derive(PartialEq, Eq)]
+enum When {
+    AtOnce,
+    /// With the next batch, or when all tasks that can have had their turn.
+    Soon,
 }
 
 /// One controller's hold on one server. Clones are the same connection; when the last one is
@@ -153,8 +160,17 @@ impl<R> Drop for Receipt<R> {
 
 impl Connection {
     /// A connection on `stream`. Must be called within a tokio runtime, whose tasks carry it.
-    #[must_use]
-    pub fn new(stream: UnixStream) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// Where the runtime can't wait for the stream.
+    pub fn new(stream: UnixStream) -> Result<Self> {
+        let socket = stream.into_std().and_then(Socket::new);
+        Ok(Self::over(socket.map_err(Error::io("waiting for a stream"))?))
+    }
+
+    /// The same on a socket that the runtime waits for already.
+    pub(crate) fn over(stream: Socket) -> Self {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 stream: Stream::default(),
@@ -167,6 +183,7 @@ impl Connection {
                 batches: 0,
                 when_busy: None,
                 ring: None,
+                soon: false,
             }),
             work: Notify::new(),
             changed: watch::Sender::new(()),
@@ -181,7 +198,7 @@ impl Connection {
     }
 
     /// Goes on over another stream, held: nothing is written before [`Connection::release`].
-    pub(crate) fn attach(&self, stream: UnixStream) {
+    pub(crate) fn attach(&self, stream: Socket) {
         let stream = Arc::new(stream);
         let mut state = self.shared().lock();
         let answered = state.drain();
@@ -224,7 +241,21 @@ impl Connection {
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
         let (complete, mut receipt) = receipt(complete);
-        receipt.waited = self.shared().submit(calls, Batch { complete, of_link: false });
+        let batch = Batch { complete, of_link: false };
+        receipt.waited = self.shared().submit(calls, batch, When::AtOnce);
+        receipt
+    }
+
+    /// The same for what nobody waits for: it goes out together with what is submitted next, if
+    /// that is soon.
+    pub(crate) fn submit_soon<R: Send + 'static>(
+        &self,
+        calls: Vec<Call>,
+        complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
+    ) -> Receipt<R> {
+        let (complete, mut receipt) = receipt(complete);
+        let batch = Batch { complete, of_link: false };
+        receipt.waited = self.shared().submit(calls, batch, When::Soon);
         receipt
     }
 
@@ -236,7 +267,8 @@ impl Connection {
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
         let (complete, mut receipt) = receipt(complete);
-        receipt.waited = self.shared().submit(calls, Batch { complete, of_link: true });
+        let batch = Batch { complete, of_link: true };
+        receipt.waited = self.shared().submit(calls, batch, When::AtOnce);
         receipt
     }
 
@@ -252,6 +284,7 @@ impl Connection {
         loop {
             let complete = {
                 let mut state = self.shared().lock();
+                state.hurry();
                 state.hold();
                 if state.link.stream().is_none() || state.is_idle() {
                     return;
@@ -270,6 +303,7 @@ impl Connection {
     /// Holds the connection if nothing is unanswered on it. Says whether it is held now.
     pub(crate) fn try_hold(&self) -> bool {
         let mut state = self.shared().lock();
+        state.hurry();
         let idle = state.is_idle();
         if idle {
             state.hold();
@@ -401,7 +435,12 @@ impl Shared {
     }
 
     /// Returns what can be waited for in the ring, if the batch went there.
-    fn submit(self: &Arc<Self>, mut calls: Vec<Call>, mut batch: Batch) -> Option<Waited> {
+    fn submit(
+        self: &Arc<Self>,
+        mut calls: Vec<Call>,
+        mut batch: Batch,
+        when: When,
+    ) -> Option<Waited> {
         let mut state = self.lock();
         state.batches = state.batches.saturating_add(1);
         if state.batches == BUSY
@@ -437,7 +476,10 @@ impl Shared {
         }
         // A call that finds nothing under way goes out at once. Behind others it is left to the
         // driver, which writes all that has gathered together.
-        let idle = state.stream.is_answered() && state.stream.is_written();
+        // What can wait for company has it then.
+        let idle = state.stream.is_answered() && (state.stream.is_written() || state.soon);
+        state.soon = idle && when == When::Soon;
+        let at_once = idle && when == When::AtOnce;
         state.stream.push(calls, batch);
         if state.ring_is_busy() {
             // It follows when the ring is empty.
@@ -448,7 +490,7 @@ impl Shared {
             }
             return None;
         }
-        let left = !idle || state.flush();
+        let left = !at_once || state.flush();
         drop(state);
         if left {
             self.work.notify_one();

@@ -4,11 +4,11 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
-use tokio::net::UnixStream;
+use nix::sys::socket::{Shutdown, shutdown};
 
+use super::Batch;
 use super::ring::RingLink;
-use super::{Batch, READ_SIZE};
+use super::socket::Socket;
 use crate::call::{Outcome, Reply};
 use crate::transport;
 use crate::transport::stream::Stream;
@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) closing: bool,
     /// Batches that have their replies, and whose closures have not returned yet.
     pub(super) completing: usize,
+    /// All that is queued can wait for what comes next.
+    pub(super) soon: bool,
     /// How many batches were submitted on this link.
     pub(super) batches: u32,
     /// Told when there have been many.
@@ -49,14 +51,14 @@ impl Lost {
 }
 
 pub(super) enum Link {
-    Up(Arc<UnixStream>),
-    Held(Arc<UnixStream>),
+    Up(Arc<Socket>),
+    Held(Arc<Socket>),
     Down,
     Gone,
 }
 
 impl Link {
-    pub(super) fn stream(&self) -> Option<&Arc<UnixStream>> {
+    pub(super) fn stream(&self) -> Option<&Arc<Socket>> {
         match self {
             Self::Up(stream) | Self::Held(stream) => Some(stream),
             Self::Down | Self::Gone => None,
@@ -77,6 +79,13 @@ impl State {
         self.stream.is_answered() && !self.ring_is_busy() && self.completing == 0
     }
 
+    /// Writes what waits for company: there will be none.
+    pub(super) fn hurry(&mut self) {
+        if self.soon {
+            self.flush();
+        }
+    }
+
     pub(super) fn hold(&mut self) {
         if let Link::Up(stream) = &self.link {
             self.link = Link::Held(stream.clone());
@@ -95,6 +104,7 @@ impl State {
             // The stream follows when it is empty.
             return false;
         }
+        self.soon = false;
         match &self.link {
             Link::Up(stream) => {
                 let stream = stream.clone();
@@ -108,13 +118,13 @@ impl State {
         }
     }
 
-    pub(super) fn write(&mut self, stream: &UnixStream, torn_only: bool) -> bool {
+    pub(super) fn write(&mut self, stream: &Socket, torn_only: bool) -> bool {
         loop {
             let output = self.stream.output(torn_only);
             if output.is_empty() {
                 return false;
             }
-            match stream.try_write_vectored(&output) {
+            match stream.write(&output) {
                 Ok(n) => self.stream.wrote(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 // The reading side sees the end too, and it is the one that acts on it.
@@ -140,9 +150,8 @@ impl State {
             self.completing += complete.len();
         }
         let Some(stream) = self.link.stream().cloned() else { return complete };
-        let mut buffer = vec![0; READ_SIZE];
-        while let Ok(n @ 1..) = recv(stream.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            let arrived = self.receive(&buffer[..n]);
+        let mut read = || stream.read_now(|bytes| (!bytes.is_empty()).then(|| self.receive(bytes)));
+        while let Ok(Some(arrived)) = read() {
             complete.extend(arrived.complete);
             if arrived.over {
                 break;

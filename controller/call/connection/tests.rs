@@ -5,10 +5,9 @@ use crate::abi::wire::REQUEST_SIZE;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream as Peer;
 
-fn pair() -> (UnixStream, Peer) {
+fn pair() -> (Socket, Peer) {
     let (ours, theirs) = Peer::pair().unwrap();
-    ours.set_nonblocking(true).unwrap();
-    (UnixStream::from_std(ours).unwrap(), theirs)
+    (Socket::new(ours).unwrap(), theirs)
 }
 
 /// Waits for a request without payload.
@@ -25,7 +24,7 @@ fn getpid() -> Call {
 #[tokio::test]
 async fn what_does_not_fit_is_written_by_the_new_links_task_though_the_old_one_still_waits() {
     let (stream, _old) = pair();
-    let connection = Connection::new(stream);
+    let connection = Connection::over(stream);
     connection.set_persistent();
     tokio::task::yield_now().await;
     let (stream, mut server) = pair();
@@ -47,7 +46,7 @@ async fn what_does_not_fit_is_written_by_the_new_links_task_though_the_old_one_s
 #[tokio::test]
 async fn replies_before_a_broken_one_count() {
     let (stream, mut server) = pair();
-    let connection = Connection::new(stream);
+    let connection = Connection::over(stream);
     // What a completion owns is given up outside of the connection's lock.
     struct Uses(Connection);
     impl Drop for Uses {
@@ -74,7 +73,7 @@ async fn replies_before_a_broken_one_count() {
 #[tokio::test]
 async fn replies_that_a_dead_process_has_left_count() {
     let (stream, mut server) = pair();
-    let connection = Connection::new(stream);
+    let connection = Connection::over(stream);
     let answered = connection.call("getpid", getpid());
     let unanswered = connection.call("getpid", getpid());
     request(&server).await;
@@ -89,6 +88,29 @@ async fn replies_that_a_dead_process_has_left_count() {
 #[tokio::test]
 async fn an_empty_batch_is_complete() {
     let (stream, _server) = pair();
-    let connection = Connection::new(stream);
+    let connection = Connection::over(stream);
     assert_eq!(connection.submit(Vec::new(), |replies| Ok(replies.len())).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn what_can_wait_goes_out_with_what_comes_next_or_else_by_itself() {
+    let (stream, mut server) = pair();
+    let connection = Connection::over(stream);
+    let first = connection.submit_soon(vec![getpid()], |replies| Ok(replies.len()));
+    let second = connection.call("getpid", getpid());
+    let mut requests = [0; 2 * REQUEST_SIZE + 1];
+    // Both have been written by now, in order.
+    assert_eq!(server.read(&mut requests).unwrap(), 2 * REQUEST_SIZE);
+    server.write_all(&[1i64.to_le_bytes(), 2i64.to_le_bytes()].concat()).unwrap();
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (1, 2));
+    let alone = connection.submit_soon(vec![getpid()], |replies| Ok(replies.len()));
+    request(&server).await;
+    server.write_all(&3i64.to_le_bytes()).unwrap();
+    assert_eq!(alone.await.unwrap(), 1);
+    // Who waits until nothing is unanswered waits for it too.
+    let held = connection.submit_soon(vec![getpid()], |replies| Ok(replies.len()));
+    assert!(!connection.try_hold());
+    request(&server).await;
+    server.write_all(&4i64.to_le_bytes()).unwrap();
+    assert_eq!(held.await.unwrap(), 1);
 }
