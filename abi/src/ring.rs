@@ -97,7 +97,7 @@ struct Fixed {
 struct Controller {
     /// The controller sleeps until its bell rings.
     waiting: AtomicU32,
-    /// How many signals it has sent.
+    /// How many signals will have been delivered when none is on its way.
     signals: AtomicU32,
     /// How often the server is to look for a call before it sleeps.
     patience: AtomicU32,
@@ -214,21 +214,24 @@ impl Ring {
         let runs = self.server.running.load(Ordering::Relaxed) == index + 1
             && self.result(index).is_none();
         if runs {
-            // The controller's own: nobody else writes it.
-            let signals = self.controller.signals.load(Ordering::Relaxed);
-            self.controller.signals.store(signals.wrapping_add(1), Ordering::Relaxed);
+            // More than these arrive if the process has blocked some that were given up.
+            let before =
+                if self.is_heard() { &self.server.delivered } else { &self.controller.signals };
+            let signals = before.load(Ordering::Relaxed).wrapping_add(1);
+            self.controller.signals.store(signals, Ordering::Relaxed);
         }
         runs
     }
 
     /// Whether the server has heard all signals that were sent.
     pub fn is_heard(&self) -> bool {
-        self.controller.signals.load(Ordering::Relaxed)
-            == self.server.delivered.load(Ordering::Relaxed)
+        let delivered = self.server.delivered.load(Ordering::Relaxed);
+        let signals = self.controller.signals.load(Ordering::Relaxed);
+        delivered.wrapping_sub(signals).cast_signed() >= 0
     }
 
-    /// The call to be interrupted has been answered, and signals that have not been heard by now
-    /// never will be. The server may wait for this: it is to be woken if [`Ring::server_sleeps`].
+    /// The call to be interrupted has been answered, and signals that have not been heard by now are
+    /// not waited for. The server may wait for this: it is to be woken if [`Ring::server_sleeps`].
     pub fn interrupted(&self) {
         let delivered = self.server.delivered.load(Ordering::Relaxed);
         self.controller.signals.store(delivered, Ordering::Relaxed);
@@ -305,12 +308,13 @@ impl Ring {
     ///
     /// The server has stored `running` before it looks at `cancel`, the controller `cancel` before
     /// it looks at `running`. So either the controller sees that its call is over, and sends
-    /// nothing; or the server sees that there is a signal to be waited for.
+    /// nothing; or the server sees that there is a signal to be waited for, until the controller,
+    /// which knows whether it arrives at all, says that it is not.
     pub fn begin(&self, index: u64) -> bool {
         self.begin_quick(index);
         fence(Ordering::SeqCst);
         let cancel = self.controller.cancel.load(Ordering::Acquire);
-        (cancel == 0 || cancel > index) && self.is_heard()
+        cancel == 0 || cancel > index
     }
 
     /// Where it says which call is to be interrupted.
