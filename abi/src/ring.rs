@@ -32,6 +32,8 @@
 //! *Interrupting*, see [`Ring::begin`], is the same problem a third time: `running` against
 //! `cancel`.
 //!
+//! The models in `models/` try all of this out, and fail where one of these is weaker.
+//!
 //! Nothing here is trusted by the server: it takes a copy of a record before it looks at it, and
 //! whatever a controller writes into this memory, the server executes some calls and stays inside
 //! of the records.
@@ -67,7 +69,7 @@ pub const ARENA_OFFSET: usize = 4096 + CAPACITY * 64;
 const MARK: u32 = 48;
 
 /// What lies at the start of the shared memory. Behind it is the arena.
-#[repr(C, align(4096))]
+#[cfg_attr(not(loom), repr(C, align(4096)))]
 pub struct Ring {
     /// Written before the server maps it, for whoever looks at the memory.
     fixed: Fixed,
@@ -141,6 +143,36 @@ const fn asked(index: u64) -> u64 {
 
 const fn answered(index: u64) -> u64 {
     (asked(index) + 1) & 0xffff
+}
+
+/// Fresh memory, in a model.
+#[cfg(loom)]
+impl Default for Ring {
+    fn default() -> Self {
+        use core::array::from_fn;
+        let u32 = || AtomicU32::new(0);
+        let u64 = || AtomicU64::new(0);
+        Self {
+            fixed: Fixed { magic: u64(), capacity: u64(), arena: u64(), size: u64() },
+            controller: Controller {
+                waiting: u32(),
+                signals: u32(),
+                patience: u32(),
+                cancel: u64(),
+            },
+            server: Server { asleep: u32(), delivered: u32(), running: u64() },
+            records: from_fn(|_| Record { word: u64(), args: from_fn(|_| u64()), result: u64() }),
+        }
+    }
+}
+
+#[cfg(loom)]
+impl Ring {
+    /// What the image compares [`Ring::cancel`] with, immediately before it makes call `index`.
+    #[must_use]
+    pub fn is_canceled(&self, index: u64) -> bool {
+        self.controller.cancel.load(Ordering::Relaxed) == index + 1
+    }
 }
 
 impl Ring {
@@ -318,6 +350,7 @@ impl Ring {
     }
 
     /// Where it says which call is to be interrupted.
+    #[cfg(not(loom))]
     pub fn cancel(&self) -> *const u64 {
         (&raw const self.controller.cancel).cast()
     }
