@@ -32,6 +32,8 @@
 //! *Interrupting*, see [`Ring::begin`], is the same problem a third time: `running` against
 //! `cancel`.
 //!
+//! The models in `models/` try all of this out, and fail where one of these is weaker.
+//!
 //! Nothing here is trusted by the server: it takes a copy of a record before it looks at it, and
 //! whatever a controller writes into this memory, the server executes some calls and stays inside
 //! of the records.
@@ -67,7 +69,7 @@ pub const ARENA_OFFSET: usize = 4096 + CAPACITY * 64;
 const MARK: u32 = 48;
 
 /// What lies at the start of the shared memory. Behind it is the arena.
-#[repr(C, align(4096))]
+#[cfg_attr(not(loom), repr(C, align(4096)))]
 pub struct Ring {
     /// Written before the server maps it, for whoever looks at the memory.
     fixed: Fixed,
@@ -97,7 +99,7 @@ struct Fixed {
 struct Controller {
     /// The controller sleeps until its bell rings.
     waiting: AtomicU32,
-    /// How many signals it has sent.
+    /// How many signals will have been delivered when none is on its way.
     signals: AtomicU32,
     /// How often the server is to look for a call before it sleeps.
     patience: AtomicU32,
@@ -141,6 +143,36 @@ const fn asked(index: u64) -> u64 {
 
 const fn answered(index: u64) -> u64 {
     (asked(index) + 1) & 0xffff
+}
+
+/// Fresh memory, in a model.
+#[cfg(loom)]
+impl Default for Ring {
+    fn default() -> Self {
+        use core::array::from_fn;
+        let u32 = || AtomicU32::new(0);
+        let u64 = || AtomicU64::new(0);
+        Self {
+            fixed: Fixed { magic: u64(), capacity: u64(), arena: u64(), size: u64() },
+            controller: Controller {
+                waiting: u32(),
+                signals: u32(),
+                patience: u32(),
+                cancel: u64(),
+            },
+            server: Server { asleep: u32(), delivered: u32(), running: u64() },
+            records: from_fn(|_| Record { word: u64(), args: from_fn(|_| u64()), result: u64() }),
+        }
+    }
+}
+
+#[cfg(loom)]
+impl Ring {
+    /// What the image compares [`Ring::cancel`] with, immediately before it makes call `index`.
+    #[must_use]
+    pub fn is_canceled(&self, index: u64) -> bool {
+        self.controller.cancel.load(Ordering::Relaxed) == index + 1
+    }
 }
 
 impl Ring {
@@ -214,21 +246,24 @@ impl Ring {
         let runs = self.server.running.load(Ordering::Relaxed) == index + 1
             && self.result(index).is_none();
         if runs {
-            // The controller's own: nobody else writes it.
-            let signals = self.controller.signals.load(Ordering::Relaxed);
-            self.controller.signals.store(signals.wrapping_add(1), Ordering::Relaxed);
+            // More than these arrive if the process has blocked some that were given up.
+            let before =
+                if self.is_heard() { &self.server.delivered } else { &self.controller.signals };
+            let signals = before.load(Ordering::Relaxed).wrapping_add(1);
+            self.controller.signals.store(signals, Ordering::Relaxed);
         }
         runs
     }
 
     /// Whether the server has heard all signals that were sent.
     pub fn is_heard(&self) -> bool {
-        self.controller.signals.load(Ordering::Relaxed)
-            == self.server.delivered.load(Ordering::Relaxed)
+        let delivered = self.server.delivered.load(Ordering::Relaxed);
+        let signals = self.controller.signals.load(Ordering::Relaxed);
+        delivered.wrapping_sub(signals).cast_signed() >= 0
     }
 
-    /// The call to be interrupted has been answered, and signals that have not been heard by now
-    /// never will be. The server may wait for this: it is to be woken if [`Ring::server_sleeps`].
+    /// The call to be interrupted has been answered, and signals that have not been heard by now are
+    /// not waited for. The server may wait for this: it is to be woken if [`Ring::server_sleeps`].
     pub fn interrupted(&self) {
         let delivered = self.server.delivered.load(Ordering::Relaxed);
         self.controller.signals.store(delivered, Ordering::Relaxed);
@@ -305,15 +340,17 @@ impl Ring {
     ///
     /// The server has stored `running` before it looks at `cancel`, the controller `cancel` before
     /// it looks at `running`. So either the controller sees that its call is over, and sends
-    /// nothing; or the server sees that there is a signal to be waited for.
+    /// nothing; or the server sees that there is a signal to be waited for, until the controller,
+    /// which knows whether it arrives at all, says that it is not.
     pub fn begin(&self, index: u64) -> bool {
         self.begin_quick(index);
         fence(Ordering::SeqCst);
         let cancel = self.controller.cancel.load(Ordering::Acquire);
-        (cancel == 0 || cancel > index) && self.is_heard()
+        cancel == 0 || cancel > index
     }
 
     /// Where it says which call is to be interrupted.
+    #[cfg(not(loom))]
     pub fn cancel(&self) -> *const u64 {
         (&raw const self.controller.cancel).cast()
     }

@@ -13,7 +13,8 @@ What developers of farcall run.
 Usage: cargo xtask COMMAND
 
 Commands:
-  test    Run all tests, those in the documentation too, and check that they leave nothing behind.
+  test    Run all tests, those in the documentation and the models of models/ too, and check that
+          they leave nothing behind.
           Tools that they need and that are missing are installed if this is Debian and you are
           root; elsewhere you are told what to install.
   help    Print this.

@@ -8,10 +8,12 @@ use crate::reap;
 use crate::residue::Before;
 use crate::tools;
 
-/// Tests of every target, and then those in the documentation, which `--all-targets` leaves out.
-const RUNS: [&[&str]; 2] = [
+/// Tests of every target, then those in the documentation, which `--all-targets` leaves out, and the
+/// models, which are a workspace of their own.
+const RUNS: [&[&str]; 3] = [
     &["test", "--workspace", "--all-targets", "--no-fail-fast"],
     &["test", "--workspace", "--doc"],
+    &["test", "--manifest-path", "models/Cargo.toml", "--target-dir", "target/loom"],
 ];
 
 /// Runs all tests. The error says what is wrong.

@@ -72,25 +72,26 @@ fn a_command_line_without_sense_ends_with_2() {
 }
 
 #[test]
-fn all_targets_and_the_documentation_are_tested() {
+fn all_targets_the_documentation_and_the_models_are_tested() {
     let programs = Programs::new("echo \"$@\" >> runs").with_tools();
     let output = programs.xtask(&["test"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let runs = programs.read("runs");
     assert!(runs.contains("test --workspace --all-targets"), "{runs}");
     assert!(runs.contains("test --workspace --doc"), "{runs}");
+    assert!(runs.contains("test --manifest-path models/Cargo.toml"), "{runs}");
     assert!(text(&output.stdout).ends_with("they left nothing behind\n"), "{output:?}");
 }
 
 #[test]
-fn a_run_that_fails_is_a_failure_and_the_other_one_is_made() {
-    for failing in ["--all-targets", "--doc"] {
+fn a_run_that_fails_is_a_failure_and_the_others_are_made() {
+    for failing in ["--all-targets", "--doc", "models/Cargo.toml"] {
         let script = format!("echo \"$@\" >> runs; case \"$*\" in *{failing}*) exit 3;; esac");
         let programs = Programs::new(&script).with_tools();
         let output = programs.xtask(&["test"]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(text(&output.stderr).contains(failing), "{output:?}");
-        assert_eq!(programs.read("runs").lines().count(), 2);
+        assert_eq!(programs.read("runs").lines().count(), 3);
     }
 }
 
