@@ -75,10 +75,11 @@ pub struct Ring {
     fixed: Fixed,
     /// Written by the controller alone.
     controller: Controller,
-    /// Written by the server alone.
+    /// Written by the server alone, as is the next one.
     server: Server,
+    progress: Progress,
     #[cfg(not(loom))]
-    _rest_of_the_page: [AtomicU64; 488],
+    _rest_of_the_page: [AtomicU64; 480],
     records: [Record; CAPACITY],
 }
 
@@ -111,7 +112,12 @@ struct Controller {
 struct Server {
     /// The server sleeps until its bell rings.
     asleep: AtomicU32,
-    /// How many signals have been delivered to it.
+}
+
+/// Not beside `asleep`, which the controller looks at after every call: this changes with every call.
+#[repr(C, align(64))]
+struct Progress {
+    /// How many signals have been delivered to the server.
     delivered: AtomicU32,
     /// One more than the number of the call that is being executed; 0: none is.
     running: AtomicU64,
@@ -131,6 +137,7 @@ const _: () = {
     assert!(size_of::<Record>() == 64);
     assert!(core::mem::offset_of!(Ring, controller) == 64);
     assert!(core::mem::offset_of!(Ring, server) == 128);
+    assert!(core::mem::offset_of!(Ring, progress) == 192);
     assert!(core::mem::offset_of!(Ring, records) == 4096);
     assert!(size_of::<Ring>() == ARENA_OFFSET);
     assert!(ARENA_OFFSET.is_multiple_of(4096) && CAPACITY.is_power_of_two());
@@ -243,12 +250,12 @@ impl Ring {
     pub fn interrupt(&self, index: u64) -> bool {
         self.controller.cancel.store(index + 1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let runs = self.server.running.load(Ordering::Relaxed) == index + 1
+        let runs = self.progress.running.load(Ordering::Relaxed) == index + 1
             && self.result(index).is_none();
         if runs {
             // More than these arrive if the process has blocked some that were given up.
             let before =
-                if self.is_heard() { &self.server.delivered } else { &self.controller.signals };
+                if self.is_heard() { &self.progress.delivered } else { &self.controller.signals };
             let signals = before.load(Ordering::Relaxed).wrapping_add(1);
             self.controller.signals.store(signals, Ordering::Relaxed);
         }
@@ -257,7 +264,7 @@ impl Ring {
 
     /// Whether the server has heard all signals that were sent.
     pub fn is_heard(&self) -> bool {
-        let delivered = self.server.delivered.load(Ordering::Relaxed);
+        let delivered = self.progress.delivered.load(Ordering::Relaxed);
         let signals = self.controller.signals.load(Ordering::Relaxed);
         delivered.wrapping_sub(signals).cast_signed() >= 0
     }
@@ -265,7 +272,7 @@ impl Ring {
     /// The call to be interrupted has been answered, and signals that have not been heard by now are
     /// not waited for. The server may wait for this: it is to be woken if [`Ring::server_sleeps`].
     pub fn interrupted(&self) {
-        let delivered = self.server.delivered.load(Ordering::Relaxed);
+        let delivered = self.progress.delivered.load(Ordering::Relaxed);
         self.controller.signals.store(delivered, Ordering::Relaxed);
         self.controller.cancel.store(0, Ordering::Release);
     }
@@ -294,7 +301,7 @@ impl Ring {
     /// Call `index` has this result. The word is the request's.
     pub fn complete(&self, index: u64, word: u64, result: i64) {
         let record = self.record(index);
-        self.server.running.store(0, Ordering::Relaxed);
+        self.progress.running.store(0, Ordering::Relaxed);
         record.result.store(result as u64, Ordering::Relaxed);
         record.word.store(word | answered(index) << MARK, Ordering::Release);
     }
@@ -323,7 +330,7 @@ impl Ring {
 
     /// Call `index` is about to be executed, which is over soon.
     pub fn begin_quick(&self, index: u64) {
-        self.server.running.store(index + 1, Ordering::Relaxed);
+        self.progress.running.store(index + 1, Ordering::Relaxed);
     }
 
     /// The server has to wait before it can begin call `index`. False: not any more.
@@ -358,9 +365,9 @@ impl Ring {
     /// A signal was delivered to the server: for its handler. Says whether it means the call that
     /// is being executed.
     pub fn deliver(&self) -> bool {
-        let delivered = self.server.delivered.load(Ordering::Relaxed);
-        self.server.delivered.store(delivered.wrapping_add(1), Ordering::Relaxed);
-        let running = self.server.running.load(Ordering::Relaxed);
+        let delivered = self.progress.delivered.load(Ordering::Relaxed);
+        self.progress.delivered.store(delivered.wrapping_add(1), Ordering::Relaxed);
+        let running = self.progress.running.load(Ordering::Relaxed);
         running != 0 && running == self.controller.cancel.load(Ordering::Relaxed)
     }
 }

@@ -29,6 +29,9 @@ pub enum Polling {
 /// at most as much again as not having looked.
 const LOOKS: u32 = 500;
 
+/// How many more for each call that comes before: about as long as a quick call takes.
+const LOOKS_A_CALL: u32 = 20;
+
 /// After so many looks in vain in a row it is not worth it.
 const PATIENT: u32 = 4;
 
@@ -63,9 +66,12 @@ impl Looks {
         }
     }
 
-    /// How often to look for a result.
-    pub(crate) fn for_result(&self) -> u32 {
-        self.looks(self.results.load(Ordering::Relaxed))
+    /// How often to look for the result of the last of so many calls.
+    pub(crate) fn for_result(&self, calls: usize) -> u32 {
+        match self.looks(self.results.load(Ordering::Relaxed)) {
+            0 => 0,
+            looks => looks + calls as u32 * LOOKS_A_CALL,
+        }
     }
 
     /// Whether it was there in time.
@@ -100,17 +106,17 @@ mod tests {
     fn looking_in_vain_is_given_up_and_tried_again_now_and_then() {
         let looks = adaptive();
         for _ in 0..PATIENT {
-            assert_eq!(looks.for_result(), LOOKS);
+            assert_eq!(looks.for_result(0), LOOKS);
             looks.result(false);
         }
         let mut tries = 0;
         for _ in 0..10 * RETRY {
-            tries += u32::from(looks.for_result() > 0);
+            tries += u32::from(looks.for_result(1) > 0);
             looks.result(false);
         }
         assert_eq!(tries, 10);
         looks.result(true);
-        assert_eq!(looks.for_result(), LOOKS);
+        assert_eq!(looks.for_result(0), LOOKS);
     }
 
     #[test]
@@ -126,7 +132,7 @@ mod tests {
         for (polling, expected) in [(Polling::Never, 0), (Polling::Always, LOOKS)] {
             let looks = Looks { polling, ..adaptive() };
             for in_time in [false; 10].into_iter().chain([true; 2]) {
-                assert_eq!(looks.for_result(), expected);
+                assert_eq!(looks.for_result(0), expected);
                 assert_eq!(looks.for_call(!in_time), expected);
                 looks.result(in_time);
             }

@@ -127,8 +127,9 @@ impl Process {
 
 /// What makes a ring once the process is called often.
 pub(super) fn when_busy(process: Weak<Inner>, polling: Polling) -> impl Fn() + Send + Sync {
+    let runtime = tokio::runtime::Handle::try_current();
     move || {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(runtime) = &runtime else { return };
         let Some(inner) = process.upgrade() else { return };
         // If it can't be had, the stream goes on.
         runtime.spawn(async move { Process { inner }.make_ring(polling).await });

@@ -91,6 +91,11 @@ impl<T> Ring<T> {
         self.pending.back().map(Pending::last)
     }
 
+    /// How many records are under way.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
     /// Whether one more call can be handed over.
     pub fn has_room(&self) -> bool {
         self.in_flight < IN_FLIGHT

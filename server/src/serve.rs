@@ -239,7 +239,7 @@ impl Server {
         if word >> Word::bits(version) != 0 {
             return EINVAL;
         }
-        if self.resolve() {
+        if word > Word::NUMBER && self.resolve() {
             return ECANCELED;
         }
         if word & Word::OP == 0 {

@@ -3,17 +3,35 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::socket::Socket;
 use super::{Shared, fail};
 
+/// How long threads that wait for their own replies may pause before the task waits again.
+const ALONE: Duration = Duration::from_millis(50);
+
 /// Reads and completes, and writes what did not fit at once, until the stream is over.
 pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) {
     let mut blocked = false;
+    // Calls on threads that have waited for their own replies, when this was looked at last.
+    let mut alone = 0;
     loop {
+        let here = shared.lock().alone;
+        if stream.set_waiting(here.is_none()).is_err() {
+            break;
+        }
         tokio::select! {
+            () = tokio::time::sleep(ALONE), if here.is_some() => {
+                let mut state = shared.lock();
+                if state.alone == Some(alone) {
+                    // No more of them: the end of the stream is to be seen.
+                    state.alone = None;
+                }
+                alone = state.alone.unwrap_or(0);
+            }
             ready = stream.readable() => {
                 if ready.is_err() || !read(&shared, &stream, epoch) {
                     break;

@@ -12,6 +12,7 @@
 //! Only `Up` writes from the queue. `Held` finishes a batch that is written in part. `Gone` refuses
 //! what comes.
 
+mod blocking;
 mod driver;
 mod interrupt;
 mod ring;
@@ -184,6 +185,7 @@ impl Connection {
                 when_busy: None,
                 ring: None,
                 soon: false,
+                alone: None,
             }),
             work: Notify::new(),
             changed: watch::Sender::new(()),
@@ -205,6 +207,7 @@ impl Connection {
         let lost = state.detach();
         state.epoch += 1;
         state.batches = 0;
+        state.alone = None;
         let held = state.epoch > 1;
         state.link = if held { Link::Held(stream.clone()) } else { Link::Up(stream.clone()) };
         tokio::spawn(drive(self.shared().clone(), stream, state.epoch));
@@ -421,6 +424,20 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The state, for one more batch.
+    fn lock_and_count(&self) -> MutexGuard<'_, State> {
+        let mut state = self.lock();
+        state.batches = state.batches.saturating_add(1);
+        if state.batches == BUSY
+            && let Some(busy) = state.when_busy.clone()
+        {
+            drop(state);
+            busy();
+            state = self.lock();
+        }
+        state
+    }
+
     /// Completes batches that were counted as completing, outside of the lock: it may submit.
     fn complete(&self, batches: Vec<(Batch, Vec<Reply>)>) {
         let count = batches.len();
@@ -441,15 +458,7 @@ impl Shared {
         mut batch: Batch,
         when: When,
     ) -> Option<Waited> {
-        let mut state = self.lock();
-        state.batches = state.batches.saturating_add(1);
-        if state.batches == BUSY
-            && let Some(busy) = state.when_busy.clone()
-        {
-            drop(state);
-            busy();
-            state = self.lock();
-        }
+        let mut state = self.lock_and_count();
         let refused = match state.link {
             Link::Gone => Some(Err(Error::Gone)),
             _ if state.dead => Some(Err(Error::Gone)),
@@ -491,6 +500,8 @@ impl Shared {
             return None;
         }
         let left = !at_once || state.flush();
+        // Somebody has to wait for it.
+        let left = state.alone.take().is_some() || left;
         drop(state);
         if left {
             self.work.notify_one();

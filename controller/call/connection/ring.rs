@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::interrupt::{Interrupter, Interrupts, Signal};
 use super::state::{Link, State};
-use super::{Batch, Connection, Shared, receipt, value};
+use super::{Batch, Connection, Shared};
 use crate::call::polling::{Looks, Polling};
 use crate::call::{Call, Error, Reply, Result};
 use crate::transport;
@@ -48,6 +48,8 @@ pub(super) struct Waited {
     interrupts: Interrupts,
     /// The number of its last record.
     index: u64,
+    /// How many are under way, this one included.
+    ahead: usize,
 }
 
 /// What has become of a batch that was offered to a ring.
@@ -86,6 +88,22 @@ impl RingLink {
         index
     }
 
+    /// Makes one call while nothing else is under way, and waits for its result as long as it is worth
+    /// to look for it. Without one, it is handed over: see [`RingLink::leave`].
+    pub(super) fn call_alone(&mut self, call: &Call) -> std::result::Result<Reply, u64> {
+        let index = self.calls.push_one(call);
+        self.wake_server();
+        let ring = self.calls.memory().ring();
+        let there = look(ring, index, 1, &self.looks).then(|| ring.result(index)).flatten();
+        there.map(|result| Reply { result, data: Vec::new() }).ok_or(index)
+    }
+
+    /// Leaves call `index` to the task that hears the bell. True: it is complete.
+    pub(super) fn leave(&mut self, index: u64, batch: Batch) -> bool {
+        self.calls.wait_for_one(index, batch);
+        self.attend()
+    }
+
     /// What waits for call `index`.
     pub(super) fn waited(&self, shared: &Arc<Shared>, index: u64) -> Waited {
         Waited {
@@ -94,6 +112,7 @@ impl RingLink {
             looks: self.looks.clone(),
             interrupts: self.interrupts.clone(),
             index,
+            ahead: self.calls.in_flight(),
         }
     }
 
@@ -141,7 +160,7 @@ impl Waited {
     /// that hears the bell.
     pub(super) fn look(&self) -> bool {
         let ring = self.memory.ring();
-        let there = look(ring, self.index, &self.looks) || !ring.wait_for(self.index);
+        let there = look(ring, self.index, self.ahead, &self.looks) || !ring.wait_for(self.index);
         if there {
             self.shared.collect();
         }
@@ -156,9 +175,9 @@ impl Waited {
     }
 }
 
-/// Looks for a result for a while.
-fn look(ring: &crate::abi::ring::Ring, index: u64, looks: &Looks) -> bool {
-    let times = looks.for_result();
+/// Looks for a result for a while, which is longer the more calls come before it: `calls` with it.
+fn look(ring: &crate::abi::ring::Ring, index: u64, calls: usize, looks: &Looks) -> bool {
+    let times = looks.for_result(calls);
     for _ in 0..times {
         if ring.result(index).is_some() {
             looks.result(true);
@@ -267,42 +286,6 @@ impl Connection {
     #[must_use]
     pub fn has_ring(&self) -> bool {
         self.shared().lock().ring.is_some()
-    }
-
-    /// Makes one call and waits for its value on this thread: the fastest way to make a call, for code
-    /// that has nothing else to do meanwhile. The runtime on which the connection was made runs on
-    /// other threads.
-    ///
-    /// # Errors
-    ///
-    /// As of [`Connection::call`].
-    ///
-    /// # Panics
-    ///
-    /// Where blocking would stop a runtime: on a thread that executes its tasks.
-    pub fn call_blocking(&self, name: &'static str, call: &Call) -> Result<u64> {
-        let mut state = self.shared().lock();
-        let Some(ring) = state.usable_ring().filter(|ring| ring.is_idle() && call.is_plain())
-        else {
-            drop(state);
-            return self.call(name, call.clone()).wait();
-        };
-        // Nobody else gets in between: the lock is held as long as it is worth to look.
-        let index = ring.calls.push_one(call);
-        ring.wake_server();
-        if look(ring.calls.memory().ring(), index, &ring.looks)
-            && let Some(result) = ring.calls.memory().ring().result(index)
-        {
-            return Reply { result, data: Vec::new() }.value().map_err(Error::call(name));
-        }
-        let (complete, receipt) = receipt(move |replies| value(name, &replies));
-        ring.calls.wait_for_one(index, Batch { complete, of_link: false });
-        let complete = ring.attend();
-        drop(state);
-        if complete {
-            self.shared().collect();
-        }
-        receipt.wait()
     }
 }
 

@@ -6,11 +6,13 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, sendmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -23,30 +25,65 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_SIZE].into());
 }
 
-/// A connected stream socket. It may be a blocking one: no call here waits for it.
-pub(crate) struct Socket(AsyncFd<UnixStream>);
+/// A connected stream socket. It may be a blocking one: of the calls here only
+/// [`Socket::wait_here`] waits for it.
+pub(crate) struct Socket {
+    stream: Arc<UnixStream>,
+    /// How the runtime waits for something to read. It does not while threads wait for their own
+    /// replies: it would be woken up for each.
+    waiting: Mutex<Option<Arc<Waiting>>>,
+}
+
+type Waiting = AsyncFd<Arc<UnixStream>>;
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> i32 {
-        self.0.as_raw_fd()
+        self.stream.as_raw_fd()
     }
 }
 
 impl Socket {
     /// Must be called within a tokio runtime.
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
-        Ok(Self(waiting(stream, Interest::READABLE)?))
+        let stream = Arc::new(stream);
+        let waiting = waiting(stream.clone(), Interest::READABLE)?;
+        Ok(Self { stream, waiting: Mutex::new(Some(Arc::new(waiting))) })
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Arc<Waiting>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The runtime waits for something to read, or does not.
+    pub(super) fn set_waiting(&self, wait: bool) -> io::Result<()> {
+        let mut now = self.waiting();
+        if !wait {
+            *now = None;
+        } else if now.is_none() {
+            *now = Some(Arc::new(waiting(self.stream.clone(), Interest::READABLE)?));
+        }
+        Ok(())
+    }
+
+    /// Waits on this thread, for as long as that, for something to read. Says whether there is.
+    pub(super) fn wait_here(&self, limit: PollTimeout) -> bool {
+        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, limit).is_ok_and(|ready| ready > 0)
     }
 
     /// Waits until there may be something to read.
     pub(super) async fn readable(&self) -> io::Result<()> {
-        self.0.readable().await.map(drop)
+        let waiting = self.waiting().clone();
+        match waiting {
+            Some(waiting) => waiting.readable().await.map(drop),
+            None => std::future::pending().await,
+        }
     }
 
     /// Waits until there is room to write.
     pub(super) async fn writable(&self) -> io::Result<()> {
         // A duplicate: one descriptor can be waited for once.
-        let again = self.0.get_ref().try_clone()?;
+        let again = Arc::new(self.stream.try_clone()?);
         waiting(again, Interest::WRITABLE)?.writable().await.map(drop)
     }
 
@@ -63,7 +100,7 @@ impl Socket {
     pub(super) fn read<R>(&self, take: impl FnOnce(&[u8]) -> R) -> io::Result<R> {
         BUFFER.with_borrow_mut(|buffer| {
             let mut read = None;
-            let again = self.0.try_io(Interest::READABLE, |stream| {
+            let again = self.try_read(|stream| {
                 let n = recv(stream.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?;
                 read = Some(n);
                 let part = (1..buffer.len()).contains(&n);
@@ -71,6 +108,14 @@ impl Socket {
             });
             read.map_or(again, Ok).map(|n| take(&buffer[..n]))
         })
+    }
+
+    /// Reads if there may be something, and tells the runtime if there is not any more.
+    fn try_read<R>(&self, read: impl FnOnce(&UnixStream) -> io::Result<R>) -> io::Result<R> {
+        match self.waiting().clone() {
+            Some(waiting) => waiting.try_io(Interest::READABLE, |stream| read(stream)),
+            None => read(&self.stream),
+        }
     }
 
     /// The same, whether or not the runtime has heard of something to read.
@@ -85,7 +130,7 @@ impl Socket {
     /// of the stream.
     pub(super) fn read_into(&self, place: &mut Vec<u8>, most: usize) -> io::Result<usize> {
         place.reserve(most);
-        self.0.try_io(Interest::READABLE, |stream| {
+        self.try_read(|stream| {
             let to = place.spare_capacity_mut();
             let (fd, flags) = (stream.as_raw_fd(), libc::MSG_DONTWAIT);
             // SAFETY: `most` bytes from `to` on belong to the vector: they were just reserved.
@@ -99,7 +144,8 @@ impl Socket {
 }
 
 /// A stream that can be read or, with another interest, written.
-fn waiting(stream: UnixStream, interest: Interest) -> io::Result<AsyncFd<UnixStream>> {
-    // SAFETY: a stream owns its descriptor, and keeps it open for as long as it is registered.
+fn waiting(stream: Arc<UnixStream>, interest: Interest) -> io::Result<Waiting> {
+    // SAFETY: a stream owns its descriptor, and what is registered shares in it: it is open for as
+    // long as that.
     Ok(unsafe { AsyncFd::register_with_interest(stream, interest) }?)
 }

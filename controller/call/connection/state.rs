@@ -28,6 +28,8 @@ pub(super) struct State {
     pub(super) completing: usize,
     /// All that is queued can wait for what comes next.
     pub(super) soon: bool,
+    /// Threads wait for their own replies, and have done so that often: the driver does not.
+    pub(super) alone: Option<u64>,
     /// How many batches were submitted on this link.
     pub(super) batches: u32,
     /// Told when there have been many.
