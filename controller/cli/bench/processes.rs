@@ -171,7 +171,13 @@ fn number(text: &str, field: &str) -> Option<u64> {
 pub async fn scale() -> Result<Vec<Row>, Failure> {
     const FEW: usize = 20;
     const MANY: usize = 2000;
-    let few = many(FEW).await?;
+    // So few are soon made: one time alone would say little.
+    const TURNS: usize = 9;
+    let mut turns = Vec::with_capacity(TURNS);
+    for _ in 0..TURNS {
+        turns.push(many(FEW).await?);
+    }
+    let few = [0, 1, 2].map(|figure| median(turns.iter().map(|turn| turn[figure]).collect()));
     let many = many(MANY).await?;
     let ratio = few.iter().zip(&many).map(|(few, many)| many / few).fold(0.0, f64::max);
     Ok(vec![Row {
@@ -180,6 +186,11 @@ pub async fn scale() -> Result<Vec<Row>, Failure> {
         ratio: Some(ratio),
         ..Row::alone("scale.processes", many[0], "us")
     }])
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// For each of so many persistent processes: microseconds to start it, microseconds for a call,
@@ -193,11 +204,16 @@ async fn many(count: usize) -> Result<[f64; 3], Failure> {
         children.push(Ended(home.start(&root, number).await?));
     }
     let start = since(begun);
-    let begun = Instant::now();
-    for child in &children {
-        child.0.getppid().await?;
+    const TURNS: usize = 9;
+    let mut turns = Vec::with_capacity(TURNS);
+    for _ in 0..TURNS {
+        let begun = Instant::now();
+        for child in &children {
+            child.0.getppid().await?;
+        }
+        turns.push(since(begun));
     }
-    let call = since(begun);
+    let call = median(turns);
     let memory: u64 = children.iter().filter_map(|child| private_bytes(child.0.pid()?)).sum();
     Ok([start, call, memory as f64].map(|total| total / count as f64))
 }
