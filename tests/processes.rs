@@ -707,6 +707,52 @@ async fn a_process_that_may_have_no_descriptors_serves_on() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn children_that_come_and_go_side_by_side_leave_nothing() {
+    async fn come_and_go(root: Process, number: i32) {
+        for step in 0..12 {
+            let builder = root.child();
+            let builder = match (number + step) % 4 {
+                0 => builder,
+                1 => builder.share_memory(),
+                2 => builder.share_memory().share_files(),
+                _ => builder.share_files(),
+            };
+            let mut child = builder.spawn().await.unwrap();
+            let status = match step % 3 {
+                0 => {
+                    let grandchild = child.child().share_memory().spawn().await.unwrap();
+                    grandchild.getpid().await.unwrap();
+                    drop(grandchild);
+                    child.exit(number).await.unwrap();
+                    number
+                }
+                1 => {
+                    child.execve("/bin/true", ["true"], [""; 0]).await.unwrap();
+                    0
+                }
+                _ => continue,
+            };
+            assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(status));
+        }
+    }
+    for root in roots().await {
+        let pid = root.pid().unwrap();
+        let before = fds(pid);
+        let tasks: Vec<_> =
+            (0..8).map(|number| tokio::spawn(come_and_go(root.clone(), number))).collect();
+        for task in tasks {
+            tokio::time::timeout(LIMIT, task).await.unwrap().unwrap();
+        }
+        let children = || std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        until_async("descriptors and zombies are gone", || {
+            fds(pid) == before && children().unwrap().is_empty()
+        })
+        .await;
+        until_async("most stacks are unmapped", || stacks(pid).len() <= 4).await;
+    }
+}
+
 /// Sets how many descriptors another process may have.
 fn limit_descriptors(pid: i32, soft: u64) {
     let limits = nix::libc::rlimit { rlim_cur: soft, rlim_max: 4096 };

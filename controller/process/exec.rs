@@ -20,7 +20,7 @@ impl Child {
     /// all are that typed calls open: [`dup2`](crate::sys::Task::dup2) makes one that is not.
     ///
     /// A child that shares its parent's table of descriptors gets a copy of it first, as execve
-    /// would give it.
+    /// would give it: a round trip more than for one that shares memory only.
     ///
     /// A set-user-ID program, or one with file capabilities, loses the parent-death signal: it
     /// outlives its parent.
