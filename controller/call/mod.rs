@@ -3,8 +3,8 @@
 mod connection;
 mod error;
 
-pub(crate) use connection::WeakConnection;
 pub use connection::{Connection, Receipt};
+pub(crate) use connection::{WeakConnection, Weight};
 pub use error::{Error, Outcome, Result, errno_name};
 
 use nix::errno::Errno;

@@ -6,7 +6,7 @@ use syscalls::Sysno;
 
 use super::{Buffer, Task, last};
 use crate::abi::wire::AHEAD_SIZE;
-use crate::call::{Call, Error, Result};
+use crate::call::{Call, Error, Result, Weight};
 use crate::handle::{Fd, Mapping};
 use crate::transport::stream::MAX_DATA;
 
@@ -24,6 +24,19 @@ impl Task {
         flags: MapFlags,
         file: Option<(&Fd, u64)>,
     ) -> Result<Mapping> {
+        self.connection.room().await;
+        self.map(size, protection, flags, file, None).await
+    }
+
+    /// The same without waiting for room, with `weight` in use until the pages are there.
+    async fn map(
+        &self,
+        size: usize,
+        protection: ProtFlags,
+        flags: MapFlags,
+        file: Option<(&Fd, u64)>,
+        weight: Option<Weight>,
+    ) -> Result<Mapping> {
         let (fd, offset, flags) = match file {
             Some((fd, offset)) => (self.number(fd)?, offset, flags),
             None => (u64::MAX, 0, flags | MapFlags::MAP_ANONYMOUS),
@@ -33,16 +46,22 @@ impl Task {
         let space = self.space.clone();
         self.connection
             .submit(vec![Call::syscall(Sysno::mmap, args)], move |replies| {
+                let _weight = weight;
                 let address = last(&replies)?.value().map_err(Error::call("mmap"))?;
                 Ok(Mapping::new(&space, address, size))
             })
             .await
     }
 
-    /// Private pages, readable and writable, filled with zeros.
-    pub(crate) async fn mmap_anonymous(&self, size: usize) -> Result<Mapping> {
+    /// Private pages, readable and writable, filled with zeros. Does not wait for room; `weight` is
+    /// in use until they are there.
+    pub(crate) async fn mmap_anonymous(
+        &self,
+        size: usize,
+        weight: Option<Weight>,
+    ) -> Result<Mapping> {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        self.mmap(size.max(1), protection, MapFlags::MAP_PRIVATE, None).await
+        self.map(size.max(1), protection, MapFlags::MAP_PRIVATE, None, weight).await
     }
 
     /// Pages for a child: a guard page, the stack, the memory that version 1 of the stream needs,
@@ -50,7 +69,7 @@ impl Task {
     pub(crate) async fn mmap_stack(&self, more: usize) -> Result<(Mapping, u64)> {
         const GUARD: usize = 4096;
         const STACK: usize = 16 * 1024;
-        let mapping = self.mmap_anonymous(GUARD + STACK + AHEAD_SIZE + more).await?;
+        let mapping = self.mmap_anonymous(GUARD + STACK + AHEAD_SIZE + more, None).await?;
         let none = ProtFlags::PROT_NONE.bits() as u64;
         let guard = [mapping.address(), GUARD as u64, none, 0, 0, 0];
         self.syscall(Sysno::mprotect, guard).await?;
@@ -65,6 +84,8 @@ impl Task {
     ///
     /// [`Error::Fault`]; some of the bytes may have been written then.
     pub async fn write_memory(&self, address: u64, bytes: impl Into<Vec<u8>>) -> Result<()> {
+        // Before the bytes are copied: it is they that take room.
+        self.connection.room().await;
         let bytes = bytes.into();
         let len = bytes.len();
         self.connection
@@ -81,6 +102,7 @@ impl Task {
     ///
     /// [`Error::Fault`] if not all of them can be read; EINVAL for more than 2 GiB.
     pub async fn read_memory(&self, address: u64, len: usize) -> Result<Vec<u8>> {
+        self.connection.room().await;
         self.copy_out_then(address, len, ()).await
     }
 

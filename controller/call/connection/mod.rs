@@ -13,6 +13,7 @@
 //! what comes.
 
 mod driver;
+mod room;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
 use driver::drive;
+use room::Room;
+pub(crate) use room::Weight;
 use state::{Link, State};
 
 use super::{Call, Error, Outcome, Reply, Result};
@@ -82,6 +85,7 @@ struct Shared {
     work: Notify,
     /// Changes whenever the link or the number of unanswered calls may have.
     changed: watch::Sender<()>,
+    room: Arc<Room>,
 }
 
 /// The result of a batch, once it is here. Dropping it loses nothing: the batch still completes,
@@ -116,6 +120,7 @@ impl Connection {
             }),
             work: Notify::new(),
             changed: watch::Sender::new(()),
+            room: Arc::default(),
         });
         let connection = Self { handle: Arc::new(Handle(shared)) };
         connection.attach(stream);
@@ -158,8 +163,25 @@ impl Connection {
         self.shared().lock().persistent = true;
     }
 
+    /// Returns when there is room for more calls: at once, unless 16 MiB of data or 16,384 calls
+    /// are under way or wait for a connection; then, when half of that is done.
+    ///
+    /// The methods of [`Task`](crate::sys::Task) and chains wait for it by themselves. Room is not
+    /// reserved: who has waited submits at once.
+    pub async fn room(&self) {
+        self.shared().room.wait().await;
+    }
+
+    /// Counts `bytes` besides those of calls until it is dropped: what a batch owns in the target.
+    pub(crate) fn weigh(&self, bytes: usize) -> Weight {
+        self.shared().room.take(bytes)
+    }
+
     /// Sends `calls` together, in order, with nothing in between, and completes with what
     /// `complete` makes of their replies. While the connection is down the batch waits.
+    ///
+    /// This does not wait for room: the queue has no bound of its own. A program that submits more
+    /// than it awaits calls [`Connection::room`] in between.
     ///
     /// `complete` runs on the connection's task and must not block. What must live until the
     /// server is done with the batch (buffers) it owns.
@@ -168,7 +190,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, receipt) = receipt(complete);
+        let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
         self.shared().submit(calls, Batch { complete, of_link: false });
         receipt
     }
@@ -180,7 +202,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, receipt) = receipt(complete);
+        let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
         self.shared().submit(calls, Batch { complete, of_link: true });
         receipt
     }
@@ -236,7 +258,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, receipt) = receipt(complete);
+        let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let mut state = self.shared().lock();
         let queued = state.stream.take_queue();
         state.stream.push(calls, Batch { complete, of_link: true });
@@ -370,14 +392,16 @@ impl Shared {
     }
 }
 
-/// What completes a batch, and what waits for that.
+/// What completes a batch, and gives its room back, and what waits for that.
 fn receipt<R: Send + 'static>(
+    weight: Weight,
     complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
 ) -> (Complete, Receipt<R>) {
     let (sender, receiver) = oneshot::channel();
     let complete = Box::new(move |replies: Result<Vec<Reply>>| {
         // A receiver that is gone hands the result back, and dropping it gives it back.
         let _ = sender.send(replies.and_then(complete));
+        drop(weight);
     });
     (complete, Receipt(receiver))
 }
