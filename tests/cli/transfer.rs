@@ -80,10 +80,13 @@ fn what_can_not_be_read_or_makes_no_sense_is_refused_and_nothing_is_called() {
     let test = TestHome::new();
     start(&test, "one");
     succeed(&test, &["call", "one", "umask", "7"]);
+    let fifo = test.file("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     for (code, arguments) in [
         (1, &["umask", "@@/nonexistent/file"][..]),
         (1, &["umask", "@@/"]),
         (1, &["umask", "@@/dev/null"]),
+        (1, &["umask", &format!("@@{}", fifo.display())]),
         // Its size is not the 0 that it tells.
         (1, &["umask", "@@/proc/self/status"]),
         (1, &["umask", "@8", "--output", "/nonexistent/file"]),

@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 
 use farcall::Process;
+use nix::libc;
 
 use super::argument::MAX_BUFFER;
 use crate::Failure;
@@ -19,7 +21,9 @@ pub struct Input {
 impl Input {
     pub fn open(path: &str) -> Result<Self, Failure> {
         let failed = |reason: String| Failure::new(format!("{path}: {reason}"));
-        let file = File::open(path).map_err(|error| failed(error.to_string()))?;
+        // A FIFO would wait for a writer.
+        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = opened.map_err(|error| failed(error.to_string()))?;
         let data = file.metadata().map_err(|error| failed(error.to_string()))?;
         // The buffer is made before it is read.
         if !data.is_file() {
