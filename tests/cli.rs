@@ -9,3 +9,5 @@ mod common;
 mod life;
 #[path = "cli/others.rs"]
 mod others;
+#[path = "cli/transfer.rs"]
+mod transfer;

@@ -5,12 +5,13 @@ use std::path::Path;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The tests that a text names as `file.rs: name`, in backticks.
+/// The tests that a text names as `file.rs: name`, in backticks; a line may end between the two.
 fn named(text: &str) -> Vec<(&str, &str)> {
     text.split('`')
         .skip(1)
         .step_by(2)
-        .filter_map(|code| code.split_once(".rs: "))
+        .filter_map(|code| code.split_once(".rs:"))
+        .map(|(file, name)| (file, name.trim_start()))
         .filter(|(file, _)| !file.contains(char::is_whitespace))
         .collect()
 }

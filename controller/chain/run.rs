@@ -32,6 +32,7 @@ impl Chain<'_> {
         }
         let at_once =
             if one_by_one || task.connection().version() == 0 { 1 } else { MAX_REF as usize };
+        task.connection().room().await;
         let behind = input.len().next_multiple_of(8);
         let buffer = match behind + output {
             0 => None,

@@ -7,6 +7,7 @@ mod demo;
 mod image;
 mod list;
 mod output;
+mod progress;
 mod start;
 mod stop;
 

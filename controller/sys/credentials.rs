@@ -79,6 +79,7 @@ impl Task {
         before: Vec<Call>,
         buffer: B,
     ) -> Result<()> {
+        self.connection.room().await;
         let mut calls = before;
         let at = calls.len();
         calls.push(call);

@@ -55,11 +55,15 @@ impl Task {
         let fd = self.number(fd)?;
         let buffer = self.buffer(len).await?;
         let address = buffer.address();
+        let weight = self.connection.weigh(len);
         let (buffer, read) = self
             .connection
             .submit(
                 vec![Call::syscall(Sysno::read, [fd, address, len as u64, 0, 0, 0])],
-                move |replies| Ok((buffer, last(&replies)?.value().map_err(Error::call("read"))?)),
+                move |replies| {
+                    let _weight = weight;
+                    Ok((buffer, last(&replies)?.value().map_err(Error::call("read"))?))
+                },
             )
             .await?;
         if read == 0 {
@@ -75,7 +79,10 @@ impl Task {
     ///
     /// The errno of write(2).
     pub async fn write(&self, fd: &Fd, bytes: impl Into<Vec<u8>>) -> Result<usize> {
-        let (fd, bytes) = (self.number(fd)?, bytes.into());
+        let fd = self.number(fd)?;
+        // Before the bytes are copied: it is they that take room.
+        self.connection.room().await;
+        let bytes = bytes.into();
         let len = bytes.len() as u64;
         let call = |address| Call::syscall(Sysno::write, [fd, address, len, 0, 0, 0]);
         // At most what was given.

@@ -5,7 +5,7 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use syscalls::Sysno;
 
 use super::{Buffer, Task, last};
-use crate::call::{Call, Error, Result};
+use crate::call::{Call, Error, Result, Weight};
 use crate::handle::{Fd, GUARD, Mapping, Stack};
 use crate::transport::stream::MAX_DATA;
 
@@ -23,6 +23,19 @@ impl Task {
         flags: MapFlags,
         file: Option<(&Fd, u64)>,
     ) -> Result<Mapping> {
+        self.connection.room().await;
+        self.map(size, protection, flags, file, None).await
+    }
+
+    /// The same without waiting for room, with `weight` in use until the pages are there.
+    async fn map(
+        &self,
+        size: usize,
+        protection: ProtFlags,
+        flags: MapFlags,
+        file: Option<(&Fd, u64)>,
+        weight: Option<Weight>,
+    ) -> Result<Mapping> {
         let (fd, offset, flags) = match file {
             Some((fd, offset)) => (self.number(fd)?, offset, flags),
             None => (u64::MAX, 0, flags | MapFlags::MAP_ANONYMOUS),
@@ -32,16 +45,22 @@ impl Task {
         let space = self.space.clone();
         self.connection
             .submit(vec![Call::syscall(Sysno::mmap, args)], move |replies| {
+                let _weight = weight;
                 let address = last(&replies)?.value().map_err(Error::call("mmap"))?;
                 Ok(Mapping::new(&space, address, size))
             })
             .await
     }
 
-    /// Private pages, readable and writable, filled with zeros.
-    pub(crate) async fn mmap_anonymous(&self, size: usize) -> Result<Mapping> {
+    /// Private pages, readable and writable, filled with zeros. Does not wait for room; `weight` is
+    /// in use until they are there.
+    pub(crate) async fn mmap_anonymous(
+        &self,
+        size: usize,
+        weight: Option<Weight>,
+    ) -> Result<Mapping> {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        self.mmap(size.max(1), protection, MapFlags::MAP_PRIVATE, None).await
+        self.map(size.max(1), protection, MapFlags::MAP_PRIVATE, None, weight).await
     }
 
     /// A stack for a child: one that an earlier child has left, or a new one.
@@ -49,7 +68,7 @@ impl Task {
         if let Some(stack) = self.space.take_stack() {
             return Ok(stack);
         }
-        let mapping = self.mmap_anonymous(Stack::MAPPED).await?;
+        let mapping = self.mmap_anonymous(Stack::MAPPED, None).await?;
         let none = ProtFlags::PROT_NONE.bits() as u64;
         let guard = [mapping.address(), GUARD as u64, none, 0, 0, 0];
         self.syscall(Sysno::mprotect, guard).await?;
@@ -63,6 +82,8 @@ impl Task {
     ///
     /// [`Error::Fault`]; some of the bytes may have been written then.
     pub async fn write_memory(&self, address: u64, bytes: impl Into<Vec<u8>>) -> Result<()> {
+        // Before the bytes are copied: it is they that take room.
+        self.connection.room().await;
         let bytes = bytes.into();
         let len = bytes.len();
         self.connection
@@ -79,6 +100,7 @@ impl Task {
     ///
     /// [`Error::Fault`] if not all of them can be read; EINVAL for more than 2 GiB.
     pub async fn read_memory(&self, address: u64, len: usize) -> Result<Vec<u8>> {
+        self.connection.room().await;
         self.copy_out_then(address, len, ()).await
     }
 

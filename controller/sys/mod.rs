@@ -21,7 +21,7 @@ pub(crate) use rights::{DataSocket, Message, receive};
 pub(crate) use socket::{ADDRESS_SIZE, address_bytes, socket_address};
 pub use syscalls::Sysno;
 
-use crate::call::{Call, Connection, Error, Receipt, Reply, Result};
+use crate::call::{Call, Connection, Error, Reply, Result};
 use crate::handle::{AddressSpace, Fd, FdTable, Mapping};
 use crate::memory::{Arena, Piece};
 use crate::transport::Shared;
@@ -136,6 +136,7 @@ impl Task {
     ///
     /// The errno of the call, or what became of the connection.
     pub async fn syscall(&self, number: Sysno, args: [u64; 6]) -> Result<u64> {
+        self.connection.room().await;
         self.connection.call(number.name(), Call::syscall(number, args)).await
     }
 
@@ -196,16 +197,22 @@ impl Task {
     }
 
     /// A call whose result is a new descriptor.
-    pub(crate) fn opens(&self, name: &'static str, call: Call) -> Receipt<Fd> {
+    pub(crate) async fn opens(&self, name: &'static str, call: Call) -> Result<Fd> {
+        self.connection.room().await;
         let table = self.table();
-        self.connection.submit(vec![call], move |replies| {
+        let complete = move |replies: Vec<Reply>| {
             let number = last(&replies)?.value().map_err(Error::call(name))?;
             Ok(table.made(number as i32))
-        })
+        };
+        self.connection.submit(vec![call], complete).await
     }
 
-    /// Memory for a call: from the arena if it has room, else from a mapping of its own.
+    /// Memory for a call: from the arena if there is any left, else from a mapping of its own.
+    ///
+    /// Before that it waits for room, and so does every call that needs memory; what it submits
+    /// with it goes out without waiting again, or many would have memory and wait.
     pub(crate) async fn buffer(&self, size: usize) -> Result<Buffer> {
+        self.connection.room().await;
         let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((memory, arena)) = shared
             && let Some(piece) = arena.take(size)
@@ -214,7 +221,10 @@ impl Task {
         }
         match self.arena.take(size) {
             Some(piece) => Ok(Buffer::Arena(piece)),
-            None => Ok(Buffer::Mapped(self.mmap_anonymous(size).await?)),
+            None => {
+                let weight = self.connection.weigh(size);
+                Ok(Buffer::Mapped(self.mmap_anonymous(size, Some(weight)).await?))
+            }
         }
     }
 

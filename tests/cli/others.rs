@@ -194,6 +194,7 @@ fn bench_prints_one_array_and_draws_what_has_a_baseline() {
     let arguments = ["bench", "--json", "--only", "calls", "--svg", picture.to_str().unwrap()];
     let ran = crate::command::run(&test, &arguments);
     assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    assert_eq!(ran.stderr, "", "progress is for terminals");
     let rows = json(&ran.stdout);
     let rows = rows.as_array().unwrap();
     let svg = fs::read_to_string(&picture).unwrap();

@@ -10,7 +10,7 @@ use nix::poll::PollTimeout;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::state::{Link, State};
-use super::{Batch, Connection, receipt, value};
+use super::{Batch, Connection, value};
 use crate::call::{Call, Reply, Result};
 
 /// How long a thread waits for its reply before it leaves that to the task, in milliseconds: others
@@ -44,7 +44,7 @@ impl Connection {
                 Ok(reply) => return value(name, &[reply]),
                 Err(index) => index,
             };
-            let (complete, receipt) = receipt(move |replies| value(name, &replies));
+            let (complete, receipt) = self.receipt_of(name, call);
             let complete = ring.leave(index, Batch { complete, of_link: false });
             drop(state);
             if complete {
@@ -61,7 +61,7 @@ impl Connection {
             drop(state);
             return self.call(name, call.clone()).wait();
         }
-        let (complete, receipt) = receipt(move |replies| value(name, &replies));
+        let (complete, receipt) = self.receipt_of(name, call);
         state.stream.push(vec![call.clone()], Batch { complete, of_link: false });
         let before = state.alone;
         state.alone = Some(before.unwrap_or(0) + 1);

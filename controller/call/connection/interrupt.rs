@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::{Batch, Connection, Receipt, Shared, receipt, value};
+use super::{Batch, Connection, Receipt, Shared};
 use crate::call::{Call, Error, Result};
 use crate::transport;
 
@@ -159,7 +159,7 @@ impl Connection {
                     return Err(Error::NotInterruptible);
                 }
                 if let Some(ring) = state.usable_ring().filter(|ring| ring.has_room()) {
-                    let (complete, mut receipt) = receipt(move |replies| value(name, &replies));
+                    let (complete, mut receipt) = self.receipt_of(name, &call);
                     let index = ring.hand_over(&call, Batch { complete, of_link: true });
                     receipt.waited = Some(ring.waited(self.shared(), index));
                     return Ok(receipt);

@@ -16,6 +16,7 @@ mod blocking;
 mod driver;
 mod interrupt;
 mod ring;
+mod room;
 mod socket;
 mod state;
 #[cfg(test)]
@@ -34,6 +35,8 @@ use tokio::sync::{Notify, oneshot, watch};
 use driver::drive;
 pub use interrupt::Interrupter;
 use ring::{Offered, Waited};
+use room::Room;
+pub(crate) use room::Weight;
 pub(crate) use socket::Socket;
 use state::{Link, Lost, State};
 
@@ -97,6 +100,7 @@ struct Shared {
     work: Notify,
     /// Changes whenever the link or the number of unanswered calls may have.
     changed: watch::Sender<()>,
+    room: Arc<Room>,
 }
 
 /// The result of a batch, once it is here. Dropping it loses nothing: the batch still completes,
@@ -189,6 +193,7 @@ impl Connection {
             }),
             work: Notify::new(),
             changed: watch::Sender::new(()),
+            room: Arc::default(),
         });
         let connection = Self { handle: Arc::new(Handle(shared)) };
         connection.attach(stream);
@@ -233,8 +238,25 @@ impl Connection {
         self.shared().lock().persistent = true;
     }
 
+    /// Returns when there is room for more calls: at once, unless 16 MiB of data or 16,384 calls
+    /// are under way or wait for a connection; then, when half of that is done.
+    ///
+    /// The methods of [`Task`](crate::sys::Task) and chains wait for it by themselves. Room is not
+    /// reserved: who has waited submits at once.
+    pub async fn room(&self) {
+        self.shared().room.wait().await;
+    }
+
+    /// Counts `bytes` besides those of calls until it is dropped: what a batch owns in the target.
+    pub(crate) fn weigh(&self, bytes: usize) -> Weight {
+        self.shared().room.take(bytes)
+    }
+
     /// Sends `calls` together, in order, with nothing in between, and completes with what
     /// `complete` makes of their replies. While the connection is down the batch waits.
+    ///
+    /// This does not wait for room: the queue has no bound of its own. A program that submits more
+    /// than it awaits calls [`Connection::room`] in between.
     ///
     /// `complete` runs on the connection's task and must not block. What must live until the
     /// server is done with the batch (buffers) it owns.
@@ -243,7 +265,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, mut receipt) = receipt(complete);
+        let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let batch = Batch { complete, of_link: false };
         receipt.waited = self.shared().submit(calls, batch, When::AtOnce);
         receipt
@@ -256,7 +278,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, mut receipt) = receipt(complete);
+        let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let batch = Batch { complete, of_link: false };
         receipt.waited = self.shared().submit(calls, batch, When::Soon);
         receipt
@@ -269,10 +291,16 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, mut receipt) = receipt(complete);
+        let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let batch = Batch { complete, of_link: true };
         receipt.waited = self.shared().submit(calls, batch, When::AtOnce);
         receipt
+    }
+
+    /// What completes a call that is a batch of its own, and what waits for its value.
+    fn receipt_of(&self, name: &'static str, call: &Call) -> (Complete, Receipt<u64>) {
+        let weight = self.weigh(room::size(std::slice::from_ref(call)));
+        receipt(weight, move |replies| value(name, &replies))
     }
 
     /// [`Connection::submit`] of one system call or operation, completed with its value.
@@ -329,7 +357,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, receipt) = receipt(complete);
+        let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let mut state = self.shared().lock();
         let queued = state.stream.take_queue();
         state.stream.push(calls, Batch { complete, of_link: true });
@@ -516,14 +544,16 @@ fn value(name: &'static str, replies: &[Reply]) -> Result<u64> {
     reply.value().map_err(Error::call(name))
 }
 
-/// What completes a batch, and what waits for that.
+/// What completes a batch, and gives its room back, and what waits for that.
 fn receipt<R: Send + 'static>(
+    weight: Weight,
     complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
 ) -> (Complete, Receipt<R>) {
     let (sender, receiver) = oneshot::channel();
     let complete = Box::new(move |replies: Result<Vec<Reply>>| {
         // A receiver that is gone hands the result back, and dropping it gives it back.
         let _ = sender.send(replies.and_then(complete));
+        drop(weight);
     });
     (complete, Receipt { result: receiver, waited: None })
 }

@@ -179,6 +179,19 @@ pub fn posix_spawn(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The same by [`std::process::Command`], which waits as well. Like the others, the program gets no
+/// environment.
+pub fn std_command(path: &Path) -> Result<(), Failure> {
+    Command::new(path).env_clear().status()?;
+    Ok(())
+}
+
+/// The same by [`tokio::process::Command`].
+pub async fn tokio_command(path: &Path) -> Result<(), Failure> {
+    tokio::process::Command::new(path).env_clear().status().await?;
+    Ok(())
+}
+
 /// A child as of vfork(2) that exits at once, and waitpid(2).
 pub fn vfork(stack: &mut [u8]) -> Result<(), Failure> {
     let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;

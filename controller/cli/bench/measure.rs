@@ -10,7 +10,7 @@ use super::Row;
 use crate::Failure;
 
 /// How often a figure and its baseline take turns.
-const ROUNDS: usize = 15;
+pub const ROUNDS: usize = 15;
 
 /// Durations of the rounds of one thing, in microseconds a repetition.
 #[derive(Default)]
@@ -32,65 +32,59 @@ impl Samples {
     }
 
     /// Half the distance between the quartiles, in percent of the median.
-    fn spread(&self) -> f64 {
+    pub fn spread(&self) -> f64 {
         50.0 * (self.quantile(0.75) - self.quantile(0.25)) / self.median()
     }
 }
 
-/// Lets a figure and its baseline take turns, each measuring `repetitions` at once.
+/// Lets things take turns, each repeated `repetitions` times at once: a [`Samples`] for each, as an
+/// array. The progress shows the name.
 ///
-/// It is a macro because both are blocks that await.
+/// It is a macro because they are blocks that await.
 macro_rules! take_turns {
-    ($repetitions:expr, $figure:expr, $baseline:expr) => {{
+    ($progress:expr, $name:expr, $repetitions:expr, $($turn:expr),+ $(,)?) => {{
         let repetitions: usize = $repetitions;
-        let mut figure = $crate::bench::measure::Samples::default();
-        let mut baseline = $crate::bench::measure::Samples::default();
-        for round in 0..=$crate::bench::measure::rounds() {
-            let begun = std::time::Instant::now();
-            $figure;
-            let middle = std::time::Instant::now();
-            $baseline;
-            // The first round warms up.
-            if round > 0 {
-                figure.add(middle - begun, repetitions);
-                baseline.add(middle.elapsed(), repetitions);
-            }
+        let mut samples =
+            [$({ let _ = stringify!($turn); $crate::bench::measure::Samples::default() }),+];
+        for round in $progress.rounds($name, $crate::bench::measure::ROUNDS) {
+            let mut next = samples.iter_mut();
+            $({
+                let begun = std::time::Instant::now();
+                $turn;
+                let elapsed = begun.elapsed();
+                // The first round warms up.
+                if let (Some(samples), 1..) = (next.next(), round) {
+                    samples.add(elapsed, repetitions);
+                }
+            })+
         }
-        (figure, baseline)
+        samples
     }};
 }
 pub(super) use take_turns;
 
-pub const fn rounds() -> usize {
-    ROUNDS
-}
-
 /// A row of times.
-pub fn row(
-    name: &'static str,
-    against: &'static str,
-    (figure, baseline): (Samples, Samples),
-) -> Row {
+pub fn row(name: &'static str, figure: &Samples, against: &'static str, baseline: &Samples) -> Row {
     Row {
-        name,
-        value: figure.median(),
-        unit: "us",
+        spread: Some(figure.spread()),
         baseline: Some(against),
         baseline_value: Some(baseline.median()),
+        baseline_spread: Some(baseline.spread()),
         ratio: Some(figure.median() / baseline.median()),
-        spread: Some(figure.spread()),
+        ..Row::alone(name, figure.median(), "us")
     }
 }
 
 /// A row of bandwidths, for `bytes` a repetition.
 pub fn bandwidth(
     name: &'static str,
+    figure: &Samples,
     against: &'static str,
+    baseline: &Samples,
     bytes: usize,
-    samples: (Samples, Samples),
 ) -> Row {
     let gigabytes = |microseconds: f64| bytes as f64 / microseconds / 1e3;
-    let row = row(name, against, samples);
+    let row = row(name, figure, against, baseline);
     let (value, baseline) = (gigabytes(row.value), row.baseline_value.map(gigabytes));
     Row {
         value,
@@ -101,8 +95,8 @@ pub fn bandwidth(
     }
 }
 
-/// This thread and a process, and what they start, on one processor: what takes turns needs no second one, and
-/// waking one up costs more than a call.
+/// This thread and a process, and what they start, on one processor: what takes turns needs no
+/// second one, and waking one up costs more than a call.
 pub struct Pinned(CpuSet);
 
 impl Pinned {

@@ -3,8 +3,10 @@
 mod baseline;
 mod calls;
 mod measure;
+mod memory;
 mod plot;
 mod processes;
+mod progress;
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,11 +21,16 @@ use crate::output::{print, print_json};
 use crate::{Done, Failure};
 
 pub use baseline::BenchServer;
+use progress::Progress;
 
 /// Measures what calls and processes cost, as ratios against baselines of the same run.
 ///
-/// Medians over several rounds, in which a figure and its baseline take turns. Machines differ and
-/// are noisy: compare ratios, not times.
+/// Medians over several rounds, in which a figure and its baseline take turns; +- is half the
+/// distance between the quartiles. Machines differ and are noisy: compare ratios, not times. What
+/// takes turns with its server is pinned to one processor, what moves bytes to two.
+///
+/// A ratio is VALUE to BASELINE: of times, so that less is better, and for memory of bandwidths, so
+/// that more is.
 #[derive(Args)]
 pub struct Bench {
     /// Print one array of {"name", "value", "unit", "baseline", "baseline_value", "ratio"}
@@ -63,33 +70,30 @@ struct Row {
     /// Half the distance between the quartiles, in percent of the median.
     #[serde(skip)]
     spread: Option<f64>,
+    /// The same of the baseline.
+    #[serde(skip)]
+    baseline_spread: Option<f64>,
 }
 
 impl Row {
     /// A figure that stands for itself.
     fn alone(name: &'static str, value: f64, unit: &'static str) -> Self {
-        Self { name, value, unit, baseline: None, baseline_value: None, ratio: None, spread: None }
+        Self {
+            name,
+            value,
+            unit,
+            baseline: None,
+            baseline_value: None,
+            ratio: None,
+            spread: None,
+            baseline_spread: None,
+        }
     }
 }
 
 impl Bench {
     pub async fn run(self) -> Done {
-        let mut rows = Vec::new();
-        if self.begins(Group::Calls) {
-            rows.extend(calls::calls().await?);
-        }
-        if self.begins(Group::Memory) {
-            rows.extend(calls::memory().await?);
-        }
-        if self.begins(Group::Spawn) {
-            rows.extend(processes::spawn().await?);
-        }
-        if self.begins(Group::Footprint) {
-            rows.extend(processes::footprint().await?);
-        }
-        if self.begins(Group::Scale) {
-            rows.extend(processes::scale().await?);
-        }
+        let rows = self.rows().await?;
         if let Some(path) = &self.svg {
             fs::write(path, plot::ratios(&rows)?)
                 .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
@@ -102,13 +106,22 @@ impl Bench {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Whether a group is to be measured; then says on standard error that it is.
-    fn begins(&self, group: Group) -> bool {
-        let wanted = self.only.is_empty() || self.only.contains(&group);
-        if wanted && let Some(value) = group.to_possible_value() {
-            eprintln!("measuring {} ...", value.get_name());
+    async fn rows(&self) -> Result<Vec<Row>, Failure> {
+        let progress = Progress::new()?;
+        let mut rows = Vec::new();
+        for group in Group::value_variants() {
+            if !self.only.is_empty() && !self.only.contains(group) {
+                continue;
+            }
+            rows.extend(match group {
+                Group::Calls => calls::calls(&progress).await?,
+                Group::Memory => memory::memory(&progress).await?,
+                Group::Spawn => processes::spawn(&progress).await?,
+                Group::Footprint => processes::footprint(&progress).await?,
+                Group::Scale => processes::scale(&progress).await?,
+            });
         }
-        wanted
+        Ok(rows)
     }
 }
 
@@ -119,20 +132,21 @@ async fn root() -> Result<Process, Failure> {
 
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<24} {:>12} {:<8} {:>12}  {:>7}  {:>6}  {}\n",
-        "NAME", "VALUE", "UNIT", "BASELINE", "RATIO", "SPREAD", "AGAINST"
+        "{:<24} {:>12} {:>5} {:<6} {:>12} {:>5}  {:>7}  {}\n",
+        "NAME", "VALUE", "+-", "UNIT", "BASELINE", "+-", "RATIO", "AGAINST"
     );
     for row in rows {
         let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
-        let spread = row.spread.map_or("-".into(), |spread| format!("{spread:.0}%"));
+        let spread = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}%"));
         text.push_str(&format!(
-            "{:<24} {:>12.2} {:<8} {:>12}  {:>7}  {:>6}  {}\n",
+            "{:<24} {:>12.2} {:>5} {:<6} {:>12} {:>5}  {:>7}  {}\n",
             row.name,
             row.value,
+            spread(row.spread),
             row.unit,
             number(row.baseline_value),
+            spread(row.baseline_spread),
             number(row.ratio),
-            spread,
             row.baseline.unwrap_or("-"),
         ));
     }

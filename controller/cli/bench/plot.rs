@@ -1,4 +1,5 @@
 //! The ratios as a picture: a bar a figure, to the left of the line where it is below its baseline.
+//! A thin line on its end is the spread.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -63,6 +64,11 @@ fn draw(root: &Area<'_>, rows: &[(&Row, f64)], bottom: i32) -> Drawn {
         let (from, to) = (x(1.0), x(*ratio));
         let bar = [(from.min(to), middle - BAR / 3), (from.max(to), middle + BAR / 3)];
         root.draw(&Rectangle::new(bar, COLOR.filled()))?;
+        // Of the figure and its baseline together.
+        let spreads = [row.spread, row.baseline_spread].map(Option::unwrap_or_default);
+        let spread = spreads.iter().sum::<f64>() / 100.0;
+        let ends = [(x(ratio / (1.0 + spread)), middle), (x(ratio * (1.0 + spread)), middle)];
+        root.draw(&PathElement::new(ends, TEXT.stroke_width(2)))?;
         root.draw_text(row.name, &text(16, HPos::Right), (NAMES - 12, middle))?;
         let against = row.baseline.unwrap_or_default();
         let note = format!("{ratio:.2} × {against} ({:.2} {})", row.value, row.unit);

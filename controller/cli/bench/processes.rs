@@ -8,8 +8,9 @@ use farcall::image::IMAGE;
 use farcall::persist::{Home, Name, SharedMemory};
 use farcall::{Child, Process};
 
-use super::baseline::{NoOp, posix_spawn, vfork};
-use super::measure::{Pinned, row, since, take_turns};
+use super::baseline::{NoOp, posix_spawn, std_command, tokio_command, vfork};
+use super::measure::{Pinned, Samples, row, since, take_turns};
+use super::progress::Progress;
 use super::{Row, root};
 use crate::Failure;
 use crate::list::Memory;
@@ -19,68 +20,81 @@ const SPAWNS: usize = 20;
 /// What a controller has resident in the large case.
 const GIBIBYTE: usize = 1 << 30;
 
-pub async fn spawn() -> Result<Vec<Row>, Failure> {
+pub async fn spawn(progress: &Progress) -> Result<Vec<Row>, Failure> {
     let root = root().await?;
     let _pinned = Pinned::with(&root)?;
     let no_op = NoOp::new()?;
     let mut stack = vec![0; 64 * 1024];
     let program = Path::new("/bin/true");
-    let isolated = take_turns!(
+    let [isolated, spawned] = take_turns!(
+        progress,
+        "spawn.isolated",
         SPAWNS,
         for _ in 0..SPAWNS {
             come_and_go(root.child().spawn().await?).await?;
         },
         for _ in 0..SPAWNS {
             posix_spawn(no_op.path())?;
-        }
+        },
     );
-    let shared = take_turns!(
+    let [shared, forked] = take_turns!(
+        progress,
+        "spawn.shared",
         SPAWNS,
         for _ in 0..SPAWNS {
             come_and_go(root.child().share_memory().share_files().spawn().await?).await?;
         },
         for _ in 0..SPAWNS {
             vfork(&mut stack)?;
-        }
+        },
     );
-    let exec = take_turns!(
+    // One figure against three ways of doing the same.
+    let [exec, posix, std, tokio] = take_turns!(
+        progress,
+        "spawn.exec",
         SPAWNS,
         for _ in 0..SPAWNS {
             run(&root, program).await?;
         },
         for _ in 0..SPAWNS {
             posix_spawn(program)?;
-        }
+        },
+        for _ in 0..SPAWNS {
+            std_command(program)?;
+        },
+        for _ in 0..SPAWNS {
+            tokio_command(program).await?;
+        },
     );
-    let small = exec.0.median();
-    let mut rows = vec![
-        row("spawn.isolated", "posix_spawn of a static no-op", isolated),
-        row("spawn.shared", "vfork and _exit", shared),
-        row("spawn.exec", "posix_spawn of /bin/true", exec),
-    ];
-    rows.push(large(&root, program, small).await?);
-    Ok(rows)
+    Ok(vec![
+        row("spawn.isolated", &isolated, "posix_spawn of a static no-op", &spawned),
+        row("spawn.shared", &shared, "vfork and _exit", &forked),
+        row("spawn.exec", &exec, "posix_spawn of /bin/true", &posix),
+        row("spawn.exec.std", &exec, "std::process of /bin/true", &std),
+        row("spawn.exec.tokio", &exec, "tokio::process of /bin/true", &tokio),
+        large(progress, &root, program, &exec).await?,
+    ])
 }
 
 /// The same with much memory resident here: nothing of it is copied for a child.
-async fn large(root: &Process, program: &Path, small: f64) -> Result<Row, Failure> {
+async fn large(
+    progress: &Progress,
+    root: &Process,
+    program: &Path,
+    small: &Samples,
+) -> Result<Row, Failure> {
     let memory = vec![1u8; GIBIBYTE];
     std::hint::black_box(&memory);
-    let (figure, _) = take_turns!(
+    let [figure] = take_turns!(
+        progress,
+        "spawn.exec.1gib",
         SPAWNS,
         for _ in 0..SPAWNS {
             run(root, program).await?;
         },
-        std::hint::black_box(())
     );
     drop(memory);
-    let value = figure.median();
-    Ok(Row {
-        baseline: Some("spawn.exec"),
-        baseline_value: Some(small),
-        ratio: Some(value / small),
-        ..Row::alone("spawn.exec.1gib", value, "us")
-    })
+    Ok(row("spawn.exec.1gib", &figure, "spawn.exec", small))
 }
 
 /// A child that is ready for calls, ends, and is reaped.
@@ -130,7 +144,8 @@ impl Drop for Ended {
     }
 }
 
-pub async fn footprint() -> Result<Vec<Row>, Failure> {
+pub async fn footprint(progress: &Progress) -> Result<Vec<Row>, Failure> {
+    progress.show("footprint");
     let root = root().await?;
     let home = BenchHome::new();
     let child = Ended(home.start(&root, 0).await?);
@@ -168,9 +183,10 @@ fn number(text: &str, field: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-pub async fn scale() -> Result<Vec<Row>, Failure> {
+pub async fn scale(progress: &Progress) -> Result<Vec<Row>, Failure> {
     const FEW: usize = 20;
     const MANY: usize = 2000;
+    progress.show("scale.processes");
     // So few are soon made: one time alone would say little.
     const TURNS: usize = 9;
     let mut turns = Vec::with_capacity(TURNS);

@@ -1,0 +1,216 @@
+//! What arguments on the command line mean.
+
+use super::input::Input;
+use crate::Failure;
+use crate::constants::constant;
+
+/// The largest buffer.
+pub const MAX_BUFFER: usize = 1 << 30;
+
+/// An argument as it was given.
+pub enum Argument {
+    Number(i64),
+    Text(Vec<u8>),
+    Input(Input),
+    Output(usize),
+}
+
+impl Argument {
+    /// How many bytes of memory it takes in the process.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Number(_) => 0,
+            // And the zero behind it.
+            Self::Text(bytes) => bytes.len() + 1,
+            Self::Input(input) => input.size(),
+            Self::Output(size) => *size,
+        }
+    }
+
+    /// How long it is as a buffer, if it is one.
+    fn buffer(&self) -> Option<usize> {
+        match self {
+            Self::Number(_) => None,
+            Self::Text(bytes) => Some(bytes.len()),
+            other => Some(other.size()),
+        }
+    }
+}
+
+/// What all arguments say, in order.
+pub fn arguments(texts: &[String]) -> Result<Vec<Argument>, Failure> {
+    let mut arguments: Vec<Argument> = Vec::with_capacity(texts.len());
+    for text in texts {
+        let next = if text == "@len" {
+            let before = arguments.iter().rev().find_map(Argument::buffer);
+            let size = before
+                .ok_or_else(|| Failure::usage("@len: there is no string or buffer before it"))?;
+            // At most what this process has opened or been given.
+            Argument::Number(size as i64)
+        } else {
+            argument(text)?
+        };
+        arguments.push(next);
+    }
+    Ok(arguments)
+}
+
+fn argument(text: &str) -> Result<Argument, Failure> {
+    if let Some(path) = text.strip_prefix("@@") {
+        return Input::open(path).map(Argument::Input);
+    }
+    if let Some(size) = text.strip_prefix('@') {
+        let size = integer(size).and_then(|size| usize::try_from(size).ok());
+        return match size.filter(|size| *size <= MAX_BUFFER) {
+            Some(size) => Ok(Argument::Output(size)),
+            None => Err(Failure::usage(format!("{text}: @N is a buffer of N bytes, up to 2^30"))),
+        };
+    }
+    if let Some(quoted) = text.strip_prefix('"') {
+        let inner = quoted.strip_suffix('"').filter(|inner| !ends_escaped(inner));
+        let bytes = inner.and_then(unescape);
+        return bytes.map(Argument::Text).ok_or_else(|| {
+            Failure::usage(format!("{text}: a string that does not end, or an unknown escape"))
+        });
+    }
+    if let Some(number) = integer(text) {
+        return Ok(Argument::Number(number));
+    }
+    let words: Vec<&str> = text.split('|').map(str::trim).collect();
+    let values: Option<Vec<i64>> =
+        words.iter().map(|word| constant(word).or_else(|| integer(word))).collect();
+    if let Some(values) = values {
+        return Ok(Argument::Number(values.into_iter().fold(0, |all, value| all | value)));
+    }
+    let like_a_constant = |word: &&str| {
+        word.starts_with(|c: char| c.is_ascii_uppercase())
+            && word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+    };
+    if words.iter().all(like_a_constant) || text.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(Failure::usage(format!(
+            "{text} is no number, and no constant that farcall knows: write its value, or for a \
+             string '\"{text}\"'"
+        )));
+    }
+    Ok(Argument::Text(text.as_bytes().to_vec()))
+}
+
+/// Whether the last character is escaped: then a quote after it would be text.
+fn ends_escaped(text: &str) -> bool {
+    text.chars().rev().take_while(|c| *c == '\\').count() % 2 == 1
+}
+
+/// A number as C writes it, and with 0o and 0b.
+fn integer(text: &str) -> Option<i64> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text),
+    };
+    let (radix, digits) = match digits.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (16, &digits[2..]),
+        [b'0', b'o', ..] => (8, &digits[2..]),
+        [b'0', b'b', ..] => (2, &digits[2..]),
+        [b'0', _, ..] => (8, &digits[1..]),
+        _ => (10, digits),
+    };
+    if digits.starts_with(['+', '-']) {
+        return None;
+    }
+    let number = u64::from_str_radix(digits, radix).ok()?;
+    if negative { 0i64.checked_sub_unsigned(number) } else { Some(number.cast_signed()) }
+}
+
+fn unescape(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'\\' {
+            bytes.push(byte);
+            continue;
+        }
+        bytes.push(match rest.next()? {
+            b'n' => b'\n',
+            b't' => b'\t',
+            b'r' => b'\r',
+            b'0' => 0,
+            b'x' => {
+                let digits = [rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            quoted @ (b'"' | b'\\') => quoted,
+            _ => return None,
+        });
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A number or string, or the size of an output buffer.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Parsed {
+        Number(i64),
+        Text(Vec<u8>),
+        Output(usize),
+    }
+
+    fn parsed(text: &str) -> Option<Parsed> {
+        Some(match argument(text).ok()? {
+            Argument::Number(number) => Parsed::Number(number),
+            Argument::Text(bytes) => Parsed::Text(bytes),
+            Argument::Output(size) => Parsed::Output(size),
+            Argument::Input(_) => return None,
+        })
+    }
+
+    #[test]
+    fn numbers_are_read_as_in_c() {
+        for (text, number) in [
+            ("0", 0),
+            ("42", 42),
+            ("-1", -1),
+            ("0x1F", 31),
+            ("0644", 0o644),
+            ("0o644", 0o644),
+            ("0b101", 5),
+            ("18446744073709551615", -1),
+            ("-9223372036854775808", i64::MIN),
+        ] {
+            assert_eq!(parsed(text), Some(Parsed::Number(number)), "{text}");
+        }
+    }
+
+    #[test]
+    fn constants_are_joined() {
+        let flags = i64::from(nix::libc::O_WRONLY | nix::libc::O_CREAT);
+        assert_eq!(parsed("O_WRONLY|O_CREAT"), Some(Parsed::Number(flags)));
+        assert_eq!(parsed("AT_FDCWD"), Some(Parsed::Number(-100)));
+    }
+
+    #[test]
+    fn what_looks_like_a_constant_and_is_none_is_an_error() {
+        assert!(parsed("O_RDOLNY").is_none());
+        assert!(parsed("O_RDONLY|O_RDOLNY").is_none());
+        assert!(parsed("12monkeys").is_none());
+    }
+
+    #[test]
+    fn strings_need_quotes_only_where_they_are_ambiguous() {
+        assert_eq!(parsed("/etc/hosts"), Some(Parsed::Text(b"/etc/hosts".to_vec())));
+        assert_eq!(parsed("\"42\""), Some(Parsed::Text(b"42".to_vec())));
+        assert_eq!(parsed("\"a\\n\\x00\\\"\""), Some(Parsed::Text(b"a\n\0\"".to_vec())));
+        assert_eq!(parsed("\""), None);
+        assert_eq!(parsed("\"a\\\""), None);
+        assert_eq!(parsed("\"\\q\""), None);
+    }
+
+    #[test]
+    fn buffers_have_a_size_in_bounds() {
+        assert_eq!(parsed("@16"), Some(Parsed::Output(16)));
+        assert_eq!(parsed("@-1"), None);
+        assert_eq!(parsed("@0x80000000"), None);
+        assert_eq!(parsed("@"), None);
+    }
+}

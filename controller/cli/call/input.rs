@@ -1,0 +1,72 @@
+//! Files that fill input buffers.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+
+use farcall::Process;
+use nix::libc;
+
+use super::argument::MAX_BUFFER;
+use crate::Failure;
+use crate::progress::{PIECE, Transfer};
+
+/// A file whose content a call is to get.
+pub struct Input {
+    path: String,
+    file: File,
+    size: usize,
+}
+
+impl Input {
+    pub fn open(path: &str) -> Result<Self, Failure> {
+        let failed = |reason: String| Failure::new(format!("{path}: {reason}"));
+        // A FIFO would wait for a writer.
+        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = opened.map_err(|error| failed(error.to_string()))?;
+        let data = file.metadata().map_err(|error| failed(error.to_string()))?;
+        // The buffer is made before it is read.
+        if !data.is_file() {
+            return Err(failed("only a regular file has a size that is known before".into()));
+        }
+        let size = usize::try_from(data.len()).ok().filter(|size| *size <= MAX_BUFFER);
+        let size = size.ok_or_else(|| failed("a buffer has up to 2^30 bytes".into()))?;
+        Ok(Self { path: path.into(), file, size })
+    }
+
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Copies the content to `address` in the process.
+    pub async fn copy(
+        &mut self,
+        process: &Process,
+        address: u64,
+        transfer: &Transfer,
+    ) -> Result<(), Failure> {
+        let mut at = 0;
+        loop {
+            let mut piece = Vec::new();
+            // One byte more than there should be tells that there is more.
+            let want = (self.size - at).min(PIECE) as u64;
+            let last = at as u64 + want == self.size as u64;
+            let read = (&mut self.file).take(want + u64::from(last)).read_to_end(&mut piece);
+            let n = read.map_err(|error| self.failed(&error.to_string()))?;
+            if n as u64 != want {
+                let size = self.size;
+                return Err(self.failed(&format!("its content is not the {size} bytes it tells")));
+            }
+            process.write_memory(address + at as u64, piece).await?;
+            at += n;
+            transfer.add(n);
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    fn failed(&self, reason: &str) -> Failure {
+        Failure::new(format!("{}: {reason}", self.path))
+    }
+}

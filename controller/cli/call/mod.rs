@@ -1,0 +1,137 @@
+//! `farcall call`: one system call in a persistent process.
+
+mod argument;
+mod input;
+mod made;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use farcall::Process;
+use farcall::persist::{Home, Name, attach};
+use farcall::sys::Sysno;
+
+use crate::output::Stdout;
+use crate::{Done, Failure};
+use argument::{Argument, arguments};
+use made::make;
+use report::{Format, Target};
+
+/// Makes one system call in a persistent process and prints its result.
+///
+/// Arguments are numbers (42, -1, 0x1f, 0o644 or 0644, 0b101), names of constants (O_RDONLY,
+/// AT_FDCWD) joined by '|', strings, or buffers:
+///
+///   "text"   a string, in double quotes of its own ('"text"' in a shell), with \n, \t, \0, \", \\
+///            and \xNN; the quotes can be left out where it is not a number, and not all capitals
+///   @N       the address of a buffer of N bytes, printed after the call, or put into a file
+///   @@FILE   the address of a buffer with the content of a regular file of this machine
+///   @len     the length of the string or buffer that stands before it
+///
+/// Examples:
+///
+///   farcall call web getpid
+///   farcall call web openat AT_FDCWD /etc/hostname 'O_RDONLY|O_CLOEXEC'
+///   farcall call web read 4 @100 @len
+///   farcall call --output core web pread64 4 @0x10000000 @len 0
+///   farcall call web write 5 @@disk.img @len
+///
+/// Data go through in pieces: this command needs little memory for much data (the process needs it
+/// all at once). Exits with 1 if the call failed.
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct CallCommand {
+    /// The process
+    name: Name,
+    /// The call's name in its man page, or its number
+    syscall: String,
+    /// Up to six arguments; those left out are 0
+    #[arg(allow_hyphen_values = true)]
+    arguments: Vec<String>,
+    /// Put what is in output buffers into a file, one behind the other, instead of printing it
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print {"call", "result", "errno", "error", "buffers"} instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+impl CallCommand {
+    pub async fn run(mut self) -> Done {
+        self.take_options()?;
+        let syscall = number(&self.syscall)?;
+        let arguments = arguments(&self.arguments)?;
+        let has_output = arguments.iter().any(|argument| matches!(argument, Argument::Output(_)));
+        if self.output.is_some() && !has_output {
+            return Err(Failure::usage("--output: the call has no output buffer (@N)"));
+        }
+        let target = self.output.take().map(Target::open).transpose()?;
+        let process = attach(Home::find()?.place(&self.name)).await?;
+        spare_the_server(&process, syscall, &arguments)?;
+        let made = make(&process, syscall, arguments).await?;
+        // What is short is printed when the process is free for the next command.
+        let mut stdout = Stdout::new();
+        let format = if self.json { Format::Json } else { Format::Text };
+        let result = made.result;
+        report::print(&process, made, format, target, &mut stdout).await?;
+        process.prepare_for_reconnect().await?;
+        stdout.finish()?;
+        Ok(if result.is_err() { ExitCode::from(1) } else { ExitCode::SUCCESS })
+    }
+
+    /// What may begin with a hyphen takes options as well: those behind the name are told apart
+    /// here.
+    fn take_options(&mut self) -> Result<(), Failure> {
+        let mut given = std::mem::take(&mut self.arguments).into_iter();
+        while let Some(text) = given.next() {
+            if text == "--json" {
+                self.json = true;
+            } else if text == "--output" {
+                let path = given.next().ok_or_else(|| Failure::usage("--output needs a FILE"))?;
+                self.output = Some(path.into());
+            } else if let Some(path) = text.strip_prefix("--output=") {
+                self.output = Some(path.into());
+            } else {
+                self.arguments.push(text);
+            }
+        }
+        if self.arguments.len() > 6 {
+            return Err(Failure::usage("a system call has at most six arguments"));
+        }
+        Ok(())
+    }
+}
+
+fn number(text: &str) -> Result<Sysno, Failure> {
+    let known = match text.parse::<usize>() {
+        Ok(number) => Sysno::new(number),
+        Err(_) => text.parse().ok(),
+    };
+    known.ok_or_else(|| Failure::usage(format!("{text} is no system call of this architecture")))
+}
+
+/// Refuses to close what the server runs on.
+fn spare_the_server(
+    process: &Process,
+    syscall: Sysno,
+    arguments: &[Argument],
+) -> Result<(), Failure> {
+    let closed = match syscall {
+        Sysno::close => arguments.first(),
+        Sysno::dup2 | Sysno::dup3 => arguments.get(1),
+        _ => None,
+    };
+    match closed {
+        Some(Argument::Number(fd))
+            if process.server_descriptors().iter().any(|own| i64::from(*own) == *fd) =>
+        {
+            Err(Failure::new(format!(
+                "descriptor {fd} is one that the server itself runs on: closing it would end the \
+                 connection, or make the process unreachable"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
