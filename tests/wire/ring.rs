@@ -33,8 +33,8 @@ pub const SIGNALS: usize = 68;
 pub const PATIENCE: usize = 72;
 pub const CANCEL: usize = 80;
 pub const ASLEEP: usize = 128;
-pub const DELIVERED: usize = 132;
-pub const RUNNING: usize = 136;
+pub const DELIVERED: usize = 192;
+pub const RUNNING: usize = 200;
 
 pub const LINK: u64 = 1 << 33;
 pub const FLUSH: u64 = 1 << 34;

@@ -245,7 +245,6 @@ impl Shared {
 impl Connection {
     /// Calls go into the ring in `memory` from here on, where they can. The server was told of it on
     /// link `epoch`, and if that one is over nothing happens.
-    #[expect(clippy::too_many_arguments, reason = "they are what a ring is made of")]
     pub(crate) fn enter_ring(
         &self,
         epoch: u64,
