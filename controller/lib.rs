@@ -46,6 +46,7 @@
 //! | [`abi`] | types and numbers that both sides agree on |
 
 pub mod abi;
+pub mod blocking;
 pub mod call;
 pub mod chain;
 pub mod handle;

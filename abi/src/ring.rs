@@ -58,6 +58,9 @@ pub const RING_MAGIC: u64 = u64::from_le_bytes(*b"fcring\0\x01");
 /// The most looks that a server takes before it sleeps, whatever it is told: some milliseconds.
 pub const MAX_PATIENCE: u32 = 1 << 16;
 
+/// So many looks are made without a pause between them: what comes at once is seen at once.
+pub const SHARP: u32 = 32;
+
 /// The signal that interrupts a call. It is sent with SI_QUEUE and the ring's address in the server as
 /// its value.
 pub const INTERRUPT_SIGNAL: u32 = 64;

@@ -71,6 +71,14 @@ pub enum Error {
         /// The call's name in its man page.
         call: &'static str,
     },
+    /// There is no such room in memory that the process shares with the controller.
+    #[error(
+        "no {size} bytes are free in memory that the process shares with the controller (Process::enter_ring makes it, on the same machine, for servers that read ahead)"
+    )]
+    NotShared {
+        /// How many bytes were asked for.
+        size: usize,
+    },
     /// A call can't be interrupted: the process has no ring, in which it is known what it executes.
     #[error(
         "the call can't be interrupted: the process has no memory in common with the controller (Process::enter_ring makes it, on the same machine, for servers that read ahead)"

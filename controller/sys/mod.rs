@@ -9,6 +9,7 @@ mod file;
 mod memory;
 mod process;
 mod rights;
+mod shared;
 mod socket;
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -18,6 +19,7 @@ pub(crate) use credentials::exit_group;
 pub use process::WaitStatus;
 pub(crate) use process::set_pdeathsig;
 pub(crate) use rights::{DataSocket, Message, receive};
+pub use shared::SharedBuffer;
 pub(crate) use socket::{ADDRESS_SIZE, address_bytes, socket_address};
 pub use syscalls::Sysno;
 

@@ -11,7 +11,7 @@
 
 use core::hint::spin_loop;
 
-use farcall_abi::ring::{ARENA_OFFSET, Ring};
+use farcall_abi::ring::{ARENA_OFFSET, Ring, SHARP};
 use farcall_abi::wire::{STREAM_VERSION, Word};
 
 use crate::arch;
@@ -111,7 +111,9 @@ impl Server {
                     self.wake_controller(ring);
                 }
                 looks += 1;
-                spin_loop();
+                if looks > SHARP {
+                    spin_loop();
+                }
             }
         }
         if ring.sleep(self.ring.next) { Patience::Endless } else { Patience::None }

@@ -178,12 +178,14 @@ impl Waited {
 /// Looks for a result for a while, which is longer the more calls come before it: `calls` with it.
 fn look(ring: &crate::abi::ring::Ring, index: u64, calls: usize, looks: &Looks) -> bool {
     let times = looks.for_result(calls);
-    for _ in 0..times {
+    for time in 0..times {
         if ring.result(index).is_some() {
             looks.result(true);
             return true;
         }
-        spin_loop();
+        if time > crate::abi::ring::SHARP {
+            spin_loop();
+        }
     }
     let there = ring.result(index).is_some();
     looks.result(there);

@@ -12,6 +12,7 @@ use nix::sys::stat::Mode;
 use super::baseline::Server;
 use super::measure::{Pinned, row, take_turns};
 use super::progress::Progress;
+use super::ring::on_a_thread;
 use super::{Row, root};
 use crate::Failure;
 
@@ -24,14 +25,38 @@ const BATCHES: usize = 50;
 const CHAINS: usize = 100;
 
 pub async fn calls(progress: &Progress) -> Result<Vec<Row>, Failure> {
-    let process = root().await?;
+    let process = root(None).await?;
     let _pinned = Pinned::with(&process)?;
     let mut server = Server::start(None)?;
     Ok(vec![
+        blocking(progress, "stream.call.sync", &process).await?,
         one_at_a_time(progress, "stream.call.async", &process, &mut server).await?,
         in_flight(progress, "stream.pipelined", &process, &mut server).await?,
         chain(progress, "chain.open_read_close", &process).await?,
     ])
+}
+
+/// getppid, each awaited on the thread that makes the call.
+async fn blocking(
+    progress: &Progress,
+    name: &'static str,
+    process: &Process,
+) -> Result<Row, Failure> {
+    let (process, progress) = (process.clone(), progress.clone());
+    on_a_thread(move || {
+        let mut server = Server::start(None)?;
+        let [figure, baseline] = take_turns!(
+            progress,
+            name,
+            CALLS,
+            for _ in 0..CALLS {
+                process.syscall_blocking(Sysno::getppid, [0; 6])?;
+            },
+            server.ping_pong(CALLS)?,
+        );
+        Ok(row(name, &figure, "ping-pong with a one-at-a-time server", &baseline))
+    })
+    .await
 }
 
 /// getppid, each awaited before the next.

@@ -1,7 +1,9 @@
 //! Bytes into a process and out of it.
 
+use std::hint::black_box;
 use std::io::{Read, Write};
 
+use farcall::call::Polling;
 use nix::sys::mman::{MapFlags, ProtFlags};
 
 use super::baseline::Server;
@@ -15,7 +17,7 @@ const SIZE: usize = 1 << 20;
 const TRANSFERS: usize = 20;
 
 pub async fn memory(progress: &Progress) -> Result<Vec<Row>, Failure> {
-    let process = root().await?;
+    let process = root(None).await?;
     let mut echo = Server::start(Some(SIZE))?;
     let pid = process.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
     let _pinned = Pinned::apart(&[pid, echo.pid()])?;
@@ -35,5 +37,31 @@ pub async fn memory(progress: &Progress) -> Result<Vec<Row>, Failure> {
             echo.stream.read_exact(&mut bytes)?;
         },
     );
-    Ok(vec![bandwidth("memory.stream", &stream, "raw socketpair stream", &raw, 2 * SIZE)])
+    let stream = bandwidth("memory.stream", &stream, "raw socketpair stream", &raw, 2 * SIZE);
+    Ok(vec![arena(progress).await?, stream])
+}
+
+/// Into memory that the process shares with this one: it is where a call finds it.
+async fn arena(progress: &Progress) -> Result<Row, Failure> {
+    let process = root(None).await?;
+    process.enter_ring(Polling::default()).await?;
+    let mut buffer = process.shared_buffer(SIZE)?;
+    let bytes = vec![7; SIZE];
+    let mut copy = vec![0; SIZE];
+    let [figure, baseline] = take_turns!(
+        progress,
+        "memory.arena",
+        TRANSFERS,
+        for _ in 0..TRANSFERS {
+            buffer.write(0, black_box(&bytes))?;
+        },
+        for _ in 0..TRANSFERS {
+            copy.copy_from_slice(black_box(&bytes));
+            black_box(&mut copy);
+        },
+    );
+    if process.read_memory(buffer.address(), SIZE).await? != bytes {
+        return Err(Failure::new("the bytes are not in the process"));
+    }
+    Ok(bandwidth("memory.arena", &figure, "memcpy", &baseline, SIZE))
 }

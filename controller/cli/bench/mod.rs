@@ -7,12 +7,14 @@ mod memory;
 mod plot;
 mod processes;
 mod progress;
+mod ring;
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use farcall::call::Polling;
 use farcall::host::local::Stdio;
 use farcall::{Local, Process};
 use serde::Serialize;
@@ -27,7 +29,8 @@ use progress::Progress;
 ///
 /// Medians over several rounds, in which a figure and its baseline take turns; +- is half the
 /// distance between the quartiles. Machines differ and are noisy: compare ratios, not times. What
-/// takes turns with its server is pinned to one processor, what moves bytes to two.
+/// takes turns with its server by way of the kernel is pinned to one processor, what moves bytes or
+/// shares memory to two.
 ///
 /// A ratio is VALUE to BASELINE: of times, so that less is better, and for memory of bandwidths, so
 /// that more is.
@@ -114,7 +117,11 @@ impl Bench {
                 continue;
             }
             rows.extend(match group {
-                Group::Calls => calls::calls(&progress).await?,
+                Group::Calls => {
+                    let mut rows = ring::ring(&progress).await?;
+                    rows.extend(calls::calls(&progress).await?);
+                    rows
+                }
                 Group::Memory => memory::memory(&progress).await?,
                 Group::Spawn => processes::spawn(&progress).await?,
                 Group::Footprint => processes::footprint(&progress).await?,
@@ -125,9 +132,9 @@ impl Bench {
     }
 }
 
-/// A root server to measure.
-async fn root() -> Result<Process, Failure> {
-    Ok(Local::new().stdio(Stdio::Null).start().await?)
+/// A root server to measure, which comes to share memory with this process as said.
+async fn root(polling: Option<Polling>) -> Result<Process, Failure> {
+    Ok(Local::new().stdio(Stdio::Null).polling(polling).start().await?)
 }
 
 fn table(rows: &[Row]) -> String {

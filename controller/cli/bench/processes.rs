@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use farcall::call::Polling;
 use farcall::image::IMAGE;
 use farcall::persist::{Home, Name, SharedMemory};
 use farcall::{Child, Process};
@@ -21,7 +22,7 @@ const SPAWNS: usize = 20;
 const GIBIBYTE: usize = 1 << 30;
 
 pub async fn spawn(progress: &Progress) -> Result<Vec<Row>, Failure> {
-    let root = root().await?;
+    let root = root(Some(Polling::default())).await?;
     let _pinned = Pinned::with(&root)?;
     let no_op = NoOp::new()?;
     let mut stack = vec![0; 64 * 1024];
@@ -146,7 +147,7 @@ impl Drop for Ended {
 
 pub async fn footprint(progress: &Progress) -> Result<Vec<Row>, Failure> {
     progress.show("footprint");
-    let root = root().await?;
+    let root = root(Some(Polling::default())).await?;
     let home = BenchHome::new();
     let child = Ended(home.start(&root, 0).await?);
     let pid = child.0.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
@@ -212,7 +213,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// For each of so many persistent processes: microseconds to start it, microseconds for a call,
 /// private bytes.
 async fn many(count: usize) -> Result<[f64; 3], Failure> {
-    let root = root().await?;
+    let root = root(Some(Polling::default())).await?;
     let home = BenchHome::new();
     let mut children = Vec::with_capacity(count);
     let begun = Instant::now();

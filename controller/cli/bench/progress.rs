@@ -1,6 +1,7 @@
 //! What is being measured just now, for a person at a terminal.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -8,14 +9,18 @@ use crate::Failure;
 
 /// A line on standard error that is redrawn, if that is a terminal. It is drawn between rounds
 /// only, so that drawing is not measured.
-pub struct Progress(ProgressBar);
+#[derive(Clone)]
+pub struct Progress(Arc<Bar>);
+
+/// The line, which is gone with its last user.
+struct Bar(ProgressBar);
 
 impl Progress {
     pub fn new() -> Result<Self, Failure> {
         // Has a target that draws nothing where there is no terminal.
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         bar.set_style(ProgressStyle::with_template("measuring {msg} {bar:30} {pos}/{len}")?);
-        Ok(Self(bar))
+        Ok(Self(Arc::new(Bar(bar))))
     }
 
     /// The next figure, in one go.
@@ -30,14 +35,15 @@ impl Progress {
     }
 
     fn begin(&self, name: &'static str, count: usize) {
-        self.0.set_length(count as u64);
-        self.0.set_position(0);
-        self.0.set_message(name);
-        self.0.force_draw();
+        let Bar(bar) = &*self.0;
+        bar.set_length(count as u64);
+        bar.set_position(0);
+        bar.set_message(name);
+        bar.force_draw();
     }
 }
 
-impl Drop for Progress {
+impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }
@@ -54,7 +60,7 @@ impl Iterator for Rounds<'_> {
 
     fn next(&mut self) -> Option<usize> {
         let round = self.left.next()?;
-        self.progress.0.set_position(round as u64);
+        self.progress.0.0.set_position(round as u64);
         Some(round)
     }
 }

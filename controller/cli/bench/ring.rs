@@ -1,0 +1,111 @@
+//! Calls through shared memory.
+
+use std::hint::black_box;
+
+use farcall::Process;
+use farcall::call::{Call, Polling};
+use farcall::sys::Sysno;
+use nix::unistd::getppid;
+use tokio::sync::oneshot;
+
+use super::measure::{Pinned, row, take_turns};
+use super::progress::Progress;
+use super::{Row, root};
+use crate::Failure;
+
+/// Calls of one round.
+const CALLS: usize = 20_000;
+/// Calls in flight together, and how often in one round.
+const IN_FLIGHT: usize = 64;
+const BATCHES: usize = CALLS / IN_FLIGHT;
+
+const LOCAL: &str = "local getppid";
+
+pub async fn ring(progress: &Progress) -> Result<Vec<Row>, Failure> {
+    let process = root(None).await?;
+    process.enter_ring(Polling::default()).await?;
+    let pid = process.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
+    let _pinned = Pinned::apart(&[pid])?;
+    Ok(vec![
+        blocking(progress, "ring.call.sync", &process).await?,
+        one_at_a_time(progress, "ring.call.async", &process).await?,
+        in_flight(progress, "ring.pipelined", &process).await?,
+    ])
+}
+
+fn local(calls: usize) {
+    for _ in 0..calls {
+        black_box(getppid());
+    }
+}
+
+/// Each awaited on the thread that makes the call.
+async fn blocking(
+    progress: &Progress,
+    name: &'static str,
+    process: &Process,
+) -> Result<Row, Failure> {
+    let (process, progress) = (process.clone(), progress.clone());
+    on_a_thread(move || {
+        let [figure, baseline] = take_turns!(
+            progress,
+            name,
+            CALLS,
+            for _ in 0..CALLS {
+                process.syscall_blocking(Sysno::getppid, [0; 6])?;
+            },
+            local(CALLS),
+        );
+        Ok(row(name, &figure, LOCAL, &baseline))
+    })
+    .await
+}
+
+/// Each awaited before the next.
+async fn one_at_a_time(
+    progress: &Progress,
+    name: &'static str,
+    process: &Process,
+) -> Result<Row, Failure> {
+    let [figure, baseline] = take_turns!(
+        progress,
+        name,
+        CALLS,
+        for _ in 0..CALLS {
+            process.getppid().await?;
+        },
+        local(CALLS),
+    );
+    Ok(row(name, &figure, LOCAL, &baseline))
+}
+
+/// As many as can be under way, submitted and awaited together.
+async fn in_flight(
+    progress: &Progress,
+    name: &'static str,
+    process: &Process,
+) -> Result<Row, Failure> {
+    let call = Call::syscall(Sysno::getppid, [0; 6]);
+    let [figure, baseline] = take_turns!(
+        progress,
+        name,
+        IN_FLIGHT * BATCHES,
+        for _ in 0..BATCHES {
+            let calls = vec![call.clone(); IN_FLIGHT];
+            black_box(process.connection().submit(calls, Ok).await?);
+        },
+        local(IN_FLIGHT * BATCHES),
+    );
+    Ok(row(name, &figure, LOCAL, &baseline))
+}
+
+/// Measures on a thread of its own, which may block: the runtime goes on here.
+pub async fn on_a_thread(
+    measure: impl FnOnce() -> Result<Row, Failure> + Send + 'static,
+) -> Result<Row, Failure> {
+    let (done, row) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = done.send(measure());
+    });
+    row.await.map_err(|_| Failure::new("the measurement ended without a figure"))?
+}
