@@ -21,6 +21,7 @@ pub const COPY_IN: u64 = OP | 1;
 pub const COPY_OUT: u64 = OP | 2;
 pub const SERVE: u64 = OP | 8;
 pub const IMAGE: u64 = OP | 9;
+pub const RING: u64 = OP | 10;
 
 /// The bytes of a request; arguments that are not given are zero.
 pub fn request(word: u64, args: &[u64]) -> Vec<u8> {

@@ -1,0 +1,232 @@
+//! Interrupting a call that was handed over in a ring.
+
+use std::sync::atomic::{Ordering, fence};
+
+use nix::libc;
+
+use crate::ring::{
+    ASLEEP, CANCEL, DELIVERED, FLUSH, RUNNING, Ring, SIGNALS, blocked_in, pipe, with_a_ring,
+};
+use crate::server::Server;
+use crate::stream::{Stream, until};
+
+const EINTR: i64 = -(libc::EINTR as i64);
+const INTERRUPT_SIGNAL: i32 = 64;
+
+impl Ring {
+    /// Asks for a call to be interrupted. True: a signal is to be sent.
+    fn cancel(&self, index: u64) -> bool {
+        self.memory.u64(CANCEL).store(index + 1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let runs = self.memory.u64(RUNNING).load(Ordering::Relaxed) == index + 1
+            && self.result(index).is_none();
+        if runs {
+            self.memory.u32(SIGNALS).store(self.delivered() + 1, Ordering::Relaxed);
+        }
+        runs
+    }
+
+    fn delivered(&self) -> u32 {
+        self.memory.u32(DELIVERED).load(Ordering::Relaxed)
+    }
+
+    /// Sends the signal.
+    fn signal(&self, pid: i32) {
+        let value = libc::sigval { sival_ptr: self.address as *mut libc::c_void };
+        // SAFETY: touches no memory here; the address is the ring's there.
+        assert_eq!(unsafe { libc::sigqueue(pid, INTERRUPT_SIGNAL, value) }, 0);
+    }
+
+    /// The call has been answered: others may begin.
+    fn interrupted(&mut self) {
+        let signals = self.memory.u32(SIGNALS).load(Ordering::Relaxed);
+        until("the signal is delivered", || (self.delivered() == signals).then_some(()));
+        self.go_on();
+    }
+
+    fn go_on(&mut self) {
+        self.memory.u64(CANCEL).store(0, Ordering::Release);
+        self.wake();
+    }
+
+    /// Interrupts a call that is being executed or is not; its result.
+    fn interrupt(&mut self, pid: i32, index: u64) -> i64 {
+        if self.cancel(index) {
+            self.signal(pid);
+        }
+        let result = self.wait(index);
+        self.interrupted();
+        result
+    }
+}
+
+#[track_caller]
+fn blocks_in(server: &Server, call: libc::c_long) {
+    until("the call blocks", || (blocked_in(server.pid()) == Some(call)).then_some(()));
+}
+
+/// Calls that block, and whether the kernel would go on with them after a signal handler.
+fn blocking(stream: &Stream) -> [(libc::c_long, Vec<u64>); 4] {
+    let [reading, _] = pipe(stream);
+    let memory = stream.memory(4096);
+    let hour = [3600u64, 0].map(u64::to_le_bytes).concat();
+    assert_eq!(stream.copy_in(memory, &hour), 16);
+    [
+        (libc::SYS_read, vec![reading, memory + 64, 1]),
+        (libc::SYS_nanosleep, vec![memory, 0]),
+        (libc::SYS_pause, vec![]),
+        (libc::SYS_futex, vec![memory + 128, libc::FUTEX_WAIT as u64, 0, 0]),
+    ]
+}
+
+#[test]
+fn a_call_that_blocks_returns_eintr_and_the_next_one_is_executed() {
+    let (server, stream, mut ring) = with_a_ring();
+    for round in 0..50 {
+        for (number, args) in blocking(&stream) {
+            let blocked = ring.write(number as u64 | FLUSH, &args);
+            let next = ring.submit(libc::SYS_getpid as u64 | FLUSH, &[]);
+            // Sometimes when it is certainly blocked, sometimes wherever it is.
+            if round < 3 {
+                blocks_in(&server, number);
+            }
+            assert_eq!(ring.interrupt(server.pid(), blocked), EINTR, "{number}");
+            assert_eq!(ring.wait(next), i64::from(server.pid()), "{number}");
+        }
+        stream.is_in_step();
+    }
+}
+
+#[test]
+fn a_call_that_has_not_begun_is_never_executed() {
+    let (mut server, stream, mut ring) = with_a_ring();
+    let [reading, writing] = pipe(&stream);
+    let memory = stream.memory(4096);
+    let read = ring.write(libc::SYS_read as u64 | FLUSH, &[reading, memory, 1]);
+    let exit = ring.write(libc::SYS_exit_group as u64 | FLUSH, &[9]);
+    ring.wake();
+    blocks_in(&server, libc::SYS_read);
+    assert!(!ring.cancel(exit), "another call is being executed");
+    // The read goes on, and ends as it would.
+    let end = std::fs::OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/{}/fd/{writing}", server.pid()))
+        .unwrap();
+    assert_eq!(nix::unistd::write(&end, b"x"), Ok(1));
+    assert_eq!(ring.wait(read), 1);
+    assert_eq!(ring.wait(exit), EINTR);
+    ring.interrupted();
+    ring.is_in_step(server.pid());
+    server.is_alive();
+}
+
+#[test]
+fn a_call_that_is_complete_keeps_its_result() {
+    let (server, _stream, mut ring) = with_a_ring();
+    for _ in 0..1000 {
+        let index = ring.submit(libc::SYS_getpid as u64 | FLUSH, &[]);
+        let result = ring.interrupt(server.pid(), index);
+        assert!([i64::from(server.pid()), EINTR].contains(&result), "{result}");
+        ring.is_in_step(server.pid());
+    }
+    let index = ring.submit(libc::SYS_getpid as u64 | FLUSH, &[]);
+    assert_eq!(ring.wait(index), i64::from(server.pid()));
+    assert!(!ring.cancel(index), "it is over");
+    ring.interrupted();
+    ring.is_in_step(server.pid());
+}
+
+#[test]
+fn no_other_call_that_may_block_begins_while_a_signal_may_come() {
+    let (server, stream, mut ring) = with_a_ring();
+    let first = ring.write(libc::SYS_pause as u64 | FLUSH, &[]);
+    let quick = ring.write(libc::SYS_getpid as u64, &[]);
+    let second = ring.write(libc::SYS_pause as u64 | FLUSH, &[]);
+    ring.wake();
+    blocks_in(&server, libc::SYS_pause);
+    assert!(ring.cancel(first));
+    ring.signal(server.pid());
+    assert_eq!(ring.wait(first), EINTR);
+    assert_eq!(ring.wait(quick), i64::from(server.pid()));
+
+    // It waits, asleep, and signals that come late end nothing.
+    for late in 2..10 {
+        ring.server_sleeps(server.pid());
+        assert_eq!(ring.result(second), None);
+        ring.signal(server.pid());
+        until("the signal is delivered", || (ring.delivered() == late).then_some(()));
+    }
+    ring.server_sleeps(server.pid());
+    assert_eq!(ring.result(second), None);
+    // The stream is heard meanwhile: nothing of it can be meant.
+    stream.is_in_step();
+
+    ring.go_on();
+    blocks_in(&server, libc::SYS_pause);
+    assert_eq!(ring.memory.u64(RUNNING).load(Ordering::Relaxed), second + 1);
+    assert_eq!(ring.memory.u32(ASLEEP).load(Ordering::Relaxed), 0);
+    assert_eq!(ring.interrupt(server.pid(), second), EINTR);
+}
+
+#[test]
+fn a_signal_that_means_nobody_ends_no_read() {
+    let (server, stream, mut ring) = with_a_ring();
+    let [reading, writing] = pipe(&stream);
+    let memory = stream.memory(4096);
+    let end = std::fs::OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/{}/fd/{writing}", server.pid()))
+        .unwrap();
+    let mut delivered = 0;
+    for _ in 0..20 {
+        let read = ring.submit(libc::SYS_read as u64 | FLUSH, &[reading, memory, 1]);
+        blocks_in(&server, libc::SYS_read);
+        delivered += 1;
+        ring.signal(server.pid());
+        until("the signal is delivered", || (ring.delivered() == delivered).then_some(()));
+        blocks_in(&server, libc::SYS_read);
+        assert_eq!(ring.result(read), None);
+        assert_eq!(nix::unistd::write(&end, b"x"), Ok(1));
+        assert_eq!(ring.wait(read), 1);
+    }
+    // Neither do they make the server wait for anything, nor are they taken for one that is meant.
+    let pause = ring.submit(libc::SYS_pause as u64 | FLUSH, &[]);
+    blocks_in(&server, libc::SYS_pause);
+    assert_eq!(ring.interrupt(server.pid(), pause), EINTR);
+    assert_eq!(ring.delivered(), delivered + 1);
+}
+
+#[test]
+fn a_process_that_blocks_the_signal_goes_on_when_it_is_given_up() {
+    let (server, stream, mut ring) = with_a_ring();
+    let [reading, writing] = pipe(&stream);
+    let memory = stream.memory(4096);
+    let mask = 1u64 << (INTERRUPT_SIGNAL - 1);
+    assert_eq!(stream.copy_in(memory, &mask.to_le_bytes()), 8);
+    let (block, unblock) = (libc::SIG_BLOCK as u64, libc::SIG_UNBLOCK as u64);
+    stream.done(libc::SYS_rt_sigprocmask, &[block, memory, 0, 8]);
+
+    let read = ring.submit(libc::SYS_read as u64 | FLUSH, &[reading, memory + 64, 1]);
+    let next = ring.write(libc::SYS_getpid as u64 | FLUSH, &[]);
+    blocks_in(&server, libc::SYS_read);
+    assert!(ring.cancel(read));
+    ring.signal(server.pid());
+    let end = std::fs::OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/{}/fd/{writing}", server.pid()))
+        .unwrap();
+    assert_eq!(nix::unistd::write(&end, b"x"), Ok(1));
+    assert_eq!(ring.wait(read), 1);
+    ring.server_sleeps(server.pid());
+    assert_eq!((ring.result(next), ring.delivered()), (None, 0));
+    ring.go_on();
+    assert_eq!(ring.wait(next), i64::from(server.pid()));
+
+    // It comes after all, and holds nothing up.
+    let unblocked = ring.ask(libc::SYS_rt_sigprocmask as u64, &[unblock, memory, 0, 8]);
+    assert_eq!((unblocked, ring.delivered()), (0, 1));
+    assert_eq!(ring.ask(libc::SYS_getpid as u64 | FLUSH, &[]), i64::from(server.pid()));
+    let pause = ring.submit(libc::SYS_pause as u64 | FLUSH, &[]);
+    blocks_in(&server, libc::SYS_pause);
+    assert_eq!(ring.interrupt(server.pid(), pause), EINTR);
+}
