@@ -147,7 +147,7 @@ fn the_bits_of_a_word_lie_apart_and_never_move() {
 
 #[test]
 fn features_are_bits_of_their_own_and_all_are_offered() {
-    let features = [HelloResult::COPY, HelloResult::SERVE, HelloResult::IMAGE];
+    let features = [HelloResult::COPY, HelloResult::SERVE, HelloResult::IMAGE, HelloResult::RING];
     let all = features.into_iter().fold(0, |all, feature| {
         assert_eq!(feature.count_ones(), 1);
         assert_eq!(all & feature, 0, "bit {feature:#x} is used twice");
