@@ -330,7 +330,12 @@ impl Ring {
     pub fn hold(&self, index: u64) -> bool {
         self.server.asleep.store(1, Ordering::Relaxed);
         // It has a fence.
-        !self.begin(index)
+        let held = !self.begin(index);
+        if held {
+            // What is executed meanwhile came on the stream, and no signal means it.
+            self.server.running.store(0, Ordering::Relaxed);
+        }
+        held
     }
 
     /// Call `index`, which can be interrupted, is about to be executed. False: not yet, because a

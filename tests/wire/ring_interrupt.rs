@@ -8,7 +8,7 @@ use crate::ring::{
     ASLEEP, CANCEL, DELIVERED, FLUSH, RUNNING, Ring, SIGNALS, blocked_in, pipe, with_a_ring,
 };
 use crate::server::Server;
-use crate::stream::{Stream, until};
+use crate::stream::{Stream, request, until};
 
 const EINTR: i64 = -(libc::EINTR as i64);
 const INTERRUPT_SIGNAL: i32 = 64;
@@ -229,4 +229,37 @@ fn a_process_that_blocks_the_signal_goes_on_when_it_is_given_up() {
     let pause = ring.submit(libc::SYS_pause as u64 | FLUSH, &[]);
     blocks_in(&server, libc::SYS_pause);
     assert_eq!(ring.interrupt(server.pid(), pause), EINTR);
+}
+
+#[test]
+fn no_signal_means_a_call_of_the_stream() {
+    let (server, stream, mut ring) = with_a_ring();
+    let [reading, writing] = pipe(&stream);
+    let memory = stream.memory(4096);
+    let end = std::fs::OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/{}/fd/{writing}", server.pid()))
+        .unwrap();
+    let first = ring.write(libc::SYS_pause as u64 | FLUSH, &[]);
+    let second = ring.write(libc::SYS_pause as u64 | FLUSH, &[]);
+    ring.wake();
+    blocks_in(&server, libc::SYS_pause);
+    assert!(ring.cancel(first));
+    ring.signal(server.pid());
+    assert_eq!(ring.wait(first), EINTR);
+    ring.server_sleeps(server.pid());
+
+    // While the second waits for the first to be over, a call of the stream is executed.
+    stream.send(&request(libc::SYS_read as u64, &[reading, memory, 1]));
+    blocks_in(&server, libc::SYS_read);
+    ring.memory.u64(CANCEL).store(0, Ordering::Release);
+    if ring.cancel(second) {
+        ring.signal(server.pid());
+        until("the signal is delivered", || (ring.delivered() == 2).then_some(()));
+    }
+    assert_eq!(nix::unistd::write(&end, b"x"), Ok(1));
+    assert_eq!(stream.result(), 1);
+    assert_eq!(ring.wait(second), EINTR);
+    ring.go_on();
+    ring.is_in_step(server.pid());
 }
