@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 use nix::libc;
 
 use crate::ring::{
-    ASLEEP, CANCEL, DELIVERED, FLUSH, RUNNING, Ring, SIGNALS, blocked_in, pipe, with_a_ring,
+    ASLEEP, CANCEL, DELIVERED, FLUSH, RUNNING, Ring, SIGNALS, SIZE, blocked_in, pipe, with_a_ring,
 };
 use crate::server::Server;
 use crate::stream::{Stream, request, until};
@@ -32,9 +32,7 @@ impl Ring {
 
     /// Sends the signal.
     fn signal(&self, pid: i32) {
-        let value = libc::sigval { sival_ptr: self.address as *mut libc::c_void };
-        // SAFETY: touches no memory here; the address is the ring's there.
-        assert_eq!(unsafe { libc::sigqueue(pid, INTERRUPT_SIGNAL, value) }, 0);
+        send_signal(pid, self.address);
     }
 
     /// The call has been answered: others may begin.
@@ -58,6 +56,12 @@ impl Ring {
         self.interrupted();
         result
     }
+}
+
+fn send_signal(pid: i32, value: u64) {
+    let value = libc::sigval { sival_ptr: value as *mut libc::c_void };
+    // SAFETY: touches no memory here; the value is a number, and means something only there.
+    assert_eq!(unsafe { libc::sigqueue(pid, INTERRUPT_SIGNAL, value) }, 0);
 }
 
 #[track_caller]
@@ -262,4 +266,19 @@ fn no_signal_means_a_call_of_the_stream() {
     assert_eq!(ring.wait(second), EINTR);
     ring.go_on();
     ring.is_in_step(server.pid());
+}
+
+#[test]
+fn a_signal_of_a_controller_whose_ring_is_gone_does_no_harm() {
+    let (mut server, stream, first) = with_a_ring();
+    let mut ring = Ring::new(server.pid(), &stream);
+    stream.done(libc::SYS_munmap, &[first.address, SIZE as u64]);
+    let other = stream.memory(8192);
+    for value in [first.address, 0, 1, 64, 1 << 46, u64::MAX, u64::MAX - 63, other, other + 1] {
+        send_signal(server.pid(), value);
+        ring.is_in_step(server.pid());
+    }
+    assert_eq!(stream.copy_out(other, 8192).0, [0; 8192]);
+    assert_eq!(ring.delivered(), 0);
+    server.is_alive();
 }
