@@ -69,7 +69,7 @@ pub const ARENA_OFFSET: usize = 4096 + CAPACITY * 64;
 const MARK: u32 = 48;
 
 /// What lies at the start of the shared memory. Behind it is the arena.
-#[cfg_attr(not(loom), repr(C, align(4096)))]
+#[repr(C, align(64))]
 pub struct Ring {
     /// Written before the server maps it, for whoever looks at the memory.
     fixed: Fixed,

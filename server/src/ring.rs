@@ -60,7 +60,7 @@ pub extern "C" fn interrupt(_: i32, info: *const SigInfo, context: *mut u8) {
     let mut magic = 0u64;
     let size = size_of_val(&magic);
     let copied = sys::copy(&raw mut magic as u64, info.value as u64, size as u64);
-    if copied != size as i64 || magic != RING_MAGIC {
+    if copied != size as i64 || magic != RING_MAGIC || !info.value.is_multiple_of(64) {
         return;
     }
     // SAFETY: who may send this signal may end the process, and promises with SI_QUEUE that its value

@@ -558,3 +558,24 @@ fn a_ring_works_beside_a_stream_of_version_0_and_beside_one_that_begins_in_versi
     ring.is_in_step(process.server.pid());
     ends.stream.is_in_step();
 }
+
+#[test]
+fn a_ring_lies_at_any_multiple_of_64() {
+    let (server, stream) = Server::on_a_socket();
+    let memory = stream.memory(65_536);
+    for offset in [64, 192, 4032, 8192] {
+        let address = memory + offset;
+        let numbers = [(); 2].map(|()| stream.done(libc::SYS_eventfd2, &[0, 0]) as i32);
+        assert!(stream.ask(RING, &[address, pack(numbers)]) >= 0);
+        // It need not be shared: the record is written through the stream, the word last.
+        let record = address + 4096;
+        let word = (libc::SYS_getpid as u64 | FLUSH | 1 << 48).to_le_bytes();
+        assert_eq!(stream.copy_in(record, &word), 8);
+        until("the call is complete", || {
+            let bytes = stream.copy_out(record, 64).0;
+            let at = |at: usize| i64::from_le_bytes(*bytes[at..].first_chunk().unwrap());
+            (at(0) >> 48 == 2).then(|| assert_eq!(at(56), i64::from(server.pid())))
+        });
+        assert_eq!(stream.copy_in(memory, &[0; 65_536]), 65_536);
+    }
+}
