@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use common::{Role, fds, hear, role, state, tell, until, until_async};
+use common::{LIMIT, Role, fds, hear, role, state, tell, until, until_async};
 use farcall::call::{Call, Polling};
 use farcall::host::local::Stdio;
 use farcall::sys::Sysno;
@@ -161,23 +161,43 @@ async fn many_tasks_and_threads_get_their_own_results_in_order_and_leave_nothing
         root.getpid().await.unwrap();
         let (fds_before, mappings_before) = (fds(pid), mappings(pid));
 
-        let tasks: Vec<_> =
-            (1..=12).map(|number| tokio::spawn(task(root.clone(), number, 60))).collect();
-        let mut threads = Vec::new();
+        let tasks = (1..=12).map(|number| tokio::spawn(task(root.clone(), number, 60)));
+        let mut all: Vec<_> = tasks.collect();
         for number in 101..=103 {
             let (process, fd) = (root.clone(), file(&root).await);
-            threads.push(tokio::task::spawn_blocking(move || {
+            // Not one of the runtime's: it would wait for it for ever if it never ended.
+            let (over, ended) = tokio::sync::oneshot::channel();
+            std::thread::spawn(move || {
                 thread(&process, number, fd.number(), 1000);
                 drop(fd);
-            }));
+                let _ = over.send(());
+            });
+            all.push(tokio::spawn(async move { ended.await.unwrap() }));
         }
-        for task in tasks.into_iter().chain(threads) {
-            task.await.unwrap();
+        for one in all {
+            tokio::time::timeout(LIMIT, one).await.expect("it ends").unwrap();
         }
         assert!(root.connection().has_ring(), "it was in use all the time");
         until_async("its descriptors are those from before", || fds(pid) == fds_before).await;
         until_async("its mappings are those from before", || mappings(pid) == mappings_before)
             .await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_dropped_call_has_made_is_given_back_though_no_other_call_is_made() {
+    for polling in [Polling::Adaptive, Polling::Never, Polling::Always] {
+        let root = with_a_ring(polling).await;
+        let pid = root.pid().unwrap();
+        let fd = file(&root).await;
+        let copies = || {
+            let fds = fds(pid);
+            fds.values().filter(|link| **link == fds[&fd.number()]).count()
+        };
+        for _ in 0..100 {
+            begin_and_drop(root.dup(&fd));
+            until_async("the copy is closed", || copies() == 1).await;
+        }
     }
 }
 

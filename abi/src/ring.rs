@@ -72,7 +72,7 @@ pub const ARENA_OFFSET: usize = 4096 + CAPACITY * 64;
 const MARK: u32 = 48;
 
 /// What lies at the start of the shared memory. Behind it is the arena.
-#[cfg_attr(not(loom), repr(C, align(4096)))]
+#[repr(C, align(64))]
 pub struct Ring {
     /// Written before the server maps it, for whoever looks at the memory.
     fixed: Fixed,
@@ -170,7 +170,8 @@ impl Default for Ring {
                 patience: u32(),
                 cancel: u64(),
             },
-            server: Server { asleep: u32(), delivered: u32(), running: u64() },
+            server: Server { asleep: u32() },
+            progress: Progress { delivered: u32(), running: u64() },
             records: from_fn(|_| Record { word: u64(), args: from_fn(|_| u64()), result: u64() }),
         }
     }
@@ -340,7 +341,12 @@ impl Ring {
     pub fn hold(&self, index: u64) -> bool {
         self.server.asleep.store(1, Ordering::Relaxed);
         // It has a fence.
-        !self.begin(index)
+        let held = !self.begin(index);
+        if held {
+            // What is executed meanwhile came on the stream, and no signal means it.
+            self.progress.running.store(0, Ordering::Relaxed);
+        }
+        held
     }
 
     /// Call `index`, which can be interrupted, is about to be executed. False: not yet, because a

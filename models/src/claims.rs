@@ -276,8 +276,9 @@ impl Interruptible<'_> {
             let request = self.ring.take(index).expect("submitted before the server ran");
             wake_controller(self.ring, self.kernel);
             while !self.ring.begin(index) && self.ring.hold(index) {
-                // A signal may mean this call already: that is seen when it begins.
-                self.block(true);
+                // Meanwhile there may be calls of the stream.
+                let (meant, _) = self.block(true);
+                assert!(!meant, "a signal means a call that has not begun");
                 self.ring.wake();
             }
             self.ring.wake();

@@ -11,7 +11,7 @@
 
 use core::hint::spin_loop;
 
-use farcall_abi::ring::{ARENA_OFFSET, Ring, SHARP};
+use farcall_abi::ring::{ARENA_OFFSET, RING_MAGIC, Ring, SHARP};
 use farcall_abi::wire::{STREAM_VERSION, Word};
 
 use crate::arch;
@@ -56,9 +56,16 @@ pub extern "C" fn interrupt(_: i32, info: *const SigInfo, context: *mut u8) {
     if info.code != SI_QUEUE {
         return;
     }
+    // A controller that was stopped may name a ring that is gone: the one after it unmaps it.
+    let mut magic = 0u64;
+    let size = size_of_val(&magic);
+    let copied = sys::copy(&raw mut magic as u64, info.value as u64, size as u64);
+    if copied != size as i64 || magic != RING_MAGIC || !info.value.is_multiple_of(64) {
+        return;
+    }
     // SAFETY: who may send this signal may end the process, and promises with SI_QUEUE that its value
-    // is the address of a ring.
-    let Some(ring) = (unsafe { (info.value as *const Ring).as_ref() }) else { return };
+    // is where a ring is or was; what is there begins as a ring does.
+    let ring = unsafe { &*(info.value as *const Ring) };
     if ring.deliver() {
         // SAFETY: as above, and nobody else has a reference to it.
         unsafe { arch::turn_back(context) };

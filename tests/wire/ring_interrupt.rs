@@ -5,10 +5,10 @@ use std::sync::atomic::{Ordering, fence};
 use nix::libc;
 
 use crate::ring::{
-    ASLEEP, CANCEL, DELIVERED, FLUSH, RUNNING, Ring, SIGNALS, blocked_in, pipe, with_a_ring,
+    ASLEEP, CANCEL, DELIVERED, FLUSH, RUNNING, Ring, SIGNALS, SIZE, blocked_in, pipe, with_a_ring,
 };
 use crate::server::Server;
-use crate::stream::{Stream, until};
+use crate::stream::{Stream, request, until};
 
 const EINTR: i64 = -(libc::EINTR as i64);
 const INTERRUPT_SIGNAL: i32 = 64;
@@ -32,9 +32,7 @@ impl Ring {
 
     /// Sends the signal.
     fn signal(&self, pid: i32) {
-        let value = libc::sigval { sival_ptr: self.address as *mut libc::c_void };
-        // SAFETY: touches no memory here; the address is the ring's there.
-        assert_eq!(unsafe { libc::sigqueue(pid, INTERRUPT_SIGNAL, value) }, 0);
+        send_signal(pid, self.address);
     }
 
     /// The call has been answered: others may begin.
@@ -58,6 +56,12 @@ impl Ring {
         self.interrupted();
         result
     }
+}
+
+fn send_signal(pid: i32, value: u64) {
+    let value = libc::sigval { sival_ptr: value as *mut libc::c_void };
+    // SAFETY: touches no memory here; the value is a number, and means something only there.
+    assert_eq!(unsafe { libc::sigqueue(pid, INTERRUPT_SIGNAL, value) }, 0);
 }
 
 #[track_caller]
@@ -229,4 +233,52 @@ fn a_process_that_blocks_the_signal_goes_on_when_it_is_given_up() {
     let pause = ring.submit(libc::SYS_pause as u64 | FLUSH, &[]);
     blocks_in(&server, libc::SYS_pause);
     assert_eq!(ring.interrupt(server.pid(), pause), EINTR);
+}
+
+#[test]
+fn no_signal_means_a_call_of_the_stream() {
+    let (server, stream, mut ring) = with_a_ring();
+    let [reading, writing] = pipe(&stream);
+    let memory = stream.memory(4096);
+    let end = std::fs::OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/{}/fd/{writing}", server.pid()))
+        .unwrap();
+    let first = ring.write(libc::SYS_pause as u64 | FLUSH, &[]);
+    let second = ring.write(libc::SYS_pause as u64 | FLUSH, &[]);
+    ring.wake();
+    blocks_in(&server, libc::SYS_pause);
+    assert!(ring.cancel(first));
+    ring.signal(server.pid());
+    assert_eq!(ring.wait(first), EINTR);
+    ring.server_sleeps(server.pid());
+
+    // While the second waits for the first to be over, a call of the stream is executed.
+    stream.send(&request(libc::SYS_read as u64, &[reading, memory, 1]));
+    blocks_in(&server, libc::SYS_read);
+    ring.memory.u64(CANCEL).store(0, Ordering::Release);
+    if ring.cancel(second) {
+        ring.signal(server.pid());
+        until("the signal is delivered", || (ring.delivered() == 2).then_some(()));
+    }
+    assert_eq!(nix::unistd::write(&end, b"x"), Ok(1));
+    assert_eq!(stream.result(), 1);
+    assert_eq!(ring.wait(second), EINTR);
+    ring.go_on();
+    ring.is_in_step(server.pid());
+}
+
+#[test]
+fn a_signal_of_a_controller_whose_ring_is_gone_does_no_harm() {
+    let (mut server, stream, first) = with_a_ring();
+    let mut ring = Ring::new(server.pid(), &stream);
+    stream.done(libc::SYS_munmap, &[first.address, SIZE as u64]);
+    let other = stream.memory(8192);
+    for value in [first.address, 0, 1, 64, 1 << 46, u64::MAX, u64::MAX - 63, other, other + 1] {
+        send_signal(server.pid(), value);
+        ring.is_in_step(server.pid());
+    }
+    assert_eq!(stream.copy_out(other, 8192).0, [0; 8192]);
+    assert_eq!(ring.delivered(), 0);
+    server.is_alive();
 }
