@@ -40,6 +40,8 @@ enum Command {
     #[command(hide = true)]
     BenchServer(bench::BenchServer),
     #[command(hide = true)]
+    BenchIdle(bench::BenchIdle),
+    #[command(hide = true)]
     DemoController(demo::FirstController),
     #[command(hide = true)]
     DemoChild(demo::DemoChild),
@@ -56,6 +58,7 @@ async fn main() -> ExitCode {
         Command::Image(command) => command.run(),
         Command::Bench(command) => command.run().await,
         Command::BenchServer(command) => return command.run(),
+        Command::BenchIdle(command) => command.run().await,
         Command::DemoController(command) => command.run().await,
         Command::DemoChild(command) => return command.run(),
     };

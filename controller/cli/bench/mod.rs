@@ -2,6 +2,7 @@
 
 mod baseline;
 mod calls;
+mod idle;
 mod measure;
 mod memory;
 mod plot;
@@ -23,6 +24,7 @@ use crate::output::{print, print_json};
 use crate::{Done, Failure};
 
 pub use baseline::BenchServer;
+pub use idle::BenchIdle;
 use progress::Progress;
 
 /// Measures what calls and processes cost, as ratios against baselines of the same run.
@@ -135,6 +137,12 @@ impl Bench {
 /// A root server to measure, which comes to share memory with this process as said.
 async fn root(polling: Option<Polling>) -> Result<Process, Failure> {
     Ok(Local::new().stdio(Stdio::Null).polling(polling).start().await?)
+}
+
+/// The number behind `field` in a file of /proc.
+fn number(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn table(rows: &[Row]) -> String {

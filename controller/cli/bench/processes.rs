@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use farcall::call::Polling;
 use farcall::image::IMAGE;
@@ -10,6 +10,7 @@ use farcall::persist::{Home, Name, SharedMemory};
 use farcall::{Child, Process};
 
 use super::baseline::{NoOp, posix_spawn, std_command, tokio_command, vfork};
+use super::idle::Pair;
 use super::measure::{Pinned, Samples, row, since, take_turns};
 use super::progress::Progress;
 use super::{Row, root};
@@ -151,37 +152,17 @@ pub async fn footprint(progress: &Progress) -> Result<Vec<Row>, Failure> {
     let home = BenchHome::new();
     let child = Ended(home.start(&root, 0).await?);
     let pid = child.0.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
-    let switches = || switches(pid).zip(self::switches(std::process::id() as i32));
-    let before = switches().ok_or_else(|| Failure::new("/proc tells no context switches"))?;
-    const IDLE: Duration = Duration::from_secs(2);
-    // The wait itself is one switch of this process's.
-    tokio::time::sleep(IDLE).await;
-    let after = switches().ok_or_else(|| Failure::new("/proc tells no context switches"))?;
-    let count = (after.0 - before.0) + (after.1 - before.1).saturating_sub(1);
     let private =
         private_bytes(pid).ok_or_else(|| Failure::new("/proc tells no private memory"))?;
     Ok(vec![
-        Row::alone("idle.switches", count as f64 / IDLE.as_secs_f64(), "1/s"),
+        Row::alone("idle.switches", Pair::start()?.switches()?, "1/s"),
         Row::alone("footprint.image", IMAGE.len() as f64, "bytes"),
         Row::alone("footprint.private", private as f64, "bytes"),
     ])
 }
 
-/// How often all threads of a process have been switched away from by their own doing.
-fn switches(pid: i32) -> Option<u64> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    let statuses =
-        tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok());
-    Some(statuses.filter_map(|status| number(&status, "voluntary_ctxt_switches:")).sum())
-}
-
 fn private_bytes(pid: i32) -> Option<u64> {
     Memory::of(pid).map(|memory| memory.private_bytes)
-}
-
-fn number(text: &str, field: &str) -> Option<u64> {
-    let line = text.lines().find(|line| line.starts_with(field))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 pub async fn scale(progress: &Progress) -> Result<Vec<Row>, Failure> {
