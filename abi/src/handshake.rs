@@ -39,7 +39,7 @@ pub struct Hello {
     pub token: Token,
     /// The controller's pid as it sees it itself: told to others while it holds the process.
     pub pid: i32,
-    /// Must be zero.
+    /// [`Hello::TAKE_OVER`], or nothing. Other bits must be zero.
     pub flags: u32,
     /// Must be zero.
     pub reserved: u64,
@@ -99,6 +99,9 @@ const _: () = {
 };
 
 impl Hello {
+    /// The controller with another token that holds the process loses it to this one.
+    pub const TAKE_OVER: u32 = 1 << 0;
+
     /// The bytes that travel.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HELLO_SIZE] {

@@ -115,7 +115,7 @@ pub enum Error {
     )]
     ParentDied,
     /// Another controller holds the process.
-    #[error("held by {}{}: wait until it is gone, or stop it",
+    #[error("held by {}{}: wait until it is gone, stop it, or take the process over",
         holder(*pid), since.map_or(String::new(), |since| format!(" since {}", utc(since))))]
     Held {
         /// The holder's pid, where it is known.

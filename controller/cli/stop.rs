@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use farcall::persist::{Home, Incarnation, Name, Place, State, attach};
+use farcall::persist::{Attach, Home, Incarnation, Name, Place, State};
 use farcall::{Error, Process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,9 +20,11 @@ use crate::{Done, Failure};
 pub struct Stop {
     /// Its name
     name: Name,
-    /// Send SIGKILL instead of attaching: for a process that another controller holds, or that is
-    /// blocked in a call
+    /// Take the process over if another controller holds it; what it is blocked in is interrupted
     #[arg(long)]
+    take_over: bool,
+    /// Send SIGKILL instead of attaching: for a process that can't be taken over either
+    #[arg(long, conflicts_with = "take_over")]
     kill: bool,
     /// Print {"name", "pid", "stopped"} instead of text; "stopped" is false if it was gone already
     #[arg(long)]
@@ -75,13 +77,15 @@ impl Stop {
 
     /// Lets the process exit. False: it was gone.
     async fn exit(&self, place: &Place, alive: bool) -> Result<bool, Failure> {
-        let process: Process = match attach(place.clone()).await {
+        let attach = if self.take_over { Attach::default().take_over() } else { Attach::default() };
+        let process: Process = match attach.to(place.clone()).await {
             Ok(process) => process,
             // Only a socket that refuses connections belongs to nobody.
             Err(Error::Attach { .. }) if !alive && refuses(place) => return Ok(false),
             Err(error) => {
                 return Err(Failure::new(format!(
-                    "{error}\n  `farcall stop --kill {}` ends it all the same",
+                    "{error}\n  `farcall stop --take-over {0}` takes it over first, and \
+                     `farcall stop --kill {0}` ends it all the same",
                     self.name
                 )));
             }

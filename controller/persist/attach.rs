@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, connect, getsockopt, sendmsg,
     socket, sockopt,
 };
-use nix::unistd::geteuid;
+use nix::unistd::{Pid, geteuid};
 use syscalls::Sysno;
 use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::handshake::{self, Hold};
-use super::home::Place;
+use super::home::{Incarnation, Place};
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::handshake::{ANSWER_SIZE, Token};
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
@@ -42,11 +43,12 @@ const ARENAS: u64 = 0x1000_0000_0000;
 #[must_use = "nothing happens before `to`"]
 pub struct Attach {
     timeout: Duration,
+    take_over: bool,
 }
 
 impl Default for Attach {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(10) }
+        Self { timeout: Duration::from_secs(10), take_over: false }
     }
 }
 
@@ -67,6 +69,18 @@ impl Attach {
         self
     }
 
+    /// Takes the process over if another controller holds it, whether that one works, hangs, is
+    /// stopped or can't be reached any more. A call that the process is blocked in is interrupted:
+    /// it returns EINTR, of which only uninterruptible sleep keeps it.
+    ///
+    /// From then on nothing that the other controller does reaches the process: its stream is closed,
+    /// and nobody looks into the memory that it shared. Of a call that it had under way, it learns
+    /// that it was possibly executed; when it reconnects, who holds the process now.
+    pub fn take_over(mut self) -> Self {
+        self.take_over = true;
+        self
+    }
+
     /// Attaches to the persistent process at `place`, as a new controller. The process's state is
     /// as the last controller left it; the descriptors of that controller's connection are closed.
     ///
@@ -77,7 +91,8 @@ impl Attach {
     pub async fn to(self, place: Place) -> Result<Process> {
         let sockets = Sockets::new()?;
         let token = random_token()?;
-        let hold = meet(&place, token, &sockets, self.timeout).await?;
+        let how = Manner { token, take_over: self.take_over };
+        let hold = meet(&place, how, &sockets, self.timeout).await?;
         let Sockets { stream, data, stream_there, data_there } = sockets;
         // A copy here would hide the process's end from the connection.
         drop((stream_there, data_there));
@@ -153,17 +168,32 @@ pub(super) fn refused(place: &Place, reason: impl Into<String>) -> Error {
     Error::Attach { path: place.socket().to_owned(), reason: reason.into() }
 }
 
+/// As whom to come, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    pub(super) token: Token,
+    /// Whoever else holds the process loses it.
+    pub(super) take_over: bool,
+}
+
+impl Manner {
+    /// As the controller that holds the process, or held it last.
+    pub(super) fn again(token: Token) -> Self {
+        Self { token, take_over: false }
+    }
+}
+
 /// Connects, shakes hands, and waits for the answer. Somebody else's hold is returned as such only
 /// if that somebody lives: a dead one's is about to end.
 pub(super) async fn meet(
     place: &Place,
-    token: Token,
+    how: Manner,
     sockets: &Sockets,
     timeout: Duration,
 ) -> Result<Hold> {
     let end = Instant::now() + timeout;
     loop {
-        match meet_once(place, token, sockets, end).await? {
+        match meet_once(place, how, sockets, end).await? {
             Hold::Theirs { pid, .. } if holder_is_dead(place, pid) && Instant::now() < end => {
                 sleep(PAUSE).await;
             }
@@ -180,15 +210,15 @@ fn holder_is_dead(place: &Place, pid: Option<i32>) -> bool {
         .is_some_and(|holder| pid.is_none_or(|pid| pid == holder.pid) && !holder.is_alive())
 }
 
-async fn meet_once(place: &Place, token: Token, sockets: &Sockets, end: Instant) -> Result<Hold> {
+async fn meet_once(place: &Place, how: Manner, sockets: &Sockets, end: Instant) -> Result<Hold> {
     let client = connect_to(place, end).await?;
-    shake_hands(place, token, sockets, client, end).await
+    shake_hands(place, how, sockets, client, end).await
 }
 
 /// The handshake over a connected socket.
 pub(super) async fn shake_hands(
     place: &Place,
-    token: Token,
+    how: Manner,
     sockets: &Sockets,
     client: OwnedFd,
     end: Instant,
@@ -202,7 +232,7 @@ pub(super) async fn shake_hands(
         ));
     }
     let fds = [sockets.stream_there.as_raw_fd(), sockets.data_there.as_raw_fd()];
-    let hello = handshake::hello(token);
+    let hello = handshake::hello(how.token, how.take_over);
     // A fresh socket's buffer takes it as a whole.
     sendmsg::<()>(
         client.as_raw_fd(),
@@ -218,6 +248,12 @@ pub(super) async fn shake_hands(
     let patience = end.min(Instant::now() + PATIENCE);
     let answered = match timeout_at(patience, &mut answer).await {
         Ok(answered) => answered,
+        Err(_) if how.take_over => {
+            let answered = timeout_at(end, interrupting(place, &mut answer)).await;
+            answered.map_err(|_| {
+                refused(place, "no answer: the process is in a call that can't be interrupted")
+            })?
+        }
         Err(_) => {
             if let Some(state) = place.state()
                 && let Some(holder) = state.holder
@@ -238,6 +274,24 @@ pub(super) async fn shake_hands(
              another client came at the same moment"
                 .into(),
         )),
+    }
+}
+
+/// Waits for the answer of a server that is blocked in a call of the controller before: interrupts
+/// the call, until there is one.
+///
+/// The signal has a handler in a server, which does nothing: only the call returns. It may come just
+/// before the call begins, so once is not enough.
+async fn interrupting<T>(place: &Place, answer: &mut (impl Future<Output = T> + Unpin)) -> T {
+    loop {
+        let process = place.state().map(|state| state.process);
+        if let Some(process) = process.filter(Incarnation::is_alive) {
+            // Where that is not allowed, the call may end by itself.
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGPIPE);
+        }
+        if let Ok(answered) = timeout(PAUSE, &mut *answer).await {
+            return answered;
+        }
     }
 }
 

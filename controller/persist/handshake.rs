@@ -7,9 +7,10 @@ use crate::abi::handshake::{
 };
 use crate::abi::wire::{STREAM_VERSION, Spares};
 
-/// The bytes of a version-1 handshake of this process, which travel with the descriptors.
+/// The bytes of a version-1 handshake of this process, which travel with the descriptors. With
+/// `take_over` it is meant also where another controller holds the process.
 #[must_use]
-pub fn hello(token: Token) -> [u8; HELLO_SIZE] {
+pub fn hello(token: Token, take_over: bool) -> [u8; HELLO_SIZE] {
     Hello {
         magic: HANDSHAKE_MAGIC,
         version: HANDSHAKE_VERSION,
@@ -17,7 +18,7 @@ pub fn hello(token: Token) -> [u8; HELLO_SIZE] {
         token,
         // Pids are below 2^22.
         pid: std::process::id() as i32,
-        flags: 0,
+        flags: if take_over { Hello::TAKE_OVER } else { 0 },
         reserved: 0,
     }
     .to_bytes()

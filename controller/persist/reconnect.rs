@@ -9,7 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep};
 
-use super::attach::{PAUSE, Taken, meet, refused, shake_hands, taken};
+use super::attach::{Manner, PAUSE, Taken, meet, refused, shake_hands, taken};
 use super::handshake::Hold;
 use super::home::Place;
 use crate::call::{Connection, Error, Result};
@@ -56,7 +56,7 @@ impl Process {
         let place = self.persistent_place()?;
         let turn = self.inner().reconnecting.clone().lock_owned().await;
         let sockets = Sockets::new()?;
-        let hold = meet(&place, self.inner().token, &sockets, TIMEOUT).await?;
+        let hold = meet(&place, Manner::again(self.inner().token), &sockets, TIMEOUT).await?;
         self.go_on_to_the_end(place, hold, sockets, turn).await
     }
 
@@ -73,7 +73,8 @@ impl Process {
         let sockets = Sockets::new()?;
         let client = connect_through(through, path).await?;
         let end = Instant::now() + TIMEOUT;
-        let hold = shake_hands(&place, self.inner().token, &sockets, client, end).await?;
+        let hold =
+            shake_hands(&place, Manner::again(self.inner().token), &sockets, client, end).await?;
         self.go_on_to_the_end(place, hold, sockets, turn).await
     }
 

@@ -248,13 +248,14 @@ impl Server {
         self.answer.spares = 0;
         let hello = &self.pending.hello;
         // Zeros are no token: they stand for the controllers that have none.
-        let reserved = u64::from(hello.flags) | hello.reserved;
+        let reserved = u64::from(hello.flags & !Hello::TAKE_OVER) | hello.reserved;
+        let takes_over = hello.flags & Hello::TAKE_OVER != 0;
         let status =
             if hello.magic != HANDSHAKE_MAGIC || reserved != 0 || hello.token == Token([0; 2]) {
                 EINVAL
             } else if hello.version != HANDSHAKE_VERSION {
                 EPROTONOSUPPORT
-            } else if self.attached() && hello.token != self.token {
+            } else if self.attached() && hello.token != self.token && !takes_over {
                 EBUSY
             } else if !self.pending.counts() {
                 EBADF

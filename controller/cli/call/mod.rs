@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use farcall::Process;
-use farcall::persist::{Home, Name, attach};
+use farcall::persist::{Attach, Home, Name};
 use farcall::sys::Sysno;
 
 use crate::output::Stdout;
@@ -43,6 +43,9 @@ use report::{Format, Target};
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct CallCommand {
+    /// Take the process over if another controller holds it; what it is blocked in is interrupted
+    #[arg(long)]
+    take_over: bool,
     /// The process
     name: Name,
     /// The call's name in its man page, or its number
@@ -68,7 +71,8 @@ impl CallCommand {
             return Err(Failure::usage("--output: the call has no output buffer (@N)"));
         }
         let target = self.output.take().map(Target::open).transpose()?;
-        let process = attach(Home::find()?.place(&self.name)).await?;
+        let attach = if self.take_over { Attach::default().take_over() } else { Attach::default() };
+        let process = attach.to(Home::find()?.place(&self.name)).await?;
         spare_the_server(&process, syscall, &arguments)?;
         let made = make(&process, syscall, arguments).await?;
         // What is short is printed when the process is free for the next command.

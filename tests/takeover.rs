@@ -1,0 +1,164 @@
+//! Taking a persistent process over from a controller that works, hangs, is stopped or wakes up later.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::{Role, TestHome, alive, blocked_in, hear, role, tell, until, until_async};
+use farcall::call::{Call, Polling};
+use farcall::host::local::Stdio;
+use farcall::persist::{Attach, Home, Place, SharedMemory};
+use farcall::sys::Sysno;
+use farcall::{Error, Local, Process};
+use nix::fcntl::OFlag;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
+
+/// The controller that loses the process: starts it, and does then what it is told until its calls
+/// fail.
+async fn holder(home: &str) {
+    let home = PathBuf::from(home);
+    let root = Local::new().stdio(Stdio::Null).start().await.unwrap();
+    let reserved = Home::at(&home).reserve(&"one".parse().unwrap()).unwrap();
+    let process = root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
+    let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_APPEND;
+    let log = home.join("appended");
+    let file = process.openat(None, &log, flags, Mode::S_IRUSR).await.unwrap();
+    process.enter_ring(Polling::Adaptive).await.unwrap();
+    tell(process.pid().unwrap());
+    let word = tokio::task::spawn_blocking(hear).await.unwrap();
+    let work = async {
+        match word.as_str() {
+            "append" => while process.write(&file, "x").await.is_ok() {},
+            "keep full" => loop {
+                // A batch is always there when the one before it ends.
+                let calls = || vec![Call::syscall(Sysno::getpid, [0; 6]); 32];
+                let [one, other] = [(); 2].map(|()| process.connection().submit(calls(), Ok));
+                if one.await.and(other.await).is_err() {
+                    break;
+                }
+            },
+            "block" => drop(process.nanosleep(Duration::from_secs(3600)).await),
+            "idle" => {}
+            other => panic!("{other}"),
+        }
+    };
+    // A call that is made after the end of the link waits for the next one.
+    let over = until_async("the link ends", || !process.connection().is_connected());
+    tokio::select! {
+        () = over => {}
+        () = async { work.await; std::future::pending().await } => {}
+    }
+    tell("lost");
+    let again = process.reconnect().await;
+    tell(match again {
+        Err(Error::Held { pid, .. }) => format!("held by {}", pid.unwrap_or(0)),
+        other => format!("{other:?}"),
+    });
+    // It holds what it has until it is killed.
+    tokio::task::spawn_blocking(hear).await.unwrap();
+}
+
+fn run(test: &str, word: &str, during: impl AsyncFnOnce(&Role, Place, i32)) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if let Some(home) = role() {
+        runtime.block_on(holder(&home));
+        std::process::exit(0);
+    }
+    let home = TestHome::new();
+    let mut old = Role::start(test, home.path());
+    let pid: i32 = old.told().parse().unwrap();
+    old.say(word);
+    let place = home.home.place(&"one".parse().unwrap());
+    runtime.block_on(during(&old, place, pid));
+    assert_eq!(old.told(), "lost");
+    assert_eq!(old.told(), format!("held by {}", std::process::id()));
+    assert!(alive(pid));
+    // Of this process's hold nothing is left: it is dropped only now.
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    until("it is gone", || !alive(pid));
+    drop(old);
+}
+
+async fn take_over(place: Place) -> Process {
+    let held = Attach::default().to(place.clone()).await;
+    assert!(matches!(held, Err(Error::Held { .. })), "{held:?}");
+    Attach::default().take_over().to(place).await.unwrap()
+}
+
+/// Keeps the hold until the old controller has been heard.
+fn keep(process: Process) {
+    std::mem::forget(process);
+}
+
+#[test]
+fn from_one_that_works_and_whose_ring_is_full() {
+    run("from_one_that_works_and_whose_ring_is_full", "keep full", async |_, place, pid| {
+        let process = take_over(place.clone()).await;
+        assert_eq!(process.getpid().await.unwrap(), pid);
+        assert_eq!(place.state().unwrap().holder.unwrap().pid, std::process::id() as i32);
+        process.enter_ring(Polling::Adaptive).await.unwrap();
+        assert_eq!(process.getpid().await.unwrap(), pid);
+        keep(process);
+    });
+}
+
+#[test]
+fn from_one_that_is_idle() {
+    run("from_one_that_is_idle", "idle", async |_, place, pid| {
+        let process = take_over(place).await;
+        assert_eq!(process.getpid().await.unwrap(), pid);
+        keep(process);
+    });
+}
+
+#[test]
+fn from_one_whose_call_blocks_the_process() {
+    run("from_one_whose_call_blocks_the_process", "block", async |_, place, pid| {
+        until("it is blocked", || blocked_in(pid) == Some(Sysno::nanosleep as usize));
+        let process = take_over(place).await;
+        assert_eq!(process.getpid().await.unwrap(), pid);
+        keep(process);
+    });
+}
+
+#[test]
+fn from_one_that_is_stopped_and_whose_later_calls_reach_nothing() {
+    const TEST: &str = "from_one_that_is_stopped_and_whose_later_calls_reach_nothing";
+    run(TEST, "append", async |old, place, pid| {
+        let log = place.socket().with_file_name("appended");
+        let appended = || fs::metadata(&log).map_or(0, |file| file.len());
+        until("it appends", || appended() > 1000);
+        let holder = Pid::from_raw(old.pid());
+        kill(holder, Signal::SIGSTOP).unwrap();
+        let process = take_over(place).await;
+        let now = appended();
+        process.enter_ring(Polling::Adaptive).await.unwrap();
+        assert_eq!(process.getpid().await.unwrap(), pid);
+        kill(holder, Signal::SIGCONT).unwrap();
+        // Its next call goes into its ring, and fails.
+        for _ in 0..1000 {
+            process.getpid().await.unwrap();
+        }
+        assert_eq!(appended(), now);
+        keep(process);
+    });
+}
+
+#[test]
+fn two_that_take_turns_never_hold_it_both() {
+    const TEST: &str = "two_that_take_turns_never_hold_it_both";
+    run(TEST, "idle", async |_, place, pid| {
+        let mut last = take_over(place.clone()).await;
+        for _ in 0..50 {
+            let next = Attach::default().take_over().to(place.clone()).await.unwrap();
+            assert_eq!(next.getpid().await.unwrap(), pid);
+            until_async("the other one has lost it", || !last.connection().is_connected()).await;
+            last = next;
+        }
+        keep(last);
+    });
+}
