@@ -1,9 +1,10 @@
 //! farcall runs Linux system calls in other processes, and in processes that outlive their
 //! controller.
 //!
-//! A *server*, a page of position-independent code without libc, sits in a process and executes the
-//! requests that arrive on a stream. This library is the *controller*: it starts servers, makes
-//! calls in them, and can leave them behind as *persistent processes* for the next controller.
+//! A *server*, two pages of position-independent code without libc, sits in a process and executes the
+//! requests that arrive on a stream or, on the same machine, in shared memory. This library is the
+//! *controller*: it starts servers, makes calls in them, and can leave them behind as *persistent
+//! processes* for the next controller.
 //!
 //! ```
 //! use farcall::Local;
@@ -24,6 +25,11 @@
 //! # }
 //! ```
 //!
+//! Calls can be awaited, sent together as a [`chain`], made on threads that wait for them
+//! ([`blocking`]), interrupted, and have deadlines ([`Task::syscall_within`](sys::Task::syscall_within)).
+//! A process that is called often comes to share memory with the controller, through which calls are
+//! several times faster than over a stream: see [`Process::enter_ring`].
+//!
 //! Everything runs on the tokio runtime on which it was started, and dies with the controller
 //! unless it is persistent. A future that is dropped takes nothing back: its call is made all the
 //! same, and what the call opens or maps is given back. ([`ChildBuilder::spawn`] is an exception.)
@@ -37,11 +43,13 @@
 //! | [`persist`] | persistent processes: [`attach`](persist::attach), [`Home`](persist::Home), reconnecting |
 //! | [`host`] | where servers are started: [`Local`], this machine |
 //! | [`process`] | [`Process`], [`Child`], [`ChildBuilder`]: clone, exec, wait |
-//! | [`sys`] | the typed calls, as methods of [`Task`](sys::Task), to which a [`Process`] dereferences |
+//! | [`blocking`] | for programs without a runtime: threads that wait |
+//! | [`chain`] | [`Chain`](chain::Chain): calls that are sent together, later ones with the results of earlier ones |
+//! | [`sys`] | the typed calls, as methods of [`Task`](sys::Task), to which a [`Process`] dereferences; [`SharedBuffer`](sys::SharedBuffer), in memory that both have |
 //! | [`handle`] | [`Fd`] and [`FdTable`], [`Mapping`]: resources of another process |
 //! | [`memory`] | buffers for calls, in the memory of the target process |
-//! | [`call`] | [`Connection`](call::Connection): batches of calls and their results; [`Error`] and [`Outcome`] |
-//! | [`transport`] | the stream's protocol, without I/O |
+//! | [`call`] | [`Connection`](call::Connection): batches of calls and their results, [`Interrupter`](call::Interrupter), [`Polling`](call::Polling); [`Error`] and [`Outcome`] |
+//! | [`transport`] | the protocols of the stream and of the ring, without I/O |
 //! | [`image`] | the server image that this build carries |
 //! | [`abi`] | types and numbers that both sides agree on |
 
@@ -68,6 +76,8 @@ pub use process::{Child, ChildBuilder, Process};
 mod documents {
     #[doc = include_str!("../README.md")]
     struct Readme;
+    #[doc = include_str!("../docs/calls.md")]
+    struct Calls;
     #[doc = include_str!("../docs/persistent.md")]
     struct Persistent;
 }

@@ -1,4 +1,5 @@
-//! The farcall server: executes the requests that arrive on a file descriptor.
+//! The farcall server: executes the requests that arrive on a file descriptor or in
+//! shared memory.
 //!
 //! What is particular about this program:
 //! - It runs in anybody's address space, without libc, TLS, heap or writable data. All state is
