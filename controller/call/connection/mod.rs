@@ -440,8 +440,13 @@ impl Drop for Handle {
         // What is queued while the process is detached has nobody left to send it.
         let queued = if state.link.stream().is_none() { state.abandon() } else { Lost::default() };
         state.release();
+        // The stream ends when what is in the ring is complete.
+        let complete = state.ring.as_ref().is_some_and(|ring| ring.attend());
         drop(state);
         self.0.work.notify_one();
+        if complete {
+            self.0.collect();
+        }
         fail(queued);
     }
 }

@@ -215,8 +215,8 @@ impl Shared {
         let Some(ring) = &mut state.ring else { return };
         ring.take_complete(&mut complete);
         state.completing += complete.len();
-        // The stream has waited for the ring.
-        let turn = !state.stream.is_written() && !state.ring_is_busy();
+        // The stream, or its end, has waited for the ring.
+        let turn = (state.closing || !state.stream.is_written()) && !state.ring_is_busy();
         drop(state);
         if turn {
             self.work.notify_one();

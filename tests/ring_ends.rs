@@ -1,0 +1,79 @@
+//! What becomes of calls, memory and descriptors when a ring, or who uses it, comes to an end.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use common::{LIMIT, until};
+use farcall::call::{Call, Polling};
+use farcall::sys::Sysno;
+use farcall::{Fd, Local, Process};
+use tokio::time::timeout;
+
+/// The reading end of a pipe of this process, and the writing end in the other.
+async fn pipe(process: &Process) -> (std::io::PipeReader, Fd) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let fds = process.send_fds(&[writer.as_fd()]).await.unwrap();
+    (reader, fds.into_iter().next().unwrap())
+}
+
+#[tokio::test]
+async fn what_was_handed_over_is_executed_though_the_last_handle_is_dropped() {
+    let root = Local::new().polling(None).start().await.unwrap();
+    // Wherever in its round of 128 calls the server looks at its connection.
+    for before in [20, 40, 60] {
+        let child = root.child().spawn().await.unwrap();
+        child.enter_ring(Polling::Never).await.unwrap();
+        let (mut reader, writer) = pipe(&child).await;
+        let gates = [(); 3].map(|()| std::io::pipe().unwrap());
+        let ours: Vec<_> = gates.iter().map(|(reader, _)| reader.as_fd()).collect();
+        let there = child.send_fds(&ours).await.unwrap();
+        let pid = child.pid().unwrap();
+        let bytes = child.shared_buffer(1).unwrap();
+        let call = |number, fd: &Fd| {
+            let args = [fd.number() as u64, bytes.address(), 1, 0, 0, 0];
+            child.connection().call("read or write", Call::syscall(number, args))
+        };
+        let mut reading = call(Sysno::read, &there[0]);
+        for gate in 0..3 {
+            let line = format!("0 {:#x} ", there[gate].number());
+            until("it reads", || {
+                let syscall = std::fs::read_to_string(format!("/proc/{pid}/syscall"));
+                syscall.is_ok_and(|syscall| syscall.starts_with(&line))
+            });
+            // Makes room: what is complete is taken.
+            let waited = timeout(Duration::from_millis(10), &mut reading).await;
+            assert!(waited.is_err());
+            if gate == 2 {
+                break;
+            }
+            for _ in 0..before {
+                drop(call(Sysno::getpid, &there[0]));
+            }
+            let next = call(Sysno::read, &there[gate + 1]);
+            (&gates[gate].1).write_all(b"1").unwrap();
+            assert_eq!(std::mem::replace(&mut reading, next).await.unwrap(), 1);
+        }
+        drop(reading);
+        for _ in 0..60 {
+            drop(call(Sysno::write, &writer));
+        }
+        // Closing it would be one more call.
+        for fd in there.into_iter().chain([writer]) {
+            let _ = fd.into_raw();
+        }
+        drop(bytes);
+        drop(child);
+        // There is no event for "the end of the stream does not come".
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        (&gates[2].1).write_all(b"1").unwrap();
+        let read = tokio::task::spawn_blocking(move || {
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).unwrap();
+            all.len()
+        });
+        assert_eq!(timeout(LIMIT, read).await.unwrap().unwrap(), 60, "{before}");
+    }
+}
