@@ -98,7 +98,8 @@ struct Shared {
     state: Mutex<State>,
     /// There is more to write, or the connection is to end.
     work: Notify,
-    /// Changes whenever the link or the number of unanswered calls may have.
+    /// Changes whenever the link, or what may be handed over on it, or the number of unanswered calls
+    /// may have.
     changed: watch::Sender<()>,
     room: Arc<Room>,
 }
@@ -349,6 +350,7 @@ impl Connection {
         state.flush();
         drop(state);
         self.shared().work.notify_one();
+        self.shared().changed.send_replace(());
     }
 
     /// Sends a batch over a held link, ahead of everything that is queued.

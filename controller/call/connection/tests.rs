@@ -3,7 +3,14 @@
 use super::*;
 use crate::abi::wire::REQUEST_SIZE;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as Peer;
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::call::Polling;
+use crate::transport;
 
 fn pair() -> (Socket, Peer) {
     let (ours, theirs) = Peer::pair().unwrap();
@@ -113,4 +120,37 @@ async fn what_can_wait_goes_out_with_what_comes_next_or_else_by_itself() {
     request(&server).await;
     server.write_all(&4i64.to_le_bytes()).unwrap();
     assert_eq!(held.await.unwrap(), 1);
+}
+
+/// A ring's memory, and the bell that the server rings, to be given to a connection: the test is the
+/// server.
+fn ring() -> (Arc<transport::Shared>, OwnedFd) {
+    let memory = transport::Prepared::new().unwrap().mapped(1 << 32, ());
+    (Arc::new(memory), eventfd())
+}
+
+fn eventfd() -> OwnedFd {
+    EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap().into()
+}
+
+#[tokio::test]
+async fn a_call_with_a_deadline_that_waits_for_a_held_connection_goes_out_when_it_is_released() {
+    let (stream, _server) = pair();
+    let connection = Connection::over(stream);
+    let (memory, bell) = ring();
+    let signal = Arc::new(|| Ok(()));
+    connection.enter_ring(1, memory.clone(), Polling::Never, signal, eventfd(), bell).unwrap();
+    assert!(connection.try_hold());
+    let waiting = connection.clone();
+    let limit = Duration::from_secs(60);
+    let call = tokio::spawn(async move { waiting.call_within(limit, "getpid", getpid()).await });
+    tokio::task::yield_now().await;
+    connection.release();
+    let handed_over = async {
+        while memory.ring().take(0).is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), handed_over).await.expect("it is handed over");
+    call.abort();
 }
