@@ -6,10 +6,12 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use common::{LIMIT, until};
+use common::{LIMIT, blocked_in, until};
 use farcall::call::{Call, Polling};
 use farcall::sys::Sysno;
-use farcall::{Fd, Local, Process};
+use farcall::{Fd, Local, Process, blocking};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::time::timeout;
 
 /// The reading end of a pipe of this process, and the writing end in the other.
@@ -76,4 +78,44 @@ async fn what_was_handed_over_is_executed_though_the_last_handle_is_dropped() {
         });
         assert_eq!(timeout(LIMIT, read).await.unwrap().unwrap(), 60, "{before}");
     }
+}
+
+#[test]
+fn an_interrupt_that_nobody_carries_on_holds_nothing_up() {
+    let root = blocking::wait(async {
+        let root = Local::new().polling(None).start().await?;
+        root.enter_ring(Polling::Adaptive).await?;
+        Ok(root)
+    })
+    .unwrap();
+    let pid = root.pid().unwrap();
+    let gate = std::io::pipe().unwrap();
+    let process = root.clone();
+    let there = gate.0.as_fd().try_clone_to_owned().unwrap();
+    let fd = blocking::wait(async move { process.send_fds(&[there.as_fd()]).await }).unwrap();
+    let memory = root.shared_buffer(8).unwrap();
+    let read = [fd[0].number() as u64, memory.address(), 1, 0, 0, 0];
+    let first = root.connection().call("read", Call::syscall(Sysno::read, read));
+    let second = root.connection().call("ppoll", Call::syscall(Sysno::ppoll, [0; 6]));
+    let interrupter = second.interrupter().unwrap();
+    until("it reads", || blocked_in(pid) == Some(Sysno::read.id() as usize));
+    {
+        // One that ends before the interruption does.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let limit = Duration::from_millis(20);
+        let interrupted = runtime.block_on(async { timeout(limit, interrupter.interrupt()).await });
+        assert!(interrupted.is_err());
+    }
+    (&gate.1).write_all(b"1").unwrap();
+    assert_eq!(first.wait().unwrap(), 1);
+    until("it waits", || blocked_in(pid) == Some(Sysno::ppoll.id() as usize));
+    drop(second);
+    // A signal with a handler ends that.
+    kill(Pid::from_raw(pid), Signal::SIGPIPE).unwrap();
+    let process = root.clone();
+    let slept = blocking::wait(async move {
+        let call = process.nanosleep(Duration::from_millis(1));
+        timeout(LIMIT, call).await.expect("it is not held up")
+    });
+    slept.unwrap();
 }

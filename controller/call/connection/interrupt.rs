@@ -76,19 +76,14 @@ impl Interrupter {
 
     async fn interrupt_to_the_end(self) -> Result<()> {
         let _turn = self.interrupts.turn.lock().await;
-        if !self.is_under_way() {
+        let Some(signal) = self.shared.begin_interrupt(&self.memory, self.index) else {
             return Ok(());
-        }
-        let ring = self.memory.ring();
-        let result = if ring.interrupt(self.index) { (self.interrupts.signal)() } else { Ok(()) };
-        let result = match result {
-            Ok(()) => self.complete().await,
-            error => error,
         };
-        ring.interrupted();
-        self.shared.wake_server(&self.memory);
-        self.shared.collect();
-        result
+        let _end = End(&self);
+        if signal {
+            (self.interrupts.signal)()?;
+        }
+        self.complete().await
     }
 
     /// Waits until the call is complete and its signal, if there was one, has been heard.
@@ -115,6 +110,15 @@ impl Interrupter {
     /// The call has been handed over, on this link, and has no result yet.
     fn is_under_way(&self) -> bool {
         self.shared.is_under_way(&self.memory, self.index)
+    }
+}
+
+/// Ends an interruption, also when its runtime is shut down meanwhile: the server waits for that.
+struct End<'a>(&'a Interrupter);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.shared.end_interrupt(&self.0.memory);
     }
 }
 

@@ -154,3 +154,43 @@ async fn a_call_with_a_deadline_that_waits_for_a_held_connection_goes_out_when_i
     tokio::time::timeout(Duration::from_secs(20), handed_over).await.expect("it is handed over");
     call.abort();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_signal_that_meant_a_call_of_the_ring_can_meet_one_of_the_stream() {
+    let (stream, mut server) = pair();
+    server.set_nonblocking(true).unwrap();
+    let connection = Connection::over(stream);
+    let (memory, bell) = ring();
+    let rings = bell.try_clone().unwrap();
+    let seen = Arc::new(Mutex::new(None));
+    let signal = {
+        let (seen, memory) = (seen.clone(), memory.clone());
+        let server = server.try_clone().unwrap();
+        move || {
+            // The call ends by itself before the signal comes.
+            memory.ring().complete(0, 0, 1);
+            nix::unistd::write(&rings, &1u64.to_ne_bytes()).unwrap();
+            // There is no event for "nothing is written".
+            std::thread::sleep(Duration::from_millis(50));
+            let read = (&server).read(&mut [0; REQUEST_SIZE]);
+            *seen.lock().unwrap() = Some(read.map_err(|error| error.kind()));
+            memory.ring().deliver();
+            Ok(())
+        }
+    };
+    let signal = Arc::new(signal);
+    connection.enter_ring(1, memory.clone(), Polling::Never, signal, eventfd(), bell).unwrap();
+    let pause = Call::syscall(syscalls::Sysno::pause, [0; 6]);
+    let in_ring = connection.call("pause", pause);
+    let interrupter = in_ring.interrupter().unwrap();
+    assert!(memory.ring().take(0).is_some() && memory.ring().begin(0));
+    let on_stream = connection.call("COPY_IN", Call::copy_in(0, Vec::new()));
+    interrupter.interrupt().await.unwrap();
+    let seen = seen.lock().unwrap().take();
+    assert_eq!(seen, Some(Err(std::io::ErrorKind::WouldBlock)));
+    assert_eq!(in_ring.await.unwrap(), 1);
+    server.set_nonblocking(false).unwrap();
+    request(&server).await;
+    server.write_all(&2i64.to_le_bytes()).unwrap();
+    assert_eq!(on_stream.await.unwrap(), 2);
+}
