@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use common::{LIMIT, blocked_in, until};
+use common::{LIMIT, blocked_in, fds, until, until_async};
 use farcall::call::{Call, Polling};
 use farcall::sys::Sysno;
 use farcall::{Fd, Local, Process, blocking};
@@ -118,4 +118,19 @@ fn an_interrupt_that_nobody_carries_on_holds_nothing_up() {
         timeout(LIMIT, call).await.expect("it is not held up")
     });
     slept.unwrap();
+}
+
+#[tokio::test]
+async fn of_a_child_that_shares_the_table_no_bells_are_left() {
+    let root = Local::new().polling(None).start().await.unwrap();
+    root.getpid().await.unwrap();
+    let before = fds(root.pid().unwrap());
+    for _ in 0..3 {
+        let mut child = root.child().share_files().spawn().await.unwrap();
+        child.enter_ring(Polling::Adaptive).await.unwrap();
+        child.getpid().await.unwrap();
+        child.exit(0).await.unwrap();
+        child.wait().await.unwrap();
+        until_async("its descriptors are closed", || fds(root.pid().unwrap()) == before).await;
+    }
 }

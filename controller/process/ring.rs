@@ -83,6 +83,9 @@ impl Process {
             }
         };
         self.server_fds().ring = bells.to_vec();
+        if let Some(remains) = self.remains() {
+            remains.add_in_parent(&table, bells);
+        }
         self.forget_ring(before, memory.address());
         self.set_shared(&memory);
         let (pidfd, address) = (self.shared_pidfd().clone(), memory.address());
