@@ -3,14 +3,16 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
-use std::time::Duration;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use common::{LIMIT, blocked_in, fds, until, until_async};
+use common::{LIMIT, TestHome, alive, blocked_in, fds, until, until_async};
 use farcall::call::{Call, Polling};
+use farcall::persist::SharedMemory;
 use farcall::sys::Sysno;
 use farcall::{Fd, Local, Process, blocking};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::unistd::Pid;
 use tokio::time::timeout;
 
@@ -133,4 +135,52 @@ async fn of_a_child_that_shares_the_table_no_bells_are_left() {
         child.wait().await.unwrap();
         until_async("its descriptors are closed", || fds(root.pid().unwrap()) == before).await;
     }
+}
+
+/// Ends a connection, by duplicates of the server's sockets.
+fn cut(process: &Process) {
+    for number in process.server_descriptors() {
+        // SAFETY: the calls have no pointers.
+        unsafe {
+            let pidfd = process.pidfd().as_raw_fd();
+            let fd = nix::libc::syscall(nix::libc::SYS_pidfd_getfd, pidfd, number, 0) as i32;
+            if fd < 0 {
+                continue;
+            }
+            let fd = OwnedFd::from_raw_fd(fd);
+            if getsockopt(&fd, sockopt::AcceptConn) == Ok(false) {
+                let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_ends_while_the_ring_is_made_leaves_nothing() {
+    let home = TestHome::new();
+    let root = Local::new().start().await.unwrap();
+    let place = home.home.reserve(&"cut".parse().unwrap()).unwrap();
+    let child = root.child().spawn_persistent(place, SharedMemory::Refuse).await.unwrap();
+    let pid = child.pid().unwrap();
+    child.reconnect().await.unwrap();
+    let before = fds(pid).len();
+    let mut made = 0;
+    for round in 0..200u64 {
+        let process = child.process().clone();
+        let entering = tokio::spawn(async move { process.enter_ring(Polling::Adaptive).await });
+        let end = Instant::now() + Duration::from_micros(round * 7 % 600);
+        while Instant::now() < end {
+            std::hint::spin_loop();
+        }
+        cut(&child);
+        made += u32::from(entering.await.unwrap().is_ok());
+        timeout(LIMIT, child.reconnect()).await.unwrap().unwrap();
+        for _ in 0..10 {
+            assert_eq!(timeout(LIMIT, child.getpid()).await.unwrap().unwrap(), pid);
+        }
+        until_async("its descriptors are those from before", || fds(pid).len() == before).await;
+    }
+    println!("{made} of them were made");
+    assert!(alive(pid));
+    child.exit(0).await.unwrap();
 }
