@@ -10,7 +10,7 @@ use common::{LIMIT, TestHome, alive, blocked_in, fds, until, until_async};
 use farcall::call::{Call, Polling};
 use farcall::persist::SharedMemory;
 use farcall::sys::Sysno;
-use farcall::{Fd, Local, Process, blocking};
+use farcall::{Error, Fd, Local, Process, blocking};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::unistd::Pid;
@@ -183,4 +183,18 @@ async fn a_link_that_ends_while_the_ring_is_made_leaves_nothing() {
     println!("{made} of them were made");
     assert!(alive(pid));
     child.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_execve_is_not_interrupted() {
+    let root = Local::new().polling(None).start().await.unwrap();
+    let child = root.child().spawn().await.unwrap();
+    child.enter_ring(Polling::Adaptive).await.unwrap();
+    // Refused before it is executed: there is nothing at this path.
+    let limit = Duration::from_millis(1);
+    let refused = child.syscall_within(limit, Sysno::execve, [0; 6]).await;
+    assert!(matches!(refused, Err(Error::NotInterruptible)), "{refused:?}");
+    let executed = child.connection().call("execve", Call::syscall(Sysno::execve, [0; 6]));
+    assert!(executed.interrupter().is_none());
+    assert!(executed.await.is_err());
 }

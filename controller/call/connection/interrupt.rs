@@ -129,14 +129,17 @@ impl Connection {
     /// # Errors
     ///
     /// [`Error::TimedOut`] if it was interrupted; [`Error::NotInterruptible`], and nothing is
-    /// executed, if the process has no ring; and as of [`Interrupter::interrupt`], while the call goes
-    /// on.
+    /// executed, if the process has no ring, or for execve(2); and as of [`Interrupter::interrupt`],
+    /// while the call goes on.
     pub async fn call_within(
         &self,
         limit: Duration,
         name: &'static str,
         call: Call,
     ) -> Result<u64> {
+        if call.executes() {
+            return Err(Error::NotInterruptible);
+        }
         let mut receipt = self.call_in_ring(name, call).await?;
         let interrupter = receipt.interrupter().ok_or(Error::NotInterruptible)?;
         if let Ok(result) = tokio::time::timeout(limit, &mut receipt).await {

@@ -129,11 +129,11 @@ impl<R> Future for Receipt<R> {
 
 impl<R> Receipt<R> {
     /// What can interrupt the last call of the batch; none where the batch takes the stream, on which
-    /// nobody here knows what the server is executing. To be asked for before the receipt is first
+    /// nobody here knows what the server is executing, and none for execve(2). To be asked for before the receipt is first
     /// polled.
     #[must_use]
     pub fn interrupter(&self) -> Option<Interrupter> {
-        self.waited.as_ref().map(Waited::interrupter)
+        self.waited.as_ref().and_then(Waited::interrupter)
     }
 
     /// Waits on this thread.
@@ -506,9 +506,14 @@ impl Shared {
             (batch.complete)(result);
             return None;
         }
+        let executes = calls.last().is_some_and(Call::executes);
         if let Some(ring) = state.usable_ring() {
             match ring.offer(calls, batch) {
-                Offered::HandedOver(index) => return Some(ring.waited(self, index)),
+                Offered::HandedOver(index) => {
+                    let mut waited = ring.waited(self, index);
+                    waited.executes = executes;
+                    return Some(waited);
+                }
                 Offered::Complete(batch, replies) => {
                     state.completing += 1;
                     drop(state);

@@ -52,6 +52,8 @@ pub(super) struct Waited {
     index: u64,
     /// How many are under way, this one included.
     ahead: usize,
+    /// The last call runs another program.
+    pub(super) executes: bool,
 }
 
 /// What has become of a batch that was offered to a ring.
@@ -115,6 +117,7 @@ impl RingLink {
             interrupts: self.interrupts.clone(),
             index,
             ahead: self.calls.in_flight(),
+            executes: false,
         }
     }
 
@@ -154,8 +157,9 @@ impl RingLink {
 
 impl Waited {
     /// What interrupts the batch's last call.
-    pub(super) fn interrupter(&self) -> Interrupter {
-        Interrupter::new(&self.shared, &self.memory, &self.interrupts, self.index)
+    pub(super) fn interrupter(&self) -> Option<Interrupter> {
+        let new = || Interrupter::new(&self.shared, &self.memory, &self.interrupts, self.index);
+        (!self.executes).then(new)
     }
 
     /// Looks for a while whether it is complete, and completes it. False: it is left to the task
