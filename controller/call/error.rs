@@ -79,9 +79,10 @@ pub enum Error {
         /// How many bytes were asked for.
         size: usize,
     },
-    /// A call can't be interrupted: the process has no ring, in which it is known what it executes.
+    /// A call can't be interrupted: the process has no ring, in which it is known what it executes; or
+    /// it runs another program.
     #[error(
-        "the call can't be interrupted: the process has no memory in common with the controller (Process::enter_ring makes it, on the same machine, for servers that read ahead)"
+        "the call can't be interrupted: it is execve, or the process has no memory in common with the controller (Process::enter_ring makes it, on the same machine, for servers that read ahead)"
     )]
     NotInterruptible,
     /// The signal that interrupts a call was sent and never heard.

@@ -82,6 +82,12 @@ impl Call {
         self.request.word >> 32 == 0
     }
 
+    /// Whether the call runs another program, which would die of a signal that comes late.
+    pub(crate) fn executes(&self) -> bool {
+        let word = self.request.word & (Word::OP | Word::NUMBER);
+        [Sysno::execve, Sysno::execveat].iter().any(|number| word == number.id() as u64)
+    }
+
     /// Whether the call may take long: whatever is not known to be quick.
     pub(crate) fn may_block(&self) -> bool {
         let word = self.request.word;

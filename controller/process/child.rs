@@ -78,6 +78,18 @@ impl Remains {
         }
     }
 
+    /// The child has more descriptors in `table`: if that is its parent's, they go with the child.
+    pub(super) fn add_in_parent(&self, table: &Arc<FdTable>, numbers: &[i32]) {
+        if Arc::ptr_eq(table, &self.table) {
+            let mut in_parent = self.in_parent.lock().unwrap_or_else(PoisonError::into_inner);
+            in_parent.extend(numbers);
+            drop(in_parent);
+            if *self.ended.borrow() {
+                self.close_in_parent();
+            }
+        }
+    }
+
     /// The child uses its parent's table no more, and its descriptors there have been closed.
     pub(super) fn left_table(&self) {
         self.in_parent.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -88,6 +100,8 @@ impl Remains {
         self.left_memory();
         self.close_in_parent();
         self.ended.send_replace(true);
+        // Who adds one after this sees that the child has ended.
+        self.close_in_parent();
     }
 
     /// The child has ended while it used its parent's table: its descriptors are still there.

@@ -3,8 +3,9 @@
 //! That takes a few round trips and two descriptors, and pages on both sides. So a process gets its
 //! ring when it turns out to be called often, or when it is asked for.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -64,6 +65,8 @@ impl Process {
         let entered = match mapped {
             Ok(mapping) => {
                 let address = mapping.address();
+                // Also if the reply is lost: the server may name it next time.
+                self.rings().insert(address);
                 let memory = Arc::new(prepared.mapped(address, mapping));
                 let bells = their_bell as u64 | (our_bell as u64) << 32;
                 let args = [address, bells, 0, 0, 0, 0];
@@ -78,12 +81,21 @@ impl Process {
         let (memory, before) = match entered {
             Ok(entered) => entered,
             Err(error) => {
-                table.close_later([their_bell, our_bell]);
+                if matches!(error, Error::Lost(_)) && self.is_persistent() {
+                    // The server may have closed them with the link, and have others of these numbers
+                    // by now. If it has not, who sweeps does.
+                    table.unreserve([their_bell, our_bell]);
+                } else {
+                    table.close_later([their_bell, our_bell]);
+                }
                 return Err(error);
             }
         };
         self.server_fds().ring = bells.to_vec();
-        self.forget_ring(before, memory.address());
+        if let Some(remains) = self.remains() {
+            remains.add_in_parent(&table, bells);
+        }
+        self.forget_ring(before);
         self.set_shared(&memory);
         let (pidfd, address) = (self.shared_pidfd().clone(), memory.address());
         let signal = Arc::new(move || interrupt(&pidfd, address));
@@ -116,12 +128,14 @@ impl Process {
     }
 
     /// Unmaps the ring of a controller before this one, of which nobody else knows.
-    fn forget_ring(&self, before: u64, now: u64) {
-        let mut ours = self.inner().rings.lock().unwrap_or_else(PoisonError::into_inner);
-        if before != 0 && !ours.contains(&before) {
+    fn forget_ring(&self, before: u64) {
+        if before != 0 && !self.rings().contains(&before) {
             drop(Mapping::new(&self.space, before, SHARED_SIZE));
         }
-        ours.insert(now);
+    }
+
+    fn rings(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.inner().rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

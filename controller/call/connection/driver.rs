@@ -113,6 +113,7 @@ fn flush(shared: &Shared, epoch: u64) -> bool {
     let left = state.flush();
     if state.closing
         && state.stream.is_written()
+        && !state.ring_is_busy()
         && let Some(stream) = state.link.stream()
     {
         let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);

@@ -76,19 +76,14 @@ impl Interrupter {
 
     async fn interrupt_to_the_end(self) -> Result<()> {
         let _turn = self.interrupts.turn.lock().await;
-        if !self.is_under_way() {
+        let Some(signal) = self.shared.begin_interrupt(&self.memory, self.index) else {
             return Ok(());
-        }
-        let ring = self.memory.ring();
-        let result = if ring.interrupt(self.index) { (self.interrupts.signal)() } else { Ok(()) };
-        let result = match result {
-            Ok(()) => self.complete().await,
-            error => error,
         };
-        ring.interrupted();
-        self.shared.wake_server(&self.memory);
-        self.shared.collect();
-        result
+        let _end = End(&self);
+        if signal {
+            (self.interrupts.signal)()?;
+        }
+        self.complete().await
     }
 
     /// Waits until the call is complete and its signal, if there was one, has been heard.
@@ -118,6 +113,15 @@ impl Interrupter {
     }
 }
 
+/// Ends an interruption, also when its runtime is shut down meanwhile: the server waits for that.
+struct End<'a>(&'a Interrupter);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.shared.end_interrupt(&self.0.memory);
+    }
+}
+
 impl Connection {
     /// [`Connection::call`] of a call that is interrupted if it is not complete within `limit`, which
     /// counts from when it is handed over.
@@ -125,14 +129,17 @@ impl Connection {
     /// # Errors
     ///
     /// [`Error::TimedOut`] if it was interrupted; [`Error::NotInterruptible`], and nothing is
-    /// executed, if the process has no ring; and as of [`Interrupter::interrupt`], while the call goes
-    /// on.
+    /// executed, if the process has no ring, or for execve(2); and as of [`Interrupter::interrupt`],
+    /// while the call goes on.
     pub async fn call_within(
         &self,
         limit: Duration,
         name: &'static str,
         call: Call,
     ) -> Result<u64> {
+        if call.executes() {
+            return Err(Error::NotInterruptible);
+        }
         let mut receipt = self.call_in_ring(name, call).await?;
         let interrupter = receipt.interrupter().ok_or(Error::NotInterruptible)?;
         if let Ok(result) = tokio::time::timeout(limit, &mut receipt).await {

@@ -98,7 +98,8 @@ struct Shared {
     state: Mutex<State>,
     /// There is more to write, or the connection is to end.
     work: Notify,
-    /// Changes whenever the link or the number of unanswered calls may have.
+    /// Changes whenever the link, or what may be handed over on it, or the number of unanswered calls
+    /// may have.
     changed: watch::Sender<()>,
     room: Arc<Room>,
 }
@@ -128,11 +129,11 @@ impl<R> Future for Receipt<R> {
 
 impl<R> Receipt<R> {
     /// What can interrupt the last call of the batch; none where the batch takes the stream, on which
-    /// nobody here knows what the server is executing. To be asked for before the receipt is first
+    /// nobody here knows what the server is executing, and none for execve(2). To be asked for before the receipt is first
     /// polled.
     #[must_use]
     pub fn interrupter(&self) -> Option<Interrupter> {
-        self.waited.as_ref().map(Waited::interrupter)
+        self.waited.as_ref().and_then(Waited::interrupter)
     }
 
     /// Waits on this thread.
@@ -349,6 +350,7 @@ impl Connection {
         state.flush();
         drop(state);
         self.shared().work.notify_one();
+        self.shared().changed.send_replace(());
     }
 
     /// Sends a batch over a held link, ahead of everything that is queued.
@@ -440,8 +442,13 @@ impl Drop for Handle {
         // What is queued while the process is detached has nobody left to send it.
         let queued = if state.link.stream().is_none() { state.abandon() } else { Lost::default() };
         state.release();
+        // The stream ends when what is in the ring is complete.
+        let complete = state.ring.as_ref().is_some_and(|ring| ring.attend());
         drop(state);
         self.0.work.notify_one();
+        if complete {
+            self.0.collect();
+        }
         fail(queued);
     }
 }
@@ -499,9 +506,14 @@ impl Shared {
             (batch.complete)(result);
             return None;
         }
+        let executes = calls.last().is_some_and(Call::executes);
         if let Some(ring) = state.usable_ring() {
             match ring.offer(calls, batch) {
-                Offered::HandedOver(index) => return Some(ring.waited(self, index)),
+                Offered::HandedOver(index) => {
+                    let mut waited = ring.waited(self, index);
+                    waited.executes = executes;
+                    return Some(waited);
+                }
                 Offered::Complete(batch, replies) => {
                     state.completing += 1;
                     drop(state);

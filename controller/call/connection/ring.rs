@@ -36,6 +36,8 @@ pub(super) struct RingLink {
     bell: OwnedFd,
     looks: Arc<Looks>,
     interrupts: Interrupts,
+    /// A signal may be on its way that means one of its calls.
+    interrupting: bool,
     /// Dropping it ends the task that hears the controller's bell.
     _attended: oneshot::Sender<()>,
 }
@@ -50,6 +52,8 @@ pub(super) struct Waited {
     index: u64,
     /// How many are under way, this one included.
     ahead: usize,
+    /// The last call runs another program.
+    pub(super) executes: bool,
 }
 
 /// What has become of a batch that was offered to a ring.
@@ -113,6 +117,7 @@ impl RingLink {
             interrupts: self.interrupts.clone(),
             index,
             ahead: self.calls.in_flight(),
+            executes: false,
         }
     }
 
@@ -152,8 +157,9 @@ impl RingLink {
 
 impl Waited {
     /// What interrupts the batch's last call.
-    pub(super) fn interrupter(&self) -> Interrupter {
-        Interrupter::new(&self.shared, &self.memory, &self.interrupts, self.index)
+    pub(super) fn interrupter(&self) -> Option<Interrupter> {
+        let new = || Interrupter::new(&self.shared, &self.memory, &self.interrupts, self.index);
+        (!self.executes).then(new)
     }
 
     /// Looks for a while whether it is complete, and completes it. False: it is left to the task
@@ -203,7 +209,8 @@ impl State {
     }
 
     pub(super) fn ring_is_busy(&self) -> bool {
-        self.ring.as_ref().is_some_and(|ring| !ring.is_idle())
+        // A call of the stream would get a signal that comes late.
+        self.ring.as_ref().is_some_and(|ring| ring.interrupting || !ring.is_idle())
     }
 }
 
@@ -215,8 +222,8 @@ impl Shared {
         let Some(ring) = &mut state.ring else { return };
         ring.take_complete(&mut complete);
         state.completing += complete.len();
-        // The stream has waited for the ring.
-        let turn = !state.stream.is_written() && !state.ring_is_busy();
+        // The stream, or its end, has waited for the ring.
+        let turn = (state.closing || !state.stream.is_written()) && !state.ring_is_busy();
         drop(state);
         if turn {
             self.work.notify_one();
@@ -233,14 +240,36 @@ impl Shared {
         ring.is_some_and(|ring| ring.calls.is_under_way(index))
     }
 
-    /// The server may have waited for something that is not in a record.
-    pub(super) fn wake_server(&self, memory: &Arc<transport::Shared>) {
-        let state = self.lock();
-        if let Some(ring) = &state.ring
+    /// Call `index` of the ring in `memory` is to be interrupted. Says whether a signal is to be sent
+    /// for that; `None` if the call is not under way any more.
+    pub(super) fn begin_interrupt(
+        &self,
+        memory: &Arc<transport::Shared>,
+        index: u64,
+    ) -> Option<bool> {
+        let mut state = self.lock();
+        let ring = state.ring.as_mut().filter(|ring| Arc::ptr_eq(ring.calls.memory(), memory))?;
+        if !ring.calls.is_under_way(index) {
+            return None;
+        }
+        ring.interrupting = true;
+        Some(memory.ring().interrupt(index))
+    }
+
+    /// No call of the ring in `memory` is to be interrupted any more.
+    pub(super) fn end_interrupt(&self, memory: &Arc<transport::Shared>) {
+        memory.ring().interrupted();
+        let mut state = self.lock();
+        if let Some(ring) = &mut state.ring
             && Arc::ptr_eq(ring.calls.memory(), memory)
         {
+            ring.interrupting = false;
+            // It may have waited for this.
             ring.wake_server();
         }
+        drop(state);
+        self.collect();
+        self.changed.send_replace(());
     }
 }
 
@@ -268,7 +297,9 @@ impl Connection {
         memory.ring().set_patience(looks.for_call(false));
         let calls = Ring::new(memory);
         let interrupts = Interrupts::new(signal);
-        state.ring = Some(RingLink { calls, bell, looks, interrupts, _attended: attended });
+        let interrupting = false;
+        let ring = RingLink { calls, bell, looks, interrupts, interrupting, _attended: attended };
+        state.ring = Some(ring);
         tokio::spawn(attend(Arc::downgrade(self.shared()), ours, over));
         Ok(())
     }

@@ -3,7 +3,14 @@
 use super::*;
 use crate::abi::wire::REQUEST_SIZE;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as Peer;
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::call::Polling;
+use crate::transport;
 
 fn pair() -> (Socket, Peer) {
     let (ours, theirs) = Peer::pair().unwrap();
@@ -113,4 +120,77 @@ async fn what_can_wait_goes_out_with_what_comes_next_or_else_by_itself() {
     request(&server).await;
     server.write_all(&4i64.to_le_bytes()).unwrap();
     assert_eq!(held.await.unwrap(), 1);
+}
+
+/// A ring's memory, and the bell that the server rings, to be given to a connection: the test is the
+/// server.
+fn ring() -> (Arc<transport::Shared>, OwnedFd) {
+    let memory = transport::Prepared::new().unwrap().mapped(1 << 32, ());
+    (Arc::new(memory), eventfd())
+}
+
+fn eventfd() -> OwnedFd {
+    EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap().into()
+}
+
+#[tokio::test]
+async fn a_call_with_a_deadline_that_waits_for_a_held_connection_goes_out_when_it_is_released() {
+    let (stream, _server) = pair();
+    let connection = Connection::over(stream);
+    let (memory, bell) = ring();
+    let signal = Arc::new(|| Ok(()));
+    connection.enter_ring(1, memory.clone(), Polling::Never, signal, eventfd(), bell).unwrap();
+    assert!(connection.try_hold());
+    let waiting = connection.clone();
+    let limit = Duration::from_secs(60);
+    let call = tokio::spawn(async move { waiting.call_within(limit, "getpid", getpid()).await });
+    tokio::task::yield_now().await;
+    connection.release();
+    let handed_over = async {
+        while memory.ring().take(0).is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), handed_over).await.expect("it is handed over");
+    call.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_signal_that_meant_a_call_of_the_ring_can_meet_one_of_the_stream() {
+    let (stream, mut server) = pair();
+    server.set_nonblocking(true).unwrap();
+    let connection = Connection::over(stream);
+    let (memory, bell) = ring();
+    let rings = bell.try_clone().unwrap();
+    let seen = Arc::new(Mutex::new(None));
+    let signal = {
+        let (seen, memory) = (seen.clone(), memory.clone());
+        let server = server.try_clone().unwrap();
+        move || {
+            // The call ends by itself before the signal comes.
+            memory.ring().complete(0, 0, 1);
+            nix::unistd::write(&rings, &1u64.to_ne_bytes()).unwrap();
+            // There is no event for "nothing is written".
+            std::thread::sleep(Duration::from_millis(50));
+            let read = (&server).read(&mut [0; REQUEST_SIZE]);
+            *seen.lock().unwrap() = Some(read.map_err(|error| error.kind()));
+            memory.ring().deliver();
+            Ok(())
+        }
+    };
+    let signal = Arc::new(signal);
+    connection.enter_ring(1, memory.clone(), Polling::Never, signal, eventfd(), bell).unwrap();
+    let pause = Call::syscall(syscalls::Sysno::pause, [0; 6]);
+    let in_ring = connection.call("pause", pause);
+    let interrupter = in_ring.interrupter().unwrap();
+    assert!(memory.ring().take(0).is_some() && memory.ring().begin(0));
+    let on_stream = connection.call("COPY_IN", Call::copy_in(0, Vec::new()));
+    interrupter.interrupt().await.unwrap();
+    let seen = seen.lock().unwrap().take();
+    assert_eq!(seen, Some(Err(std::io::ErrorKind::WouldBlock)));
+    assert_eq!(in_ring.await.unwrap(), 1);
+    server.set_nonblocking(false).unwrap();
+    request(&server).await;
+    server.write_all(&2i64.to_le_bytes()).unwrap();
+    assert_eq!(on_stream.await.unwrap(), 2);
 }
