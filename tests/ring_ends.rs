@@ -198,3 +198,21 @@ async fn an_execve_is_not_interrupted() {
     assert!(executed.interrupter().is_none());
     assert!(executed.await.is_err());
 }
+
+#[tokio::test]
+async fn copies_are_made_in_their_turn_also_in_shared_memory() {
+    let root = Local::new().polling(None).start().await.unwrap();
+    root.enter_ring(Polling::Adaptive).await.unwrap();
+    let gate = std::io::pipe().unwrap();
+    let fd = &root.send_fds(&[gate.0.as_fd()]).await.unwrap()[0];
+    let mut buffer = root.shared_buffer(8).unwrap();
+    buffer.write(0, b"before..").unwrap();
+    let read = [fd.number() as u64, buffer.address(), 8, 0, 0, 0];
+    let connection = root.connection();
+    let first = connection.call("read", Call::syscall(Sysno::read, read));
+    let copy = vec![Call::copy_out(buffer.address(), 8)];
+    let second = connection.submit(copy, |replies| Ok(replies[0].data.clone()));
+    (&gate.1).write_all(b"the data").unwrap();
+    assert_eq!(first.await.unwrap(), 8);
+    assert_eq!(second.await.unwrap(), b"the data");
+}

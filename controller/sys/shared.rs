@@ -60,6 +60,12 @@ impl SharedBuffer {
     }
 }
 
+impl Drop for SharedBuffer {
+    fn drop(&mut self) {
+        self.memory.take_back(self.address());
+    }
+}
+
 impl Task {
     /// A buffer of `size` bytes in memory that the process shares with this one, filled with what was
     /// there before.
@@ -72,6 +78,7 @@ impl Task {
         let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner).clone();
         let (memory, arena) = shared.ok_or(Error::NotShared { size })?;
         let piece = arena.take(size).ok_or(Error::NotShared { size })?;
+        memory.lend(piece.address(), size as u64);
         Ok(SharedBuffer { piece, memory, size })
     }
 }
