@@ -11,7 +11,8 @@ use crate::transport::Shared;
 /// there, without a call, and the other way round. Calls take its address. Free again when it is
 /// dropped; calls that use it must be complete by then.
 ///
-/// It stays valid after the end of the connection, and is gone with this process.
+/// It stays valid after the end of the connection, unless another controller has held the process
+/// before this one comes back, and is gone with this process.
 #[derive(Debug)]
 pub struct SharedBuffer {
     piece: Piece,
