@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use common::{LIMIT, TestHome, alive, blocked_in, fds, until, until_async};
 use farcall::call::{Call, Polling};
-use farcall::persist::SharedMemory;
+use farcall::persist::{SharedMemory, attach};
 use farcall::sys::Sysno;
 use farcall::{Error, Fd, Local, Process, blocking};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use tokio::time::timeout;
 
@@ -197,4 +199,51 @@ async fn an_execve_is_not_interrupted() {
     let executed = child.connection().call("execve", Call::syscall(Sysno::execve, [0; 6]));
     assert!(executed.interrupter().is_none());
     assert!(executed.await.is_err());
+}
+
+#[tokio::test]
+async fn copies_are_made_in_their_turn_also_in_shared_memory() {
+    let root = Local::new().polling(None).start().await.unwrap();
+    root.enter_ring(Polling::Adaptive).await.unwrap();
+    let gate = std::io::pipe().unwrap();
+    let fd = &root.send_fds(&[gate.0.as_fd()]).await.unwrap()[0];
+    let mut buffer = root.shared_buffer(8).unwrap();
+    buffer.write(0, b"before..").unwrap();
+    let read = [fd.number() as u64, buffer.address(), 8, 0, 0, 0];
+    let connection = root.connection();
+    let first = connection.call("read", Call::syscall(Sysno::read, read));
+    let copy = vec![Call::copy_out(buffer.address(), 8)];
+    let second = connection.submit(copy, |replies| Ok(replies[0].data.clone()));
+    (&gate.1).write_all(b"the data").unwrap();
+    assert_eq!(first.await.unwrap(), 8);
+    assert_eq!(second.await.unwrap(), b"the data");
+}
+
+#[tokio::test]
+async fn a_controller_that_comes_back_after_another_one_uses_no_memory_that_is_gone() {
+    let home = TestHome::new();
+    let root = Local::new().start().await.unwrap();
+    let place = home.home.reserve(&"returns".parse().unwrap()).unwrap();
+    let child = root.child().spawn_persistent(place, SharedMemory::Refuse).await.unwrap();
+    child.enter_ring(Polling::Adaptive).await.unwrap();
+    let open = || child.openat(None, "/dev/null", OFlag::O_RDWR, Mode::empty());
+    open().await.unwrap();
+    child.prepare_for_reconnect().await.unwrap();
+    {
+        let other = attach(home.home.place(&"returns".parse().unwrap())).await.unwrap();
+        other.enter_ring(Polling::Adaptive).await.unwrap();
+        other.getpid().await.unwrap();
+        other.prepare_for_reconnect().await.unwrap();
+    }
+    child.reconnect().await.unwrap();
+    open().await.unwrap();
+    let memory = child.shared_buffer(1);
+    assert!(matches!(memory, Err(Error::NotShared { .. })), "{memory:?}");
+    child.enter_ring(Polling::Adaptive).await.unwrap();
+    open().await.unwrap();
+    // Of all three rings, one is left.
+    let maps = || std::fs::read_to_string(format!("/proc/{}/maps", child.pid().unwrap())).unwrap();
+    until_async("the others are unmapped", || maps().matches("memfd:farcall-ring").count() == 1)
+        .await;
+    child.exit(0).await.unwrap();
 }

@@ -97,7 +97,7 @@ impl Attach {
         // A copy here would hide the process's end from the connection.
         drop((stream_there, data_there));
         let connection = Connection::over(stream);
-        let Taken { fds, pid, version } = taken(&place, hold)?;
+        let Taken { fds, pid, version, generation } = taken(&place, hold)?;
         connection.set_version(version);
         let table = FdTable::new(&connection);
         table.reserve(fds.all());
@@ -128,6 +128,7 @@ impl Attach {
             remains: None,
             life: None,
             token,
+            generation,
             polling: Some(Polling::default()),
         });
         // Until here an end of the link was the end of the attempt.
@@ -145,11 +146,13 @@ pub(super) struct Taken {
     pid: i32,
     /// The version in which the stream begins.
     pub(super) version: u32,
+    /// How many connections it has had.
+    pub(super) generation: u64,
 }
 
 pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
     match hold {
-        Hold::Ours { fds: [stream, data], own, pid, version, .. } => {
+        Hold::Ours { fds: [stream, data], own, pid, version, generation } => {
             let fds = ServerFds {
                 input: stream,
                 output: stream,
@@ -157,7 +160,7 @@ pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
                 persistent: own,
                 ..ServerFds::default()
             };
-            Ok(Taken { fds, pid, version })
+            Ok(Taken { fds, pid, version, generation })
         }
         Hold::Theirs { pid, since } => Err(Error::Held { pid, since: Some(since) }),
         Hold::Refused(reason) => Err(refused(place, reason)),

@@ -1,6 +1,7 @@
 //! Making a process persistent.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -104,6 +105,8 @@ impl Process {
         }
         self.set_pdeathsig(0).await?;
         self.set_free();
+        // SERVE has begun the first connection that counts.
+        self.inner().generation.store(1, Ordering::Relaxed);
         self.set_persistent();
         self.set_place(place);
         Ok(())

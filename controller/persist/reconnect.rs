@@ -1,6 +1,7 @@
 //! Reconnecting: the same controller, over another stream.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -99,7 +100,11 @@ impl Process {
 
     /// The handshake is over: the connection goes on over the new sockets.
     async fn go_on(&self, place: &Place, hold: Hold, sockets: Sockets) -> Result<()> {
-        let Taken { fds, version, .. } = taken(place, hold)?;
+        let Taken { fds, version, generation, .. } = taken(place, hold)?;
+        let before = self.inner().generation.swap(generation, Ordering::Relaxed);
+        if generation != before + 1 {
+            self.give_rings_up();
+        }
         if version != self.connection.version() {
             return Err(refused(place, "the server changed the version of the stream"));
         }

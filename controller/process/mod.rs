@@ -13,7 +13,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::sched::CloneFlags;
@@ -60,6 +60,10 @@ pub(crate) struct Inner {
     pub(crate) place: Mutex<Option<Arc<crate::persist::Place>>>,
     /// Where this controller's rings are.
     rings: Mutex<BTreeSet<u64>>,
+    /// How often another controller has held the process meanwhile, and may have unmapped them.
+    interregna: Arc<AtomicU64>,
+    /// Of the last connection that began with a handshake or a SERVE.
+    pub(crate) generation: AtomicU64,
     pub(crate) polling: Option<Polling>,
 }
 
@@ -109,6 +113,8 @@ pub(crate) struct Parts {
     pub(crate) remains: Option<Arc<child::Remains>>,
     pub(crate) life: Option<Box<dyn Send + Sync>>,
     pub(crate) token: Token,
+    /// Of the connection, if it began with a handshake; else 0.
+    pub(crate) generation: u64,
     /// How a ring is polled that the process gets when it is called often; none: it gets none.
     pub(crate) polling: Option<Polling>,
 }
@@ -152,6 +158,8 @@ impl Process {
                 reconnecting: Arc::default(),
                 place: Mutex::new(None),
                 rings: Mutex::default(),
+                interregna: Arc::default(),
+                generation: AtomicU64::new(parts.generation),
                 polling: parts.polling,
             }),
         };

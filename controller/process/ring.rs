@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use nix::errno::Errno;
@@ -67,7 +68,10 @@ impl Process {
                 let address = mapping.address();
                 // Also if the reply is lost: the server may name it next time.
                 self.rings().insert(address);
-                let memory = Arc::new(prepared.mapped(address, mapping));
+                let interregna = self.inner().interregna.clone();
+                let since = interregna.load(Ordering::Relaxed);
+                let there = There { mapping: Some(mapping), interregna, since };
+                let memory = Arc::new(prepared.mapped(address, there));
                 let bells = their_bell as u64 | (our_bell as u64) << 32;
                 let args = [address, bells, 0, 0, 0, 0];
                 let call = Call::operation(Operation::Ring, args);
@@ -134,8 +138,33 @@ impl Process {
         }
     }
 
+    /// Another controller may have held the process meanwhile, and have unmapped what it did not know:
+    /// nothing here uses or unmaps it any more. If it is still there, the next RING names it.
+    pub(crate) fn give_rings_up(&self) {
+        self.inner().interregna.fetch_add(1, Ordering::Relaxed);
+        self.rings().clear();
+        self.forget_shared();
+    }
+
     fn rings(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         self.inner().rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A ring's memory in the process, as long as no other controller has held that.
+struct There {
+    mapping: Option<Mapping>,
+    interregna: Arc<AtomicU64>,
+    since: u64,
+}
+
+impl Drop for There {
+    fn drop(&mut self) {
+        if let Some(mapping) = self.mapping.take()
+            && self.interregna.load(Ordering::Relaxed) != self.since
+        {
+            let _ = mapping.into_raw();
+        }
     }
 }
 

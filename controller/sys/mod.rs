@@ -112,6 +112,13 @@ impl Task {
         drop(before);
     }
 
+    /// No buffers are taken from memory that this process shares from here on.
+    pub(crate) fn forget_shared(&self) {
+        let before = self.shared.write().unwrap_or_else(PoisonError::into_inner).take();
+        // Outside of the lock: it may make a call.
+        drop(before);
+    }
+
     /// What the task's life depends on now.
     pub(crate) fn guardian(&self) -> Guardian {
         self.guardian.read().unwrap_or_else(PoisonError::into_inner).clone()

@@ -11,7 +11,8 @@ use crate::transport::Shared;
 /// there, without a call, and the other way round. Calls take its address. Free again when it is
 /// dropped; calls that use it must be complete by then.
 ///
-/// It stays valid after the end of the connection, and is gone with this process.
+/// It stays valid after the end of the connection, unless another controller has held the process
+/// before this one comes back, and is gone with this process.
 #[derive(Debug)]
 pub struct SharedBuffer {
     piece: Piece,
@@ -60,6 +61,12 @@ impl SharedBuffer {
     }
 }
 
+impl Drop for SharedBuffer {
+    fn drop(&mut self) {
+        self.memory.take_back(self.address());
+    }
+}
+
 impl Task {
     /// A buffer of `size` bytes in memory that the process shares with this one, filled with what was
     /// there before.
@@ -72,6 +79,7 @@ impl Task {
         let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner).clone();
         let (memory, arena) = shared.ok_or(Error::NotShared { size })?;
         let piece = arena.take(size).ok_or(Error::NotShared { size })?;
+        memory.lend(piece.address(), size as u64);
         Ok(SharedBuffer { piece, memory, size })
     }
 }

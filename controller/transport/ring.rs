@@ -4,7 +4,8 @@
 //! Of a batch, only what is neither the first bytes in nor the last bytes out becomes a record: a
 //! COPY_IN in front and a COPY_OUT at the end whose memory is in the arena are done right here,
 //! without a copy of their own. The buffers in there belong to one batch each, so nobody else's call
-//! sees that it was earlier, or later, than its place in the queue.
+//! sees that it was earlier, or later, than its place in the queue. Those that do not are not copied
+//! that way.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -182,7 +183,8 @@ impl<T> Ring<T> {
     /// A COPY_IN that can be done before the others.
     fn is_direct_in(&self, call: &Call) -> bool {
         let Request { word, args: [address, len, ..] } = call.request;
-        word & !Word::LINK == Word::OP | Operation::CopyIn as u64 && self.memory.has(address, len)
+        word & !Word::LINK == Word::OP | Operation::CopyIn as u64
+            && self.memory.is_of_one_batch(address, len)
     }
 
     /// A COPY_OUT that can be done after the `before` calls before it, not counting those in front.
@@ -195,8 +197,10 @@ impl<T> Ring<T> {
         let linked = word & Word::LINK != 0;
         let len = if refers == 0 { Len::Bytes(len) } else { Len::Back(len) };
         let there = match len {
-            Len::Bytes(len) => self.memory.has(address, len),
-            Len::Back(back) => (1..=before as u64).contains(&back) && self.memory.has(address, 0),
+            Len::Bytes(len) => self.memory.is_of_one_batch(address, len),
+            Len::Back(back) => {
+                (1..=before as u64).contains(&back) && self.memory.is_of_one_batch(address, 0)
+            }
         };
         there.then_some(Behind { address, len, linked })
     }

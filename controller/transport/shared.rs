@@ -3,10 +3,12 @@
 //! The other side is not trusted: what lies in here is read once, through atomics or by a copy, and
 //! is never a reference of Rust's to anything but atomics.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memfd::{FileSeal, MemfdOptions};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -45,6 +47,8 @@ pub struct Shared {
     here: Here,
     /// Where the server has it.
     there: u64,
+    /// The first and last addresses of pieces of the arena that calls of any batch may name.
+    lent: Mutex<BTreeMap<u64, u64>>,
     /// Keeps it mapped there.
     _mapping: Box<dyn Send + Sync>,
 }
@@ -77,7 +81,7 @@ impl Prepared {
 
     /// The server has mapped it at `there`, where it is as long as `mapping` lives.
     pub(crate) fn mapped(self, there: u64, mapping: impl Send + Sync + 'static) -> Shared {
-        Shared { here: self.here, there, _mapping: Box::new(mapping) }
+        Shared { here: self.here, there, lent: Mutex::default(), _mapping: Box::new(mapping) }
     }
 }
 
@@ -114,6 +118,27 @@ impl Shared {
     /// Whether that part of the server's memory is in the arena.
     pub fn has(&self, address: u64, len: u64) -> bool {
         self.place(address, len).is_some()
+    }
+
+    fn lent(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls of any batch may name that piece of the arena from here on.
+    pub(crate) fn lend(&self, address: u64, len: u64) {
+        self.lent().insert(address, address + len.saturating_sub(1));
+    }
+
+    /// Only those of one batch may, as with any other piece.
+    pub(crate) fn take_back(&self, address: u64) {
+        self.lent().remove(&address);
+    }
+
+    /// Whether that part of the server's memory is in the arena and belongs to one batch.
+    pub fn is_of_one_batch(&self, address: u64, len: u64) -> bool {
+        let end = address.saturating_add(len.saturating_sub(1));
+        let lent = self.lent().range(..=end).next_back().is_some_and(|(_, last)| *last >= address);
+        self.has(address, len) && !lent
     }
 
     fn place(&self, address: u64, len: u64) -> Option<NonNull<u8>> {
