@@ -59,7 +59,7 @@ pub const RING_MAGIC: u64 = u64::from_le_bytes(*b"fcring\0\x01");
 pub const MAX_PATIENCE: u32 = 1 << 16;
 
 /// So many looks are made without a pause between them: what comes at once is seen at once.
-pub const SHARP: u32 = 32;
+pub const SHARP: u32 = 200;
 
 /// The signal that interrupts a call. It is sent with SI_QUEUE and the ring's address in the server as
 /// its value.
@@ -209,6 +209,13 @@ impl Ring {
             to.store(from, Ordering::Relaxed);
         }
         record.word.store(request.word | asked(index) << MARK, Ordering::Release);
+    }
+
+    /// Gets the record of call `index`, which is to be the next one, ready while the controller waits
+    /// anyway: the server was the last to write to it, so that the first store has to wait for its
+    /// cache line.
+    pub fn prepare(&self, index: u64) {
+        self.record(index).result.store(0, Ordering::Relaxed);
     }
 
     /// Whether the server is to be woken, after calls have been handed over.

@@ -24,10 +24,11 @@ pub enum Polling {
     Always,
 }
 
-/// How often to look. One look is a load and a `pause`, 20 to 50 ns where this was measured: all of
-/// them take about as long as a sleep and a wake-up by eventfd(2) do, so that looking in vain costs
-/// at most as much again as not having looked.
-const LOOKS: u32 = 500;
+/// How often to look. One look is a load and a `pause`, 20 to 35 ns where this was measured, and all
+/// of them 50 to 70 us: some times as long as a sleep and a wake-up by eventfd(2) take. It must be
+/// longer than that: else a side that has slept once finds the other one asleep when it goes on, which
+/// finds it asleep when it answers, and so for ever (with 500 looks that was seen).
+const LOOKS: u32 = 2000;
 
 /// How many more for each call that comes before: about as long as a quick call takes.
 const LOOKS_A_CALL: u32 = 20;

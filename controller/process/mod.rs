@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::sched::CloneFlags;
+use nix::sys::socket::{setsockopt, sockopt};
 use syscalls::{Sysno, syscall};
 use tokio::sync::{OwnedMutexGuard, watch};
 
@@ -351,12 +352,21 @@ pub(crate) struct Sockets {
     pub(crate) data_there: OwnedFd,
 }
 
+/// Bytes that may be on their way in one direction: with the usual 208 KiB both sides wait for each
+/// other five times a mebibyte, and much data comes a third slower.
+const SEND_BUFFER: usize = 512 << 10;
+
 impl Sockets {
     pub(crate) fn new() -> Result<Self> {
         let failed = Error::io("socketpair");
         let pair = || UnixStream::pair();
         let make = || {
             let (stream, stream_there) = pair()?;
+            for end in [&stream, &stream_there] {
+                // Only root may have more than net.core.wmem_max, and less does too.
+                let _ = setsockopt(end, sockopt::SndBufForce, &SEND_BUFFER)
+                    .or_else(|_| setsockopt(end, sockopt::SndBuf, &SEND_BUFFER));
+            }
             let (data, data_there) = pair()?;
             Ok(Self {
                 stream: Socket::new(stream)?,

@@ -92,6 +92,11 @@ impl<T> Ring<T> {
         self.pending.back().map(Pending::last)
     }
 
+    /// Gets the next record ready, which is free: fewer are under way than there are.
+    pub fn prepare(&self) {
+        self.memory.ring().prepare(self.next);
+    }
+
     /// How many records are under way.
     pub fn in_flight(&self) -> usize {
         self.in_flight

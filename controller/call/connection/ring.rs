@@ -130,6 +130,7 @@ impl RingLink {
             // It does not fill up: the server empties it whenever it is woken.
             let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
         }
+        self.calls.prepare();
     }
 
     /// Leaves what is under way to the task that hears the bell. True: something is complete, and
