@@ -240,6 +240,23 @@ fn another_token_is_told_who_holds_the_process() {
 }
 
 #[test]
+fn another_token_takes_the_process_over_if_it_asks_for_that() {
+    let process = Persistent::new();
+    let holder = attach(&process.path, &TOKEN);
+    let flag = |flag| {
+        let mut bytes = hello(&OTHER);
+        bytes[36] = flag;
+        answer_to(&process, &bytes)
+    };
+    // Other bits are nothing yet.
+    assert_eq!(flag(3).status(), -libc::EINVAL);
+    holder.stream.is_in_step();
+    let answer = flag(1);
+    assert_eq!((answer.status(), answer.generation()), (0, 2));
+    holder.stream.ends();
+}
+
+#[test]
 fn another_token_may_attach_when_nobody_is_attached() {
     let mut process = Persistent::new();
     let before = process.fds_when_detached();
