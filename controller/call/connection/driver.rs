@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::socket::{Room, Socket};
+use super::socket::Socket;
 use super::{Shared, fail};
 
 /// How long threads that wait for their own replies may pause before the task waits again.
@@ -15,8 +15,7 @@ const ALONE: Duration = Duration::from_millis(50);
 
 /// Reads and completes, and writes what did not fit at once, until the stream is over.
 pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) {
-    // There was too little room for what is queued.
-    let mut room: Option<Room> = None;
+    let mut blocked = false;
     // Calls on threads that have waited for their own replies, when this was looked at last.
     let mut alone = 0;
     loop {
@@ -38,10 +37,8 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                     break;
                 }
             }
-            blocked = when_there(room.as_ref(), || flush(&shared, epoch)) => {
-                if !matches!(blocked, Ok(true)) {
-                    room = None;
-                }
+            ready = stream.writable(), if blocked => {
+                blocked = ready.is_ok() && flush(&shared, epoch);
             }
             () = shared.work.notified() => {
                 let (dead, soon) = {
@@ -54,11 +51,7 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                 if soon {
                     tokio::task::yield_now().await;
                 }
-                if !flush(&shared, epoch) {
-                    room = None;
-                } else if room.is_none() {
-                    room = stream.room().ok();
-                }
+                blocked = flush(&shared, epoch);
             }
         }
     }
@@ -79,14 +72,6 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
     shared.complete(answered);
     shared.changed.send_replace(());
     fail(failed);
-}
-
-/// Writes when there is room; never, if that is not waited for.
-async fn when_there(room: Option<&Room>, write: impl FnOnce() -> bool) -> io::Result<bool> {
-    match room {
-        Some(room) => room.when_there(write).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Reads once and completes what it can. False: the stream is over.

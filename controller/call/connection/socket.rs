@@ -80,11 +80,11 @@ impl Socket {
         }
     }
 
-    /// What waits until there is room to write, as long as it is kept.
-    pub(super) fn room(&self) -> io::Result<Room> {
+    /// Waits until there is room to write.
+    pub(super) async fn writable(&self) -> io::Result<()> {
         // A duplicate: one descriptor can be waited for once.
         let again = Arc::new(self.stream.try_clone()?);
-        waiting(again, Interest::WRITABLE).map(Room)
+        waiting(again, Interest::WRITABLE)?.writable().await.map(drop)
     }
 
     /// Writes what there is room for.
@@ -140,22 +140,6 @@ impl Socket {
             unsafe { place.set_len(place.len() + n) };
             Ok(n)
         })
-    }
-}
-
-/// Waits for room to write, again and again.
-pub(super) struct Room(Waiting);
-
-impl Room {
-    /// Waits until there is room, and gives what there is to `write`, which says whether it was too
-    /// little.
-    pub(super) async fn when_there(&self, write: impl FnOnce() -> bool) -> io::Result<bool> {
-        let mut ready = self.0.writable().await?;
-        let blocked = write();
-        if blocked {
-            ready.clear_ready();
-        }
-        Ok(blocked)
     }
 }
 
