@@ -174,14 +174,8 @@ pub(super) fn when_busy(process: Weak<Inner>, polling: Polling) -> impl Fn() + S
     move || {
         let Ok(runtime) = &runtime else { return };
         let Some(inner) = process.upgrade() else { return };
-        runtime.spawn(async move {
-            let process = Process { inner };
-            // While a call takes long, those that make the ring would wait behind it, and who makes
-            // children in the same table behind them.
-            process.connection.idle().await;
-            // If it can't be had, the stream goes on.
-            process.make_ring(polling).await
-        });
+        // If it can't be had, the stream goes on.
+        runtime.spawn(async move { Process { inner }.make_ring(polling).await });
     }
 }
 

@@ -332,21 +332,6 @@ impl Connection {
         }
     }
 
-    /// Returns when nothing is unanswered, or the link is down.
-    pub(crate) async fn idle(&self) {
-        let mut changed = self.watch();
-        loop {
-            {
-                let state = self.shared().lock();
-                if state.link.stream().is_none() || state.is_idle() {
-                    return;
-                }
-            }
-            // The sender lives in what `self` holds.
-            let _ = changed.changed().await;
-        }
-    }
-
     /// Holds the connection if nothing is unanswered on it. Says whether it is held now.
     pub(crate) fn try_hold(&self) -> bool {
         let mut state = self.shared().lock();
