@@ -266,10 +266,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
-        let batch = Batch { complete, of_link: false };
-        receipt.waited = self.shared().submit(calls, batch, When::AtOnce);
-        receipt
+        self.submit_as(calls, complete, false, When::AtOnce)
     }
 
     /// The same for what nobody waits for: it goes out together with what is submitted next, if
@@ -279,10 +276,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
-        let batch = Batch { complete, of_link: false };
-        receipt.waited = self.shared().submit(calls, batch, When::Soon);
-        receipt
+        self.submit_as(calls, complete, false, When::Soon)
     }
 
     /// The same for calls that name what exists with this link only, such as its data socket: they
@@ -292,9 +286,18 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
+        self.submit_as(calls, complete, true, When::AtOnce)
+    }
+
+    fn submit_as<R: Send + 'static>(
+        &self,
+        calls: Vec<Call>,
+        complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
+        of_link: bool,
+        when: When,
+    ) -> Receipt<R> {
         let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
-        let batch = Batch { complete, of_link: true };
-        receipt.waited = self.shared().submit(calls, batch, When::AtOnce);
+        receipt.waited = self.shared().submit(calls, Batch { complete, of_link }, when);
         receipt
     }
 
