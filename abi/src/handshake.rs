@@ -3,6 +3,8 @@
 //! The first word tells the two forms apart: a small count is version 0 (rsyscall's), the low half
 //! of [`HANDSHAKE_MAGIC`] is version 1.
 
+use super::bytes::{Put, Take};
+
 /// The first word of a version-1 handshake and of its answer: "farcall1". Its low half, read as
 /// the `i32` with which a version-0 handshake starts, is no number of descriptors.
 pub const HANDSHAKE_MAGIC: u64 = u64::from_le_bytes(*b"farcall1");
@@ -39,7 +41,7 @@ pub struct Hello {
     pub token: Token,
     /// The controller's pid as it sees it itself: told to others while it holds the process.
     pub pid: i32,
-    /// [`Hello::TAKE_OVER`], or nothing. Other bits must be zero.
+    /// [`Hello::TAKE_OVER`] and [`Hello::LOG`], or nothing. Other bits must be zero.
     pub flags: u32,
     /// Must be zero.
     pub reserved: u64,
@@ -101,6 +103,10 @@ const _: () = {
 impl Hello {
     /// The controller with another token that holds the process loses it to this one.
     pub const TAKE_OVER: u32 = 1 << 0;
+    /// Behind the answer, whatever it is, follow a [`LogHead`](super::log::LogHead) and the records
+    /// of the call log. One without descriptors asks for nothing else, and is answered `-EBADF`, or
+    /// `-EBUSY` where another token holds the process.
+    pub const LOG: u32 = 1 << 1;
 
     /// The bytes that travel.
     #[must_use]
@@ -175,29 +181,5 @@ impl Answer {
             reserved: u32::from_le_bytes(take.bytes()),
             holder_since: i64::from_le_bytes(take.bytes()),
         }
-    }
-}
-
-/// Fills a buffer from its front.
-struct Put<'a>(&'a mut [u8]);
-
-impl Put<'_> {
-    fn bytes(&mut self, bytes: &[u8]) {
-        let (front, rest) = core::mem::take(&mut self.0).split_at_mut(bytes.len());
-        front.copy_from_slice(bytes);
-        self.0 = rest;
-    }
-}
-
-/// Takes values from the front of a buffer.
-struct Take<'a>(&'a [u8]);
-
-impl Take<'_> {
-    fn bytes<const N: usize>(&mut self) -> [u8; N] {
-        let (front, rest) = self.0.split_at(N);
-        self.0 = rest;
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(front);
-        bytes
     }
 }

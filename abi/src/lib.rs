@@ -9,8 +9,11 @@
 
 #![no_std]
 
+mod bytes;
 pub mod entry;
 pub mod handshake;
+pub mod log;
+pub mod registry;
 pub mod ring;
 pub mod wire;
 

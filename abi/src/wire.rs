@@ -15,8 +15,12 @@ pub const STREAM_VERSION: u32 = 1;
 pub const MAX_REF: u64 = 64;
 
 /// Bytes of memory that a version-1 server needs for what it has read ahead and what it has not
-/// sent yet. A controller gives it that with HELLO, in the memory of the process.
-pub const AHEAD_SIZE: usize = 8192;
+/// sent yet, and, behind those 8,192, for its call log. A controller gives it that with HELLO, in
+/// the memory of the process.
+pub const AHEAD_SIZE: usize = LOG_OFFSET + super::log::LOG_SIZE;
+
+/// Where in that memory the call log lies.
+pub const LOG_OFFSET: usize = 8192;
 
 /// One call, as it travels: a word that says what to do, and six arguments.
 ///
@@ -121,10 +125,10 @@ impl Word {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Operation {
-    /// `HELLO(version, addr)`: the highest version of the stream that the controller speaks, and
-    /// the address of [`AHEAD_SIZE`] zero bytes, a multiple of 8, that are the server's from here
-    /// on. The result, a [`HelloResult`], is the last one in the old version. Without memory the
-    /// version stays what it is.
+    /// `HELLO(version, addr, size)`: the highest version of the stream that the controller speaks,
+    /// and the address of `size` zero bytes, a multiple of 64, that are the server's from here on.
+    /// The result, a [`HelloResult`], is the last one in the old version. With less than
+    /// [`AHEAD_SIZE`] bytes the version stays what it is.
     Hello = 0,
     /// `COPY_IN(addr, len)`: `len` bytes follow the request and land at `addr`. The result is
     /// `len`, or `-EFAULT` if any of them could not be stored; all of them are consumed in every
@@ -142,6 +146,13 @@ pub enum Operation {
     Load = 4,
     /// `STORE(addr, width, value)`: stores the low `width` bytes of `value`. The result is 0.
     Store = 5,
+    /// `KEEP(slot, src, len, from, count, clear)`: what the next call makes is entered
+    /// in the registry, see [`super::registry`]. The result is 0, `-EINVAL` if there is no such room
+    /// in it, or `-EFAULT` if not all of `src` is there.
+    Keep = 6,
+    /// `REGISTRY(addr, entries)`: the registry is at `addr` from here on, a multiple of 8, where all
+    /// that is in it so far has been copied. The result is where it was, or 0.
+    Registry = 7,
     /// `SERVE(in | out << 32, data | listen << 32, token low, token high, holder)`: the server
     /// goes on with these descriptors; -1 keeps the one it has. With a listening socket the
     /// process is persistent from here on, held by the controller with that token and pid. The
@@ -167,6 +178,8 @@ impl Operation {
             3 => Self::Copy,
             4 => Self::Load,
             5 => Self::Store,
+            6 => Self::Keep,
+            7 => Self::Registry,
             8 => Self::Serve,
             9 => Self::Image,
             10 => Self::Ring,
@@ -190,8 +203,13 @@ impl HelloResult {
     pub const IMAGE: u32 = 1 << 2;
     /// RING is there: calls can be handed over in shared memory.
     pub const RING: u32 = 1 << 3;
+    /// There is a call log: [`Hello::LOG`](super::handshake::Hello::LOG).
+    pub const LOG: u32 = 1 << 4;
+    /// KEEP and REGISTRY are there.
+    pub const KEEP: u32 = 1 << 5;
     /// What a server built from this source offers.
-    pub const OFFERED: u32 = Self::COPY | Self::SERVE | Self::IMAGE | Self::RING;
+    pub const OFFERED: u32 =
+        Self::COPY | Self::SERVE | Self::IMAGE | Self::RING | Self::LOG | Self::KEEP;
 
     /// The answer of a server that speaks `version` and offers `features`.
     #[must_use]

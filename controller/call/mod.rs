@@ -12,7 +12,7 @@ pub use polling::Polling;
 use nix::errno::Errno;
 use syscalls::Sysno;
 
-use crate::abi::wire::{MAX_ERRNO, Operation, Request, Word};
+use crate::abi::wire::{AHEAD_SIZE, MAX_ERRNO, Operation, Request, Word};
 
 /// One call on its way to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,7 +162,8 @@ impl DataLen {
 /// HELLO: asks for a version of the stream, for which the server may keep the
 /// [`AHEAD_SIZE`](crate::abi::wire::AHEAD_SIZE) bytes at `memory`.
 pub(crate) fn hello(version: u32, memory: u64) -> Call {
-    Call::operation(Operation::Hello, [u64::from(version), memory, 0, 0, 0, 0])
+    let size = AHEAD_SIZE as u64;
+    Call::operation(Operation::Hello, [u64::from(version), memory, size, 0, 0, 0])
 }
 
 /// What a server answered to one call.

@@ -10,7 +10,8 @@ use farcall_abi::handshake::{
     ANSWER_SIZE, HANDSHAKE_MAGIC, HANDSHAKE_V0_SIZE, HANDSHAKE_VERSION, HELLO_SIZE, Hello, MAX_FDS,
     MIN_FDS, Token,
 };
-use farcall_abi::wire::{SPARES, Spares};
+use farcall_abi::log::{LOG_HEAD_SIZE, LOG_SIZE, PAST, Tenure};
+use farcall_abi::wire::{LOG_OFFSET, SPARES, Spares};
 
 use crate::serve::{HangUp, Server};
 use crate::sys::{
@@ -248,8 +249,9 @@ impl Server {
         self.answer.spares = 0;
         let hello = &self.pending.hello;
         // Zeros are no token: they stand for the controllers that have none.
-        let reserved = u64::from(hello.flags & !Hello::TAKE_OVER) | hello.reserved;
+        let reserved = u64::from(hello.flags & !(Hello::TAKE_OVER | Hello::LOG)) | hello.reserved;
         let takes_over = hello.flags & Hello::TAKE_OVER != 0;
+        let asks = hello.flags & Hello::LOG != 0;
         let status =
             if hello.magic != HANDSHAKE_MAGIC || reserved != 0 || hello.token == Token([0; 2]) {
                 EINVAL
@@ -265,11 +267,17 @@ impl Server {
         self.answer.status = status as i32;
         if status == 0 {
             // What both speak; version 1 needs the memory that an earlier controller gave.
-            let version = u32::from(self.buffers.memory != 0 && hello.stream_version != 0);
+            let version = u32::from(self.log.memory != 0 && hello.stream_version != 0);
             self.answer.spares = self.adopt(version, hello.token, hello.pid, true);
         }
         self.answer.stream_version = self.stream.version;
         self.reply((&raw const self.answer).cast(), ANSWER_SIZE);
+        if asks {
+            self.reply((&raw const self.log).cast(), LOG_HEAD_SIZE);
+            if self.log.memory != 0 {
+                self.reply((self.log.memory as *const u8).wrapping_add(LOG_OFFSET), LOG_SIZE);
+            }
+        }
     }
 
     fn attached(&self) -> bool {
@@ -304,7 +312,14 @@ impl Server {
     /// A new connection begins. Returns the numbers of the spare descriptors.
     fn hold(&mut self, token: Token, holder: i32, owned: bool) -> i64 {
         self.owned = owned;
-        self.token = token;
+        if token != self.token {
+            self.log.controllers += 1;
+            let at = self.log.controllers as usize % PAST;
+            if let Some(past) = self.log.past.get_mut(at) {
+                *past = Tenure { token: self.token, end: self.log.calls };
+            }
+            self.token = token;
+        }
         self.answer.generation += 1;
         self.answer.holder_pid = holder;
         self.answer.holder_since = sys::now();

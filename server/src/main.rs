@@ -21,6 +21,7 @@
 mod arch;
 mod attach;
 mod copy;
+mod registry;
 mod ring;
 mod serve;
 mod start;

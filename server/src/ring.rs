@@ -16,7 +16,7 @@ use farcall_abi::wire::{STREAM_VERSION, Word};
 
 use crate::arch;
 use crate::serve::Server;
-use crate::sys::{self, EFAULT, Patience, SI_QUEUE, SigInfo};
+use crate::sys::{self, EFAULT, EINVAL, Patience, SI_QUEUE, SigInfo};
 
 /// After so many calls in a row the server looks at its descriptors, even if there are more: what
 /// that costs is then less than a hundredth of what the calls do.
@@ -104,7 +104,7 @@ impl Server {
                 self.ring.cancel = ring.cancel();
                 let result = self.evaluate(STREAM_VERSION);
                 self.ring.cancel = core::ptr::null();
-                self.history.record(result);
+                self.record(result);
                 ring.complete(next, request.word, result);
                 self.ring.next = next + 1;
                 looks = 0;
@@ -141,6 +141,10 @@ impl Server {
     pub fn enter_ring(&mut self) -> i64 {
         let [address, bells, ..] = self.request.args;
         let size = ARENA_OFFSET as u64;
+        if self.log.memory == 0 {
+            // Nowhere to remember results that others refer to.
+            return EINVAL;
+        }
         // It can be read and written.
         if !address.is_multiple_of(64) || sys::copy(address, address, size) != size as i64 {
             return EFAULT;

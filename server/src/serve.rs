@@ -6,13 +6,15 @@
 use core::mem::MaybeUninit;
 
 use farcall_abi::handshake::{Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, Token};
-use farcall_abi::wire::{HelloResult, Operation, Request, STREAM_VERSION, Word};
+use farcall_abi::log::LogHead;
+use farcall_abi::wire::{AHEAD_SIZE, HelloResult, Operation, Request, STREAM_VERSION, Word};
 
 use crate::arch;
 use crate::attach::{Pending, SpareFds};
 use crate::copy::{load, store};
+use crate::registry::{Prepared, enter_registry};
 use crate::ring::Queue;
-use crate::stream::{Buffers, History, INPUT, OUTPUT, Progress, is_error, is_later};
+use crate::stream::{Buffers, INPUT, OUTPUT, Progress, earlier, is_error, is_later};
 use crate::sys::{
     self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, Patience, PollFd,
 };
@@ -69,8 +71,11 @@ pub struct Server {
     pub ring: Queue,
     /// The request that is being executed.
     pub request: Request,
+    /// What will be entered in the registry.
+    pub prepared: Prepared,
+    /// How far the log is, and where it and the registry lie. A handshake may ask for it.
+    pub log: LogHead,
     pub buffers: Buffers,
-    pub history: History,
 }
 
 /// Entry: serves version 0 on two descriptors, until the end of input.
@@ -187,6 +192,7 @@ impl Server {
         self.output.fd = -1;
         self.data = -1;
         self.answer.holder_pid = 0;
+        self.prepared.forget();
         self.leave_ring();
         self.refill();
     }
@@ -258,6 +264,8 @@ impl Server {
             Some(Operation::Load) => load(first, second),
             Some(Operation::Store) => store(first, second, third),
             Some(Operation::Image) => arch::image_address() as i64,
+            Some(Operation::Keep) => self.prepared.keep(&self.log, &self.request),
+            Some(Operation::Registry) => enter_registry(&mut self.log, &self.request),
             _ => EINVAL,
         }
     }
@@ -266,11 +274,11 @@ impl Server {
     /// executed; then nobody looks at those that there were no results for.
     fn resolve(&mut self) -> bool {
         let word = self.request.word;
-        let mut skipped = word & Word::LINK != 0 && is_error(self.history.earlier(1));
+        let mut skipped = word & Word::LINK != 0 && is_error(earlier(&self.log, 1));
         let mut bit = Word::reference(0);
         for argument in &mut self.request.args {
             if word & bit != 0 {
-                let result = self.history.earlier(*argument);
+                let result = earlier(&self.log, *argument);
                 *argument = result as u64;
                 skipped |= is_error(result);
             }
@@ -281,16 +289,17 @@ impl Server {
 
     /// The operation HELLO: answers in the version that was spoken, and goes on in the other.
     fn greet(&mut self) -> Result<(), HangUp> {
-        let [version, memory, ..] = self.request.args;
+        let [version, memory, size, ..] = self.request.args;
         // The input buffer can be read, and the output buffer written. Where the kernel forbids
         // this copy, version 1 could not move what it reads ahead either.
         if self.stream.version == 0
             && version != 0
-            && memory.is_multiple_of(8)
+            && memory.is_multiple_of(64)
+            && size >= AHEAD_SIZE as u64
             && sys::copy(memory.wrapping_add(INPUT as u64), memory, OUTPUT as u64) == OUTPUT as i64
         {
             self.finish_now(HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0)?;
-            self.buffers.memory = memory as usize;
+            self.log.memory = memory;
             self.begin(STREAM_VERSION);
             return Ok(());
         }

@@ -8,21 +8,23 @@
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
-use farcall_abi::wire::{AHEAD_SIZE, MAX_ERRNO, MAX_REF, REQUEST_SIZE, RESULT_SIZE, Request};
+use farcall_abi::log::{LOG_CAPACITY, LogHead, Record};
+use farcall_abi::wire::{LOG_OFFSET, MAX_ERRNO, MAX_REF, REQUEST_SIZE, RESULT_SIZE, Request};
 
 use crate::serve::{HangUp, Server};
 use crate::sys::{self, EAGAIN, ECANCELED, EINTR, PollFd, Transferred};
 
-/// The results that a REF can reach.
-const RESULTS: usize = MAX_REF as usize;
-/// Bytes of version 1's input buffer: as many requests as a REF reaches back.
-pub const INPUT: usize = RESULTS * REQUEST_SIZE;
+/// Requests for which version 1's input buffer has room: as many as a REF reaches back.
+const AHEAD: usize = MAX_REF as usize;
+/// Bytes of version 1's input buffer.
+pub const INPUT: usize = AHEAD * REQUEST_SIZE;
 /// Bytes of version 1's output buffer: a page of data fits in among results.
-pub const OUTPUT: usize = AHEAD_SIZE - INPUT;
+pub const OUTPUT: usize = LOG_OFFSET - INPUT;
 
 const _: () = {
-    assert!(RESULTS.is_power_of_two() && RESULT_SIZE <= REQUEST_SIZE);
-    assert!(OUTPUT >= 4096 + RESULTS * RESULT_SIZE);
+    assert!(RESULT_SIZE <= REQUEST_SIZE);
+    assert!(OUTPUT >= 4096 + AHEAD * RESULT_SIZE);
+    assert!(MAX_REF < LOG_CAPACITY);
 };
 
 /// How far a stream is. All zeros: it is of version 0, and nothing has been read, sent or called.
@@ -37,41 +39,27 @@ pub struct Progress {
     filled: usize,
 }
 
-/// Where the bytes of a stream wait.
-#[repr(C)]
-pub struct Buffers {
-    /// Version 1's: the address of AHEAD_SIZE bytes, or 0 if no controller has given any.
-    pub memory: usize,
-    /// Version 0's: one request, and room for one result.
-    own: [[MaybeUninit<u8>; REQUEST_SIZE]; 2],
+/// Where the bytes of a stream of version 0 wait: one request, and room for one result.
+pub type Buffers = [[MaybeUninit<u8>; REQUEST_SIZE]; 2];
+
+/// The record of call `number`, which is one of the last ones or the next.
+///
+/// Without memory from a controller it is nowhere.
+fn record_of(log: &LogHead, number: u64) -> *mut Record {
+    let records = log.memory as usize + LOG_OFFSET;
+    (records as *mut Record).wrapping_add((number % LOG_CAPACITY) as usize)
 }
 
-/// The results that later calls may refer to.
-#[repr(C)]
-pub struct History {
-    /// How many calls there have been on this connection.
-    calls: u64,
-    /// The result of call n is at n modulo its length.
-    results: [i64; RESULTS],
-}
-
-impl History {
-    /// The result of the call `distance` back; ECANCELED if there was none.
-    #[inline(never)]
-    pub fn earlier(&self, distance: u64) -> i64 {
-        if distance.wrapping_sub(1) >= MAX_REF.min(self.calls) {
-            return ECANCELED;
-        }
-        let at = (self.calls - distance) as usize % RESULTS;
-        self.results.get(at).copied().unwrap_or(ECANCELED)
+/// The result of the call `distance` back; ECANCELED if there was none on this connection.
+#[inline(never)]
+pub fn earlier(log: &LogHead, distance: u64) -> i64 {
+    let LogHead { calls, first, .. } = *log;
+    if distance.wrapping_sub(1) >= MAX_REF.min(calls - first) {
+        return ECANCELED;
     }
-
-    pub fn record(&mut self, result: i64) {
-        if let Some(place) = self.results.get_mut(self.calls as usize % RESULTS) {
-            *place = result;
-        }
-        self.calls += 1;
-    }
+    // SAFETY: only version 1 asks, for which there is memory; the call has its record there, since
+    // fewer have come after it than there are records.
+    unsafe { (*record_of(log, calls - distance)).result }
 }
 
 /// Whether a result says that its call failed or was not executed.
@@ -85,7 +73,21 @@ impl Server {
     #[inline(never)]
     pub fn begin(&mut self, version: u32) {
         self.stream = Progress { version, start: 0, end: 0, filled: 0 };
-        self.history.calls = 0;
+        self.log.first = self.log.calls;
+    }
+
+    /// The call that was being executed is over: what it made is entered in the registry, it has
+    /// its place in the log, and then it counts as executed.
+    #[inline(never)]
+    pub fn record(&mut self, result: i64) {
+        self.prepared.enter(&mut self.log, result);
+        if self.log.memory != 0 {
+            let record = Record { request: self.request, result };
+            // SAFETY: there is room for the records, as the controller promises that gave the
+            // memory, and nobody has a reference to any.
+            unsafe { record_of(&self.log, self.log.calls).write(record) };
+        }
+        self.log.calls += 1;
     }
 
     /// The input buffer and its size. Behind it lies the output buffer.
@@ -94,9 +96,9 @@ impl Server {
     #[inline(never)]
     fn buffers(&mut self) -> (*mut u8, usize) {
         if self.stream.version == 0 {
-            ((&raw mut self.buffers.own).cast(), REQUEST_SIZE)
+            ((&raw mut self.buffers).cast(), REQUEST_SIZE)
         } else {
-            (self.buffers.memory as *mut u8, INPUT)
+            (self.log.memory as *mut u8, INPUT)
         }
     }
 
@@ -142,7 +144,7 @@ impl Server {
 
     /// A call has this result: it is remembered, and put behind those that wait to be sent.
     pub fn finish(&mut self, result: i64) -> Result<(), HangUp> {
-        self.history.record(result);
+        self.record(result);
         self.push(result)
     }
 

@@ -249,7 +249,7 @@ fn another_token_takes_the_process_over_if_it_asks_for_that() {
         answer_to(&process, &bytes)
     };
     // Other bits are nothing yet.
-    assert_eq!(flag(3).status(), -libc::EINVAL);
+    assert_eq!(flag(5).status(), -libc::EINVAL);
     holder.stream.is_in_step();
     let answer = flag(1);
     assert_eq!((answer.status(), answer.generation()), (0, 2));
@@ -316,7 +316,7 @@ fn an_operation_that_is_unknown_detaches_and_does_not_end_a_persistent_process()
     let mut process = Persistent::new();
     let before = process.fds_when_detached();
     let attached = attach(&process.path, &TOKEN);
-    attached.stream.send(&request(crate::stream::OP | 7, &[]));
+    attached.stream.send(&request(crate::stream::OP | 11, &[]));
     attached.stream.ends();
     process.is_detached_again(&before, "an unknown operation");
     attach(&process.path, &OTHER);

@@ -136,6 +136,13 @@ pub struct Ring {
 
 impl Ring {
     pub fn new(pid: i32, stream: &Stream) -> Self {
+        // What the server needs memory for.
+        stream.speaks_version_1();
+        Self::beside(pid, stream)
+    }
+
+    /// The same where the server has that memory.
+    pub fn beside(pid: i32, stream: &Stream) -> Self {
         let memory = Memory::new();
         let address = memory.map(stream, SIZE, libc::PROT_READ | libc::PROT_WRITE);
         let flags = (libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) as u64;
@@ -357,7 +364,7 @@ fn what_can_not_be_handed_over_is_einval_and_nothing_is_done() {
     for word in [HELLO, COPY_IN, COPY_OUT, SERVE, RING] {
         assert_eq!(ring.ask(word, &[memory, 8]), EINVAL, "{word:#x}");
     }
-    for number in [6, 7, 11, 1000, 0xffff_ffff] {
+    for number in [11, 1000, 0xffff_ffff] {
         assert_eq!(ring.ask(OP | number, &[memory, 8]), EINVAL, "{number}");
     }
     for bit in 41..48 {
@@ -549,19 +556,31 @@ fn a_ring_works_beside_a_stream_of_version_0_and_beside_one_that_begins_in_versi
     let first = attach(&process.path, &TOKEN);
     first.stream.speaks_version_1();
     drop(first);
-    let mut hello = vectors::bytes("handshake-version-1");
-    hello[12] = 1;
-    let (client, ends) = (Client::connect(&process.path), Ends::new());
-    assert!(client.send(&hello, &ends.raw()));
-    assert_eq!(client.answer().0[16], 1);
-    let mut ring = Ring::new(process.server.pid(), &ends.stream);
-    ring.is_in_step(process.server.pid());
-    ends.stream.is_in_step();
+    for version in [0, 1] {
+        let mut hello = vectors::bytes("handshake-version-1");
+        hello[12] = version;
+        let (client, ends) = (Client::connect(&process.path), Ends::new());
+        assert!(client.send(&hello, &ends.raw()));
+        assert_eq!(client.answer().0[16], version);
+        let mut ring = Ring::beside(process.server.pid(), &ends.stream);
+        ring.is_in_step(process.server.pid());
+        ends.stream.is_in_step();
+    }
+}
+
+#[test]
+fn a_server_without_memory_for_its_log_has_no_ring() {
+    let (_server, stream) = Server::on_a_socket();
+    let memory = stream.memory(SIZE as u64);
+    let numbers = [(); 2].map(|()| stream.done(libc::SYS_eventfd2, &[0, 0]) as i32);
+    assert_eq!(stream.ask(RING, &[memory, pack(numbers)]), EINVAL);
+    stream.is_in_step();
 }
 
 #[test]
 fn a_ring_lies_at_any_multiple_of_64() {
     let (server, stream) = Server::on_a_socket();
+    stream.speaks_version_1();
     let memory = stream.memory(65_536);
     for offset in [64, 192, 4032, 8192] {
         let address = memory + offset;

@@ -164,7 +164,7 @@ impl Stream {
     #[track_caller]
     pub fn speaks_version_1(&self) {
         let mut hello = crate::vectors::bytes("request-hello-1");
-        hello[16..24].copy_from_slice(&self.memory(8192).to_le_bytes());
+        hello[16..24].copy_from_slice(&self.memory(16_384).to_le_bytes());
         self.send(&hello);
         assert_eq!(self.result().to_le_bytes(), *crate::vectors::bytes("result-hello-1"));
     }

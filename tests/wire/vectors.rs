@@ -96,7 +96,7 @@ fn encoded() -> Vec<(&'static str, Vec<u8>)> {
         ("result-getpid", number(4242)),
         ("request-hello", operation(Operation::Hello, [0; 6])),
         ("result-hello", number(HelloResult::new(0, HelloResult::OFFERED).0)),
-        ("request-hello-1", operation(Operation::Hello, [1, 0x7f00_0000_1000, 0, 0, 0, 0])),
+        ("request-hello-1", operation(Operation::Hello, [1, 0x7f00_0000_1000, 16_384, 0, 0, 0])),
         ("result-hello-1", number(HelloResult::new(1, HelloResult::OFFERED).0)),
         ("request-close-linked", {
             let word = 3 | Word::LINK | Word::reference(0);

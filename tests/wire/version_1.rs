@@ -36,11 +36,20 @@ fn requests_in_pieces_of_any_size_are_answered_in_order() {
 #[test]
 fn without_memory_for_it_the_version_stays_0() {
     let (_server, stream) = Server::on_pipes();
-    let address = stream.memory(8192);
-    for (version, address) in [(1, 0), (1, 8), (1, address + 1), (0, address)] {
-        assert_eq!(stream.ask(OP, &[version, address]) & 0xffff, 0, "{version} {address:#x}");
+    let address = stream.memory(16_384);
+    let size = 16_384;
+    for (version, address, size) in [
+        (1, 0, size),
+        (1, 64, size),
+        (1, address + 8, size),
+        (1, address, size - 1),
+        (1, address, 0),
+        (0, address, size),
+    ] {
+        let answer = stream.ask(OP, &[version, address, size]);
+        assert_eq!(answer & 0xffff, 0, "{version} {address:#x} {size}");
     }
-    assert_eq!(stream.ask(OP, &[7, address]) & 0xffff, 1, "1 is the highest that it speaks");
+    assert_eq!(stream.ask(OP, &[7, address, size]) & 0xffff, 1, "1 is the highest that it speaks");
     // And stays what it is.
     assert_eq!(stream.ask(OP, &[0, 0]) & 0xffff, 1);
     stream.is_in_step();
@@ -141,9 +150,9 @@ fn a_reference_reaches_64_calls_back_and_not_one_further() {
 #[test]
 fn the_first_request_has_none_before_it() {
     let (mut server, stream) = Server::on_a_socket();
-    let memory = stream.memory(8192);
+    let memory = stream.memory(16_384);
     // The calls of version 0, HELLO among them, are none of version 1's.
-    assert_eq!(stream.ask(OP, &[1, memory]) & 0xffff, 1);
+    assert_eq!(stream.ask(OP, &[1, memory, 16_384]) & 0xffff, 1);
     assert_eq!(stream.ask(libc::SYS_getpid as u64 | LINK, &[]), CANCELED);
     assert_eq!(stream.ask(libc::SYS_pidfd_open as u64 | REF0, &[2]), CANCELED);
     stream.is_in_step();
@@ -179,7 +188,7 @@ fn a_copy_out_of_any_length_comes_whole_between_other_results() {
 #[test]
 fn payload_that_was_read_ahead_and_has_no_place_is_consumed() {
     let (_server, stream) = version_1();
-    let memory = stream.memory(8192);
+    let memory = stream.memory(16_384);
     stream.done(libc::SYS_munmap, &[memory + 4096, 4096]);
     let getpid = vectors::bytes("request-getpid");
     for room in [0, 1, 100, 4096] {
@@ -216,25 +225,25 @@ fn memory_that_ends_or_cannot_be_written_is_none() {
     let (_server, stream) = Server::on_a_socket();
     let memory = stream.memory(3 * 4096);
     stream.done(libc::SYS_munmap, &[memory + 4096, 4096]);
-    assert_eq!(stream.ask(OP, &[1, memory]) & 0xffff, 0, "its end is missing");
-    let memory = stream.memory(8192);
+    assert_eq!(stream.ask(OP, &[1, memory, 16_384]) & 0xffff, 0, "its end is missing");
+    let memory = stream.memory(16_384);
     stream.done(libc::SYS_mprotect, &[memory + 4096, 4096, libc::PROT_READ as u64]);
-    assert_eq!(stream.ask(OP, &[1, memory]) & 0xffff, 0, "its end is read-only");
+    assert_eq!(stream.ask(OP, &[1, memory, 16_384]) & 0xffff, 0, "its end is read-only");
     stream.is_in_step();
 }
 
 #[test]
 fn a_hello_among_others_changes_nothing() {
     let (server, stream) = version_1();
-    let memory = stream.memory(8192);
+    let memory = stream.memory(16_384);
     let getpid = vectors::bytes("request-getpid");
-    let hello = request(OP, &[1, memory]);
+    let hello = request(OP, &[1, memory, 16_384]);
     let refers = request(libc::SYS_pidfd_open as u64 | REF0, &[2]);
     stream.send(&[getpid, hello, refers].concat());
     assert_eq!(stream.result(), i64::from(server.pid()));
     assert_eq!(stream.result() & 0xffff, 1);
     assert!(stream.result() > 0, "the results before it are still known");
-    assert_eq!(stream.copy_out(memory, 8192).0, [0; 8192], "and the memory is not taken");
+    assert_eq!(stream.copy_out(memory, 16_384).0, [0; 16_384], "and the memory is not taken");
 }
 
 #[test]
@@ -273,7 +282,7 @@ fn what_was_read_ahead_of_an_ended_connection_is_not_executed() {
         (vectors::bytes("request-getpid"), request(libc::SYS_exit_group as u64, &[1]));
     // In one piece, which is read at once: the unknown operation ends it, and half a request is
     // left as well.
-    let bytes = [getpid, request(OP | 7, &[]), exit.clone(), exit[..50].to_vec()].concat();
+    let bytes = [getpid, request(OP | 11, &[]), exit.clone(), exit[..50].to_vec()].concat();
     assert_eq!(nix::unistd::write(&first.stream.requests, &bytes), Ok(bytes.len()));
     first.stream.ends();
     let mut second = vectors::bytes("handshake-version-1");

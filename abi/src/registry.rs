@@ -1,0 +1,68 @@
+//! The registry: the named resources of a persistent process, in its own memory.
+//!
+//! Only the server writes it, and a controller reads it with COPY_OUT. What is in it is decided by
+//! the server alone at one instant: KEEP puts what is known beforehand into its place and names the
+//! next call; when that has succeeded, and before it counts as executed, the server adds what the
+//! call has made and marks the entry as taken. If the call fails, or the connection ends before it,
+//! the entry is still free. So there is no instant at which a resource has no name that was to have
+//! one, or a name no resource, whatever becomes of the controller.
+//!
+//! ```text
+//!         KEEP                 the next call succeeds
+//!  free ────────▶ prepared ───────────────────────────▶ taken ───┐
+//!   ▲                │ it fails, or the connection ends          │
+//!   ├────────────────┘                                           │
+//!   └────────────────────────────────────────────────────────────┘
+//!      KEEP with this entry as `clear`, and its next call succeeds
+//! ```
+//!
+//! `KEEP(slot, src, len, from, count, clear)`:
+//! - The `len` bytes at `src` land at entry `slot`. They are one entry or more, whose states are
+//!   [`Entry::FREE`], and what follows them in the entries behind (a blob's bytes).
+//! - When the next call succeeds, the `count` entries from `slot` on get their value and are taken.
+//!   If `from` is 0 the first one's is the call's result, and there should be no others; else entry
+//!   `i` gets the 4 bytes at `from + 4 * i` where the call has left them, as the low half of its
+//!   value.
+//! - Entry `clear`, counted from 1, is free then. With 0 there is none.
+//! - A second KEEP before the call takes the place of the first.
+
+/// One entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Entry {
+    /// The descriptor, the pid, or the address of the mapping.
+    pub value: u64,
+    /// [`Entry::TAKEN`] or [`Entry::FREE`].
+    pub state: u64,
+    /// What it is: the controllers' to say.
+    pub kind: u64,
+    /// What else a controller wants to know of it.
+    pub details: [u64; 3],
+    /// Its name, up to the first zero.
+    pub name: [u8; NAME_SIZE],
+    /// The user's.
+    pub user: [u8; USER_SIZE],
+}
+
+/// The most bytes of a name.
+pub const NAME_SIZE: usize = 48;
+/// The bytes of an entry that are the user's.
+pub const USER_SIZE: usize = 32;
+/// Bytes of an entry.
+pub const ENTRY_SIZE: usize = size_of::<Entry>();
+
+const _: () = {
+    assert!(ENTRY_SIZE == 128);
+    assert!(core::mem::offset_of!(Entry, state) == 8);
+    assert!(core::mem::offset_of!(Entry, kind) == 16);
+    assert!(core::mem::offset_of!(Entry, details) == 24);
+    assert!(core::mem::offset_of!(Entry, name) == 48);
+    assert!(core::mem::offset_of!(Entry, user) == 96);
+};
+
+impl Entry {
+    /// The state of an entry that is free, or prepared.
+    pub const FREE: u64 = 0;
+    /// The state of one that is taken.
+    pub const TAKEN: u64 = 1;
+}

@@ -1,0 +1,85 @@
+//! The registry: what is entered with the next call, and entering it. See `farcall_abi::registry`.
+//!
+//! Its memory is touched by the kernel alone, as all that a controller names: a controller that
+//! takes it away loses its names, not its server.
+
+use farcall_abi::log::LogHead;
+use farcall_abi::registry::{ENTRY_SIZE, Entry};
+use farcall_abi::wire::Request;
+
+use crate::copy::load;
+use crate::stream::is_error;
+use crate::sys::{self, EFAULT, EINVAL};
+
+/// What the last KEEP said. All zeros: nothing is entered, and nothing leaves.
+#[repr(C)]
+pub struct Prepared {
+    /// The number of the call that it is about.
+    call: u64,
+    slot: u64,
+    /// The first entry behind what was put there.
+    end: u64,
+    count: u64,
+    from: u64,
+    /// The entry that will be free, counted from 1; or 0.
+    clear: u64,
+}
+
+/// The operation REGISTRY: where it was, or 0.
+pub fn enter_registry(log: &mut LogHead, request: &Request) -> i64 {
+    let [address, entries, ..] = request.args;
+    log.capacity = entries;
+    core::mem::replace(&mut log.registry, address) as i64
+}
+
+/// Where entry `slot` is.
+fn entry(log: &LogHead, slot: u64) -> u64 {
+    log.registry.wrapping_add(slot.wrapping_mul(ENTRY_SIZE as u64))
+}
+
+/// Changes the value and the state of an entry.
+#[inline(never)]
+fn set(log: &LogHead, slot: u64, value: i64, state: u64) {
+    let head = [value as u64, state];
+    sys::copy(entry(log, slot), head.as_ptr() as u64, size_of_val(&head) as u64);
+}
+
+impl Prepared {
+    /// The operation KEEP.
+    pub fn keep(&mut self, log: &LogHead, request: &Request) -> i64 {
+        let [slot, src, len, from, count, clear] = request.args;
+        let size = len.div_ceil(ENTRY_SIZE as u64);
+        let end = slot.saturating_add(size);
+        if end > log.capacity || count > size {
+            return EINVAL;
+        }
+        if sys::copy(entry(log, slot), src, len) != len as i64 {
+            return EFAULT;
+        }
+        *self = Self { call: log.calls + 1, slot, end, count, from, clear };
+        0
+    }
+
+    /// It is not about the next call any more.
+    pub fn forget(&mut self) {
+        self.call = 0;
+    }
+
+    /// The call that is being executed has this result: if it is the one that KEEP was about, its
+    /// resource is entered, or leaves.
+    #[inline(never)]
+    pub fn enter(&self, log: &mut LogHead, result: i64) {
+        if self.call != log.calls || is_error(result) {
+            return;
+        }
+        for i in 0..self.count {
+            let from = self.from.wrapping_add(4 * i);
+            let value = if self.from == 0 { result } else { load(from, 4) };
+            set(log, self.slot + i, value, Entry::TAKEN);
+        }
+        if self.clear != 0 {
+            set(log, self.clear - 1, 0, Entry::FREE);
+        }
+        log.used = log.used.max(self.end);
+    }
+}
