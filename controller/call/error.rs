@@ -13,8 +13,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Outcome {
     /// It was not executed, and will not be.
     NotExecuted,
-    /// It was handed to a bare stream, and the stream ended before the result came: it may have
-    /// been executed.
+    /// It was executed, in part at least if it was several that belong together, and nobody knows
+    /// any more what it returned.
+    Executed,
+    /// It may have been executed. It was handed to a bare stream, without a log, which ended before
+    /// the result came; or the server died while it was under way.
     PossiblyExecuted,
 }
 
@@ -22,6 +25,7 @@ impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::NotExecuted => "not executed",
+            Self::Executed => "executed, and its result is lost",
             Self::PossiblyExecuted => "possibly executed",
         })
     }
@@ -123,6 +127,17 @@ pub enum Error {
         pid: Option<i32>,
         /// Since when, in seconds since 1970, where it is known.
         since: Option<i64>,
+    },
+    /// Another controller has taken the process over.
+    #[error("the process was taken over by {}{}: the call was {outcome}",
+        holder(*pid), since.map_or(String::new(), |since| format!(", {}", utc(since))))]
+    Superseded {
+        /// The other one's pid, where it is known.
+        pid: Option<i32>,
+        /// When that was, in seconds since 1970, where it is known.
+        since: Option<i64>,
+        /// What has become of the call.
+        outcome: Outcome,
     },
     /// A persistent process refused the handshake, or did not answer it.
     #[error("{}: {reason}", path.display())]

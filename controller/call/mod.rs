@@ -5,7 +5,7 @@ mod error;
 mod polling;
 
 pub use connection::{Connection, Interrupter, Receipt};
-pub(crate) use connection::{Socket, WeakConnection, Weight};
+pub(crate) use connection::{Past, Socket, Successor, WeakConnection, Weight};
 pub use error::{Error, Outcome, Result, errno_name};
 pub use polling::Polling;
 

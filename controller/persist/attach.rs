@@ -1,26 +1,17 @@
 //! Attaching: a new controller that knows nothing but the path.
 
 use std::future::Future;
-use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, connect, getsockopt, sendmsg,
-    socket, sockopt,
-};
-use nix::unistd::{Pid, geteuid};
 use syscalls::Sysno;
-use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::handshake::{self, Hold};
-use super::home::{Incarnation, Place};
+use super::handshake::Hold;
+use super::home::Place;
+use super::meet::{Heard, Manner, meet};
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
-use crate::abi::handshake::{ANSWER_SIZE, Token};
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
 use crate::call::{self, Call, Connection, Error, Polling, Result};
 use crate::handle::{AddressSpace, FdTable};
@@ -28,12 +19,6 @@ use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::process::{Parts, Process, ServerFds, Sockets, pidfd_open, random_token};
 use crate::sys::{Buffer, DataSocket, Guardian};
-
-/// How long a server that does not answer is given before NAME.json is asked who holds it.
-const PATIENCE: Duration = Duration::from_millis(500);
-
-/// How long to wait before the next try, where there is nothing to wait for.
-pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the arenas of attached processes lie: see [`arena_address`].
 const ARENAS: u64 = 0x1000_0000_0000;
@@ -92,13 +77,14 @@ impl Attach {
         let sockets = Sockets::new()?;
         let token = random_token()?;
         let how = Manner { token, take_over: self.take_over };
-        let hold = meet(&place, how, &sockets, self.timeout).await?;
+        let Heard { hold, log } = meet(&place, how, &sockets, self.timeout).await?;
         let Sockets { stream, data, stream_there, data_there } = sockets;
         // A copy here would hide the process's end from the connection.
         drop((stream_there, data_there));
         let connection = Connection::over(stream);
         let Taken { fds, pid, version, generation } = taken(&place, hold)?;
         connection.set_version(version);
+        connection.begin(log.head.calls);
         let table = FdTable::new(&connection);
         table.reserve(fds.all());
         let image = find_image(&connection).await?;
@@ -163,177 +149,21 @@ pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
             Ok(Taken { fds, pid, version, generation })
         }
         Hold::Theirs { pid, since } => Err(Error::Held { pid, since: Some(since) }),
+        Hold::Nobody { .. } => Err(refused(
+            place,
+            "the descriptors did not fit into the process's table: close some in it",
+        )),
+        Hold::Closed => Err(refused(
+            place,
+            "the server closed the handshake: you may not attach, it is none of farcall's, or \
+             others come all the time",
+        )),
         Hold::Refused(reason) => Err(refused(place, reason)),
     }
 }
 
 pub(super) fn refused(place: &Place, reason: impl Into<String>) -> Error {
     Error::Attach { path: place.socket().to_owned(), reason: reason.into() }
-}
-
-/// As whom to come, and how.
-#[derive(Clone, Copy)]
-pub(super) struct Manner {
-    pub(super) token: Token,
-    /// Whoever else holds the process loses it.
-    pub(super) take_over: bool,
-}
-
-impl Manner {
-    /// As the controller that holds the process, or held it last.
-    pub(super) fn again(token: Token) -> Self {
-        Self { token, take_over: false }
-    }
-}
-
-/// Connects, shakes hands, and waits for the answer. Somebody else's hold is returned as such only
-/// if that somebody lives: a dead one's is about to end.
-pub(super) async fn meet(
-    place: &Place,
-    how: Manner,
-    sockets: &Sockets,
-    timeout: Duration,
-) -> Result<Hold> {
-    let end = Instant::now() + timeout;
-    loop {
-        match meet_once(place, how, sockets, end).await? {
-            Hold::Theirs { pid, .. } if holder_is_dead(place, pid) && Instant::now() < end => {
-                sleep(PAUSE).await;
-            }
-            hold => return Ok(hold),
-        }
-    }
-}
-
-/// Whether the controller with that pid, by what NAME.json knows of it, has died.
-fn holder_is_dead(place: &Place, pid: Option<i32>) -> bool {
-    place
-        .state()
-        .and_then(|state| state.holder)
-        .is_some_and(|holder| pid.is_none_or(|pid| pid == holder.pid) && !holder.is_alive())
-}
-
-async fn meet_once(place: &Place, how: Manner, sockets: &Sockets, end: Instant) -> Result<Hold> {
-    let client = connect_to(place, end).await?;
-    shake_hands(place, how, sockets, client, end).await
-}
-
-/// The handshake over a connected socket.
-pub(super) async fn shake_hands(
-    place: &Place,
-    how: Manner,
-    sockets: &Sockets,
-    client: OwnedFd,
-    end: Instant,
-) -> Result<Hold> {
-    let owner =
-        getsockopt(&client, sockopt::PeerCredentials).map_err(Error::local("getsockopt"))?;
-    if !geteuid().is_root() && owner.uid() != geteuid().as_raw() {
-        return Err(refused(
-            place,
-            format!("it belongs to uid {}: only that user, or root, may attach", owner.uid()),
-        ));
-    }
-    let fds = [sockets.stream_there.as_raw_fd(), sockets.data_there.as_raw_fd()];
-    let hello = handshake::hello(how.token, how.take_over);
-    // A fresh socket's buffer takes it as a whole.
-    sendmsg::<()>(
-        client.as_raw_fd(),
-        &[IoSlice::new(&hello)],
-        &[ControlMessage::ScmRights(&fds)],
-        MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
-        None,
-    )
-    .map_err(Error::local("sendmsg"))?;
-    let client = UnixStream::from_std(client.into()).map_err(Error::io("attaching"))?;
-    let answer = read_answer(&client);
-    tokio::pin!(answer);
-    let patience = end.min(Instant::now() + PATIENCE);
-    let answered = match timeout_at(patience, &mut answer).await {
-        Ok(answered) => answered,
-        Err(_) if how.take_over => {
-            let answered = timeout_at(end, interrupting(place, &mut answer)).await;
-            answered.map_err(|_| {
-                refused(place, "no answer: the process is in a call that can't be interrupted")
-            })?
-        }
-        Err(_) => {
-            if let Some(state) = place.state()
-                && let Some(holder) = state.holder
-                && holder.is_alive()
-                && holder.pid != std::process::id() as i32
-            {
-                return Ok(Hold::Theirs { pid: Some(holder.pid), since: state.since });
-            }
-            timeout_at(end, &mut answer).await.map_err(|_| {
-                refused(place, "no answer: the process is blocked in a call of its last controller")
-            })?
-        }
-    };
-    match answered {
-        Ok(bytes) => Ok(handshake::answer(&bytes)),
-        Err(_) => Ok(Hold::Refused(
-            "the server closed the handshake: you may not attach, it is none of farcall's, or \
-             another client came at the same moment"
-                .into(),
-        )),
-    }
-}
-
-/// Waits for the answer of a server that is blocked in a call of the controller before: interrupts
-/// the call, until there is one.
-///
-/// The signal has a handler in a server, which does nothing: only the call returns. It may come just
-/// before the call begins, so once is not enough.
-async fn interrupting<T>(place: &Place, answer: &mut (impl Future<Output = T> + Unpin)) -> T {
-    loop {
-        let process = place.state().map(|state| state.process);
-        if let Some(process) = process.filter(Incarnation::is_alive) {
-            // Where that is not allowed, the call may end by itself.
-            let _ = kill(Pid::from_raw(process.pid), Signal::SIGPIPE);
-        }
-        if let Ok(answered) = timeout(PAUSE, &mut *answer).await {
-            return answered;
-        }
-    }
-}
-
-async fn read_answer(stream: &UnixStream) -> io::Result<[u8; ANSWER_SIZE]> {
-    let mut answer = [0; ANSWER_SIZE];
-    let mut got = 0;
-    while got < ANSWER_SIZE {
-        stream.readable().await?;
-        match stream.try_read(&mut answer[got..]) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => got += n,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(answer)
-}
-
-/// Connects to the listening socket. Its backlog may be full for a while.
-async fn connect_to(place: &Place, end: Instant) -> Result<OwnedFd> {
-    let (address, _directory) = place.address()?;
-    loop {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)
-            .map_err(Error::local("socket"))?;
-        let reason = match connect(client.as_raw_fd(), &address) {
-            Ok(()) => return Ok(client),
-            Err(Errno::EAGAIN) if Instant::now() < end => {
-                sleep(PAUSE).await;
-                continue;
-            }
-            Err(Errno::ENOENT) => "there is no such persistent process",
-            Err(Errno::ECONNREFUSED) => "its process is gone",
-            Err(Errno::EACCES) => "it is another user's",
-            Err(Errno::EAGAIN) => "too many others wait to attach",
-            Err(errno) => errno.desc(),
-        };
-        return Err(refused(place, reason));
-    }
 }
 
 /// Where the image lies in the process, and its entries.

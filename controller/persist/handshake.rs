@@ -7,8 +7,8 @@ use crate::abi::handshake::{
 };
 use crate::abi::wire::{STREAM_VERSION, Spares};
 
-/// The bytes of a version-1 handshake of this process, which travel with the descriptors. With
-/// `take_over` it is meant also where another controller holds the process.
+/// The bytes of a version-1 handshake of this process, which travel with the descriptors. It asks for
+/// the log. With `take_over` it is meant also where another controller holds the process.
 #[must_use]
 pub fn hello(token: Token, take_over: bool) -> [u8; HELLO_SIZE] {
     Hello {
@@ -18,7 +18,7 @@ pub fn hello(token: Token, take_over: bool) -> [u8; HELLO_SIZE] {
         token,
         // Pids are below 2^22.
         pid: std::process::id() as i32,
-        flags: if take_over { Hello::TAKE_OVER } else { 0 },
+        flags: Hello::LOG | if take_over { Hello::TAKE_OVER } else { 0 },
         reserved: 0,
     }
     .to_bytes()
@@ -47,6 +47,13 @@ pub enum Hold {
         /// Since when, in seconds since 1970.
         since: i64,
     },
+    /// Nobody holds it, and no descriptors came to hold it with.
+    Nobody {
+        /// How many connections the process has had.
+        generation: u64,
+    },
+    /// The server closed the handshake without an answer.
+    Closed,
     /// The server refused, for this reason.
     Refused(String),
 }
@@ -65,6 +72,9 @@ pub fn answer(bytes: &[u8; ANSWER_SIZE]) -> Hold {
                 pid: (answer.holder_pid > 0).then_some(answer.holder_pid),
                 since: answer.holder_since,
             };
+        }
+        status if status == -(Errno::EBADF as i32) => {
+            return Hold::Nobody { generation: answer.generation };
         }
         status if status == -(Errno::EPROTONOSUPPORT as i32) => {
             return Hold::Refused(format!(

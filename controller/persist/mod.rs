@@ -9,7 +9,9 @@ mod attach;
 mod handshake;
 mod home;
 mod make;
+mod meet;
 mod reconnect;
+mod successor;
 
 pub use attach::{Attach, attach};
 pub use handshake::{Hold, answer, hello};

@@ -10,10 +10,10 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep};
 
-use super::attach::{Manner, PAUSE, Taken, meet, refused, shake_hands, taken};
-use super::handshake::Hold;
+use super::attach::{Taken, refused, taken};
 use super::home::Place;
-use crate::call::{Connection, Error, Result};
+use super::meet::{Heard, Manner, PAUSE, meet, shake_hands};
+use crate::call::{Connection, Error, Past, Result};
 use crate::handle::FdTable;
 use crate::process::{Process, Sockets, to_the_end};
 use crate::sys::DataSocket;
@@ -29,7 +29,9 @@ impl Process {
     }
 
     pub(super) fn set_place(&self, place: Place) {
-        *self.inner().place.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(place));
+        let place = Arc::new(place);
+        self.watch_for_successors(&place);
+        *self.inner().place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
     }
 
     /// Ends the connection in good order: lets calls in flight finish first. Calls that are made
@@ -47,8 +49,12 @@ impl Process {
     }
 
     /// Reconnects to a persistent process after its connection has ended, or in place of one that
-    /// hangs. Calls that waited go out in order; then every descriptor of the process that no
-    /// handle knows is closed, as soon as nothing is in flight in any server of its table.
+    /// hangs.
+    ///
+    /// Every call that was in flight gets its true result: from the process's log if it was executed,
+    /// else it is sent again, in order, and what a COPY_OUT brings is fetched again. Then calls that
+    /// waited go out. Every descriptor of the process that no handle knows is closed, as soon as
+    /// nothing is in flight in any server of its table.
     ///
     /// # Errors
     ///
@@ -57,8 +63,8 @@ impl Process {
         let place = self.persistent_place()?;
         let turn = self.inner().reconnecting.clone().lock_owned().await;
         let sockets = Sockets::new()?;
-        let hold = meet(&place, Manner::again(self.inner().token), &sockets, TIMEOUT).await?;
-        self.go_on_to_the_end(place, hold, sockets, turn).await
+        let heard = meet(&place, Manner::again(self.inner().token), &sockets, TIMEOUT).await?;
+        self.go_on_to_the_end(place, heard, sockets, turn).await
     }
 
     /// The same by way of `through`, another process that is driven from here and that reaches the
@@ -74,9 +80,9 @@ impl Process {
         let sockets = Sockets::new()?;
         let client = connect_through(through, path).await?;
         let end = Instant::now() + TIMEOUT;
-        let hold =
+        let heard =
             shake_hands(&place, Manner::again(self.inner().token), &sockets, client, end).await?;
-        self.go_on_to_the_end(place, hold, sockets, turn).await
+        self.go_on_to_the_end(place, heard, sockets, turn).await
     }
 
     fn persistent_place(&self) -> Result<Arc<Place>> {
@@ -86,25 +92,28 @@ impl Process {
     async fn go_on_to_the_end(
         &self,
         place: Arc<Place>,
-        hold: Hold,
+        heard: Heard,
         sockets: Sockets,
         turn: OwnedMutexGuard<()>,
     ) -> Result<()> {
         let process = self.clone();
         to_the_end(async move {
             let _turn = turn;
-            process.go_on(&place, hold, sockets).await
+            process.go_on(&place, heard, sockets).await
         })
         .await
     }
 
     /// The handshake is over: the connection goes on over the new sockets.
-    async fn go_on(&self, place: &Place, hold: Hold, sockets: Sockets) -> Result<()> {
+    async fn go_on(&self, place: &Place, heard: Heard, sockets: Sockets) -> Result<()> {
+        let Heard { hold, log } = heard;
         let Taken { fds, version, generation, .. } = taken(place, hold)?;
         let before = self.inner().generation.swap(generation, Ordering::Relaxed);
-        if generation != before + 1 {
+        let last = generation == before + 1;
+        if !last {
             self.give_rings_up();
         }
+        let past = Past { end: log.end_of(self.inner().token, last), log };
         if version != self.connection.version() {
             return Err(refused(place, "the server changed the version of the stream"));
         }
@@ -117,7 +126,7 @@ impl Process {
             // What passes descriptors does so with both of the old link's sockets or of the new.
             let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
             // Held: what waits in the queue goes out after the sweep.
-            self.connection.attach(sockets.stream);
+            self.connection.attach(sockets.stream, Some(&past));
             *data = DataSocket::new(sockets.data, fds.data);
         }
         let busy = try_sweep(&table, &self.connection).await;

@@ -1,8 +1,11 @@
 //! How requests reach a server.
 //!
 //! [`stream`] is the protocol as plain state: bytes in, bytes out, no I/O. [`ring`] hands calls over
-//! in shared memory. The I/O around both is in [`crate::call::Connection`].
+//! in shared memory. What was under way when a link is lost goes on by the server's [`log`], see
+//! [`resume`]. The I/O around all of it is in [`crate::call::Connection`].
 
+pub mod log;
+pub mod resume;
 pub mod ring;
 mod shared;
 pub mod stream;

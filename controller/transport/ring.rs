@@ -16,6 +16,7 @@ use crate::abi::ring::CAPACITY;
 use crate::abi::wire::{MAX_REF, Operation, Request, Word};
 use crate::call::{Call, Reply};
 use crate::transport::Shared;
+use crate::transport::resume::Unanswered;
 
 /// The most records that are under way: behind them lie as many as a REF reaches back.
 pub const IN_FLIGHT: usize = CAPACITY - MAX_REF as usize;
@@ -35,6 +36,8 @@ struct Pending<T> {
     first: u64,
     records: usize,
     shape: Shape,
+    /// All of its calls, for the case that the link is lost.
+    calls: Vec<Call>,
     tag: T,
 }
 
@@ -124,10 +127,16 @@ impl<T> Ring<T> {
     }
 
     /// That one call is waited for like a batch from here on.
-    pub fn wait_for_one(&mut self, index: u64, tag: T) {
+    pub fn wait_for_one(&mut self, index: u64, call: &Call, tag: T) {
         self.in_flight += 1;
         let shape = Shape::default();
-        self.pending.push_back(Pending { first: index, records: 1, shape, tag });
+        let calls = vec![call.clone()];
+        self.pending.push_back(Pending { first: index, records: 1, shape, calls, tag });
+    }
+
+    /// How many calls the server has answered in here.
+    pub fn answered(&self) -> u64 {
+        self.pending.front().map_or(self.next, |batch| batch.first)
     }
 
     /// Hands a batch over, if it can go this way: there is room, and all that it moves in and out
@@ -144,17 +153,17 @@ impl<T> Ring<T> {
             return Handed::Complete(tag, replies);
         }
         let first = self.next;
-        let calls = &mut calls[before..before + records];
+        let handed = &mut calls[before..before + records];
         if before > 0 {
             // What it is linked to has succeeded.
-            calls[0].request.word &= !Word::LINK;
+            handed[0].request.word &= !Word::LINK;
         }
-        for call in calls {
+        for call in handed {
             self.memory.ring().submit(self.next, &request(call));
             self.next += 1;
         }
         self.in_flight += records;
-        self.pending.push_back(Pending { first, records, shape, tag });
+        self.pending.push_back(Pending { first, records, shape, calls, tag });
         Handed::Over(self.next - 1)
     }
 
@@ -257,8 +266,16 @@ impl<T> Ring<T> {
     }
 
     /// The connection is over. Returns what is still under way, in order.
-    pub fn disconnect(self) -> Vec<T> {
-        self.pending.into_iter().map(|batch| batch.tag).collect()
+    pub fn disconnect(self) -> impl Iterator<Item = (Unanswered, T)> {
+        self.pending.into_iter().map(|batch| {
+            let Pending { records, shape, mut calls, tag, .. } = batch;
+            let before = shape.before.iter().map(|len| Some(reply(*len as i64)));
+            let mut replies: Vec<_> = before.collect();
+            calls.drain(..replies.len());
+            replies.resize(replies.len() + calls.len(), None);
+            // The copies at the end have not been done, and need no ring.
+            (Unanswered { calls, sent: records, replies }, tag)
+        })
     }
 }
 

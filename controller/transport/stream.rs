@@ -4,6 +4,18 @@
 //! written as a whole and completes when the last of its replies is here. What the bytes travel on
 //! is the caller's business: it takes [`Stream::output`], says how much of it is gone
 //! ([`Stream::wrote`]), and feeds what comes back ([`Stream::receive`]), in pieces of any size.
+//!
+//! In version 1 no more calls are under way than the server's log remembers. When a stream is lost,
+//! what was under way is set aside, until a log says how far it came ([`Stream::resume`]) or there
+//! will be none ([`Stream::give_up`]):
+//!
+//! ```text
+//!            written          answered
+//!   queue ───────────▶ sent ───────────▶ complete
+//!     ▲                  │ lost
+//!     │   not executed   ▼     executed
+//!     └────────────── aside ───────────▶ complete, or its result is lost
+//! ```
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -11,6 +23,9 @@ use std::io::IoSlice;
 use bytes::BufMut;
 use bytes::buf::Limit;
 
+use super::log::Log;
+use super::resume::{Resumed, Unanswered};
+use crate::abi::log::LOG_CAPACITY;
 use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Word};
 use crate::call::{Call, DataLen, Reply};
 
@@ -30,8 +45,23 @@ pub struct Stream<T> {
     /// Bytes of the queue's first batch that are gone.
     written: usize,
     sent: VecDeque<Batch<T>>,
+    /// What was under way on a stream that was lost; without a tag if it has been given up.
+    aside: VecDeque<(Unanswered, Option<T>)>,
     incoming: Incoming,
     version: u32,
+    /// How many calls have been answered on this stream.
+    answered: u64,
+}
+
+/// What has become of what was set aside.
+#[derive(Debug)]
+pub struct Fates<T> {
+    /// Executed, with their replies.
+    pub complete: Vec<(T, Vec<Reply>)>,
+    /// Executed in part or whole, and a result is not known.
+    pub lost: Vec<T>,
+    /// Not executed, not even in part; only where nothing is sent again.
+    pub not_executed: Vec<T>,
 }
 
 /// Batches that wait, set aside.
@@ -42,7 +72,17 @@ struct Batch<T> {
     /// Each call's request in bytes, beside the call.
     calls: Vec<(Call, [u8; REQUEST_SIZE])>,
     replies: Vec<Reply>,
+    /// If it goes on after a loss: the replies to all of its calls, with a free place for each of
+    /// `calls`.
+    known: Option<Vec<Option<Reply>>>,
     tag: T,
+}
+
+/// All replies of a batch.
+fn fill(known: Option<Vec<Option<Reply>>>, replies: Vec<Reply>) -> Vec<Reply> {
+    let Some(known) = known else { return replies };
+    let mut replies = replies.into_iter();
+    known.into_iter().filter_map(|reply| reply.or_else(|| replies.next())).collect()
 }
 
 impl<T> Batch<T> {
@@ -86,8 +126,10 @@ impl<T> Default for Stream<T> {
             queue: VecDeque::new(),
             written: 0,
             sent: VecDeque::new(),
+            aside: VecDeque::new(),
             incoming: Incoming::Result(Partial::default()),
             version: 0,
+            answered: 0,
         }
     }
 }
@@ -108,7 +150,12 @@ impl<T> Stream<T> {
     ///
     /// In version 1 the results of earlier batches must not wait for one that blocks: if any of its
     /// calls may, they are sent before it begins.
-    pub fn push(&mut self, mut calls: Vec<Call>, tag: T) {
+    pub fn push(&mut self, calls: Vec<Call>, tag: T) {
+        let batch = self.batch(calls, None, tag);
+        self.queue.push_back(batch);
+    }
+
+    fn batch(&self, mut calls: Vec<Call>, known: Option<Vec<Option<Reply>>>, tag: T) -> Batch<T> {
         debug_assert!(!calls.is_empty());
         if self.version > 0
             && calls.iter().any(Call::may_block)
@@ -124,7 +171,7 @@ impl<T> Stream<T> {
             })
             .collect();
         let replies = Vec::with_capacity(calls.len());
-        self.queue.push_back(Batch { calls, replies, tag });
+        Batch { calls, replies, known, tag }
     }
 
     /// Whether a batch is written in part: its rest must follow before anything else can.
@@ -142,10 +189,28 @@ impl<T> Stream<T> {
     /// Whether nothing that was written, or begun to be, waits for its reply.
     #[must_use]
     pub fn is_answered(&self) -> bool {
-        self.sent.is_empty() && !self.is_torn()
+        let nothing_aside = || self.aside.iter().all(|(_, tag)| tag.is_none());
+        self.sent.is_empty() && !self.is_torn() && nothing_aside()
     }
 
-    /// What is to be written next. With `torn_only`, just the rest of a batch that has been begun.
+    /// How many calls have been answered since the stream began.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.answered
+    }
+
+    /// How many more calls may be under way than those of batches that are written as a whole.
+    fn window(&self) -> usize {
+        if self.version == 0 {
+            // There is no log that they would have to fit into.
+            return usize::MAX;
+        }
+        let unanswered = self.sent.iter().map(|batch| batch.calls.len() - batch.replies.len());
+        (LOG_CAPACITY as usize).saturating_sub(unanswered.sum())
+    }
+
+    /// What is to be written next, as far as there may be more under way. With `torn_only`, just the
+    /// rest of a batch that has been begun.
     #[must_use]
     pub fn output(&self, torn_only: bool) -> Vec<IoSlice<'_>> {
         let batches = match (torn_only, self.is_torn()) {
@@ -155,8 +220,17 @@ impl<T> Stream<T> {
         };
         let mut skip = self.written;
         let mut slices = Vec::new();
-        let pieces = self.queue.iter().take(batches).flat_map(|batch| &batch.calls);
-        for piece in pieces.flat_map(|(call, bytes)| [bytes.as_slice(), &call.payload]) {
+        let calls = self.queue.iter().take(batches).flat_map(|batch| {
+            // Those that have their replies are not under way any more.
+            let answered = batch.replies.len();
+            batch.calls.iter().enumerate().map(move |(i, call)| (i >= answered, call))
+        });
+        let mut window = self.window();
+        let calls = calls.map_while(|(is_under_way, call)| {
+            window = window.checked_sub(usize::from(is_under_way))?;
+            Some(call)
+        });
+        for piece in calls.flat_map(|(call, bytes)| [bytes.as_slice(), &call.payload]) {
             let gone = skip.min(piece.len());
             skip -= gone;
             if gone < piece.len() {
@@ -283,6 +357,7 @@ impl<T> Stream<T> {
 
     fn reply(&mut self, reply: Reply) -> Option<(T, Vec<Reply>)> {
         let torn = self.is_torn();
+        self.answered += 1;
         match self.sent.front_mut() {
             Some(batch) => {
                 batch.replies.push(reply);
@@ -290,7 +365,7 @@ impl<T> Stream<T> {
                     return None;
                 }
                 let batch = self.sent.pop_front()?;
-                Some((batch.tag, batch.replies))
+                Some((batch.tag, fill(batch.known, batch.replies)))
             }
             None => {
                 self.queue.front_mut().filter(|_| torn)?.replies.push(reply);
@@ -299,17 +374,74 @@ impl<T> Stream<T> {
         }
     }
 
-    /// The stream is over. Returns what was written and not answered, in order: those calls may
-    /// have been executed. What was not written, or not as far as its first whole request, stays
-    /// in the queue for the next stream.
-    pub fn disconnect(&mut self) -> Vec<T> {
+    /// The stream is over. What was written and not answered is set aside, in order. What was not
+    /// written, or not as far as its first whole request, stays in the queue for the next stream.
+    pub fn disconnect(&mut self) {
         self.incoming = Incoming::Result(Partial::default());
-        let mut lost: Vec<T> = self.sent.drain(..).map(|batch| batch.tag).collect();
+        self.answered = 0;
         if self.written >= REQUEST_SIZE {
-            lost.extend(self.queue.pop_front().map(|batch| batch.tag));
+            self.sent.extend(self.queue.pop_front());
         }
         self.written = 0;
-        lost
+        for batch in self.sent.drain(..) {
+            let Batch { calls, replies, known, tag } = batch;
+            let mut known = known.unwrap_or_else(|| vec![None; calls.len()]);
+            let left = calls.into_iter().skip(replies.len()).map(|(call, _)| call);
+            let calls: Vec<Call> = left.collect();
+            let free = known.iter_mut().filter(|reply| reply.is_none());
+            for (place, reply) in free.zip(replies) {
+                *place = Some(reply);
+            }
+            let sent = calls.len();
+            self.aside.push_back((Unanswered { calls, sent, replies: known }, Some(tag)));
+        }
+    }
+
+    /// Sets aside what was under way in another way beside the stream.
+    pub fn set_aside(&mut self, unanswered: Unanswered, tag: T) {
+        self.aside.push_back((unanswered, Some(tag)));
+    }
+
+    /// Gives up what was set aside, where `which` says so of the last call and the tag: nobody will
+    /// wait for what has become of it.
+    pub fn give_up(&mut self, which: impl Fn(Option<&Call>, &T) -> bool) -> Vec<T> {
+        let given_up = self
+            .aside
+            .iter_mut()
+            .filter_map(|(unanswered, tag)| tag.take_if(|tag| which(unanswered.calls.last(), tag)));
+        given_up.collect()
+    }
+
+    /// What was set aside goes on by what the server's log says, if `again`; else it only learns
+    /// what has become of it. `base` is the number of the first call of it, `end` that of the first
+    /// one that was not executed.
+    pub fn resume(&mut self, log: &Log, base: u64, end: u64, again: bool) -> Fates<T> {
+        let mut fates = Fates { complete: Vec::new(), lost: Vec::new(), not_executed: Vec::new() };
+        let mut first = base;
+        let mut queue = VecDeque::new();
+        for (unanswered, tag) in std::mem::take(&mut self.aside) {
+            let sent = unanswered.sent as u64;
+            let executed = unanswered.executed(end.saturating_sub(first));
+            let Some(tag) = tag else {
+                first += sent;
+                continue;
+            };
+            if executed == 0 && !again {
+                fates.not_executed.push(tag);
+            } else {
+                match unanswered.resume(executed, |i| log.record(first + i as u64)) {
+                    Resumed::Complete(replies) => fates.complete.push((tag, replies)),
+                    Resumed::Again { calls, replies } if again => {
+                        queue.push_back(self.batch(calls, Some(replies), tag));
+                    }
+                    Resumed::Again { .. } | Resumed::ResultLost => fates.lost.push(tag),
+                }
+            }
+            first += sent;
+        }
+        queue.append(&mut self.queue);
+        self.queue = queue;
+        fates
     }
 
     /// Gives up those batches that were never written and that `which` names.

@@ -45,7 +45,7 @@ impl Connection {
                 Err(index) => index,
             };
             let (complete, receipt) = self.receipt_of(name, call);
-            let complete = ring.leave(index, Batch { complete, of_link: false });
+            let complete = ring.leave(index, call, Batch { complete, of_link: false });
             drop(state);
             if complete {
                 self.shared().collect();

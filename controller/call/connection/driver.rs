@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::socket::Socket;
+use super::state::Link;
 use super::{Shared, fail};
 
 /// How long threads that wait for their own replies may pause before the task waits again.
@@ -36,6 +37,8 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                 if ready.is_err() || !read(&shared, &stream, epoch) {
                     break;
                 }
+                // More may be under way now.
+                blocked = flush(&shared, epoch);
             }
             ready = stream.writable(), if blocked => {
                 blocked = ready.is_ok() && flush(&shared, epoch);
@@ -68,10 +71,15 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
     if !state.persistent || state.closing || state.dead {
         failed.extend(state.bury());
     }
+    let down =
+        state.when_down.clone().filter(|_| matches!(state.link, Link::Down) && !state.leaving);
     drop(state);
     shared.complete(answered);
     shared.changed.send_replace(());
     fail(failed);
+    if let Some(down) = down {
+        down();
+    }
 }
 
 /// Reads once and completes what it can. False: the stream is over.

@@ -8,6 +8,9 @@
 //! ```text
 //!           attach               hold                    end of stream
 //!   Down ──────────▶ Up ◀──────────────▶ Held ────────────────▶ Down (persistent) or Gone
+//!    │  ▲
+//!    ▼  │ attach
+//!   Lost to another controller
 //! ```
 //! Only `Up` writes from the queue. `Held` finishes a batch that is written in part. `Gone` refuses
 //! what comes.
@@ -39,6 +42,7 @@ use room::Room;
 pub(crate) use room::Weight;
 pub(crate) use socket::Socket;
 use state::{Link, Lost, State};
+pub(crate) use state::{Past, Successor};
 
 use super::{Call, Error, Outcome, Reply, Result};
 use crate::transport::stream::Stream;
@@ -191,13 +195,18 @@ impl Connection {
                 ring: None,
                 soon: false,
                 alone: None,
+                first: 0,
+                in_rings: 0,
+                base: 0,
+                leaving: false,
+                when_down: None,
             }),
             work: Notify::new(),
             changed: watch::Sender::new(()),
             room: Arc::default(),
         });
         let connection = Self { handle: Arc::new(Handle(shared)) };
-        connection.attach(stream);
+        connection.attach(stream, None);
         connection
     }
 
@@ -205,12 +214,24 @@ impl Connection {
         &self.handle.0
     }
 
-    /// Goes on over another stream, held: nothing is written before [`Connection::release`].
-    pub(crate) fn attach(&self, stream: Socket) {
+    /// The server counts the calls of this link from that number on.
+    pub(crate) fn begin(&self, number: u64) {
+        self.shared().lock().first = number;
+    }
+
+    /// Goes on over another stream, held: nothing is written before [`Connection::release`]. `past`
+    /// is what the server says about the calls that were under way on the one before.
+    pub(crate) fn attach(&self, stream: Socket, past: Option<&Past>) {
         let stream = Arc::new(stream);
         let mut state = self.shared().lock();
-        let answered = state.drain();
-        let lost = state.detach();
+        let mut answered = state.drain();
+        let mut lost = state.detach();
+        let (complete, unknown) = state.resume(past);
+        answered.extend(complete);
+        lost.extend(unknown);
+        state.first = past.map_or(0, |past| past.log.head.calls);
+        state.in_rings = 0;
+        state.leaving = false;
         state.epoch += 1;
         state.batches = 0;
         state.alone = None;
@@ -381,6 +402,7 @@ impl Connection {
         // If nobody waits for it any more, the connection goes on.
         let _release = Release(self);
         self.hold().await;
+        self.shared().lock().leaving = true;
         let mut changed = self.shared().changed.subscribe();
         loop {
             {
@@ -404,6 +426,27 @@ impl Connection {
         self.shared().changed.send_replace(());
         self.shared().work.notify_one();
         fail(failed);
+    }
+
+    /// Calls `down` when a link has been lost that the process may have outlived, and this side did
+    /// not end.
+    pub(crate) fn when_down(&self, down: impl Fn() + Send + Sync + 'static) {
+        self.shared().lock().when_down = Some(Arc::new(down));
+    }
+
+    /// Another controller has taken the process over, after link `epoch`: what was under way learns
+    /// what has become of it, and what waits and comes is refused, until this controller attaches
+    /// again.
+    pub(crate) fn supersede(&self, epoch: u64, successor: Successor, past: &Past) {
+        let mut state = self.shared().lock();
+        if state.epoch != epoch || !matches!(state.link, Link::Down) || state.dead {
+            return;
+        }
+        let (complete, lost) = state.supersede(successor, past);
+        drop(state);
+        self.shared().complete(complete);
+        self.shared().changed.send_replace(());
+        fail(lost);
     }
 
     /// Whether it is the same connection.
@@ -500,6 +543,7 @@ impl Shared {
         let refused = match state.link {
             Link::Gone => Some(Err(Error::Gone)),
             _ if state.dead => Some(Err(Error::Gone)),
+            Link::Lost(successor) => Some(Err(successor.error(Outcome::NotExecuted))),
             Link::Down if batch.of_link => Some(Err(Error::Lost(Outcome::NotExecuted))),
             // It is complete as it is.
             _ => calls.is_empty().then(|| Ok(Vec::new())),
@@ -575,6 +619,15 @@ fn receipt<R: Send + 'static>(
 
 fn fail(lost: Lost) {
     for (batch, outcome) in lost.batches {
-        (batch.complete)(Err(Error::Lost(outcome)));
+        let successor = lost.successor.map(|successor| successor.error(outcome));
+        (batch.complete)(Err(successor.unwrap_or(Error::Lost(outcome))));
+    }
+}
+
+impl Successor {
+    /// What a call is told with that outcome.
+    fn error(self, outcome: Outcome) -> Error {
+        let Self { pid, since } = self;
+        Error::Superseded { pid, since, outcome }
     }
 }

@@ -27,6 +27,7 @@ use super::{Batch, Connection, Shared};
 use crate::call::polling::{Looks, Polling};
 use crate::call::{Call, Error, Reply, Result};
 use crate::transport;
+use crate::transport::resume::Unanswered;
 use crate::transport::ring::{Handed, Ring};
 
 /// A ring, as long as the link lives on which the server was told of it.
@@ -87,7 +88,7 @@ impl RingLink {
     /// Hands over one call, for which there is room and which moves no bytes.
     pub(super) fn hand_over(&mut self, call: &Call, batch: Batch) -> u64 {
         let index = self.calls.push_one(call);
-        self.calls.wait_for_one(index, batch);
+        self.calls.wait_for_one(index, call, batch);
         self.wake_server();
         index
     }
@@ -103,8 +104,8 @@ impl RingLink {
     }
 
     /// Leaves call `index` to the task that hears the bell. True: it is complete.
-    pub(super) fn leave(&mut self, index: u64, batch: Batch) -> bool {
-        self.calls.wait_for_one(index, batch);
+    pub(super) fn leave(&mut self, index: u64, call: &Call, batch: Batch) -> bool {
+        self.calls.wait_for_one(index, call, batch);
         self.attend()
     }
 
@@ -150,9 +151,16 @@ impl RingLink {
 
     /// The link is over. Returns what is still under way, and the memory, which must not be dropped
     /// under the lock.
-    pub(super) fn disconnect(self) -> (Vec<Batch>, Arc<transport::Shared>) {
+    pub(super) fn disconnect(
+        self,
+    ) -> (impl Iterator<Item = (Unanswered, Batch)>, Arc<transport::Shared>) {
         let memory = self.calls.memory().clone();
         (self.calls.disconnect(), memory)
+    }
+
+    /// How many calls the server has answered in it.
+    pub(super) fn answered(&self) -> u64 {
+        self.calls.answered()
     }
 }
 
@@ -300,7 +308,8 @@ impl Connection {
         let interrupts = Interrupts::new(signal);
         let interrupting = false;
         let ring = RingLink { calls, bell, looks, interrupts, interrupting, _attended: attended };
-        state.ring = Some(ring);
+        let before = state.ring.replace(ring);
+        state.in_rings += before.map_or(0, |ring| ring.answered());
         tokio::spawn(attend(Arc::downgrade(self.shared()), ours, over));
         Ok(())
     }

@@ -9,8 +9,9 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::Batch;
 use super::ring::RingLink;
 use super::socket::Socket;
-use crate::call::{Outcome, Reply};
+use crate::call::{Call, Outcome, Reply};
 use crate::transport;
+use crate::transport::log::Log;
 use crate::transport::stream::Stream;
 
 pub(super) struct State {
@@ -36,17 +37,48 @@ pub(super) struct State {
     pub(super) when_busy: Option<Arc<dyn Fn() + Send + Sync>>,
     /// The faster way, while there is one.
     pub(super) ring: Option<RingLink>,
+    /// The number of the first call of this link in the server's log.
+    pub(super) first: u64,
+    /// How many calls have been answered on this link in rings before the one that there is.
+    pub(super) in_rings: u64,
+    /// The number of the first call that was under way when the last link was lost.
+    pub(super) base: u64,
+    /// The link's end is this side's wish.
+    pub(super) leaving: bool,
+    /// Told when a link has been lost that the process outlives.
+    pub(super) when_down: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+/// The controller that took the process over: its pid and since when, where they are known.
+#[derive(Clone, Copy)]
+pub(crate) struct Successor {
+    pub(crate) pid: Option<i32>,
+    pub(crate) since: Option<i64>,
+}
+
+/// What a server's log says about the calls that were under way.
+pub(crate) struct Past {
+    pub(crate) log: Log,
+    /// The number of the first call that was not executed for this controller, if anybody knows.
+    pub(crate) end: Option<u64>,
 }
 
 /// What is lost with a link, or given up.
 #[derive(Default)]
 pub(super) struct Lost {
     pub(super) batches: Vec<(Batch, Outcome)>,
+    /// Who has the process now, if it is lost to somebody.
+    pub(super) successor: Option<Successor>,
     /// Dropping it can make a call: not under the lock.
-    _memory: Option<Arc<transport::Shared>>,
+    memory: Option<Arc<transport::Shared>>,
 }
 
 impl Lost {
+    fn new(batches: Vec<Batch>, outcome: Outcome) -> Self {
+        let batches = batches.into_iter().map(|batch| (batch, outcome)).collect();
+        Self { batches, ..Self::default() }
+    }
+
     pub(super) fn extend(&mut self, other: Self) {
         self.batches.extend(other.batches);
     }
@@ -57,13 +89,15 @@ pub(super) enum Link {
     Held(Arc<Socket>),
     Down,
     Gone,
+    /// Another controller has taken the process over.
+    Lost(Successor),
 }
 
 impl Link {
     pub(super) fn stream(&self) -> Option<&Arc<Socket>> {
         match self {
             Self::Up(stream) | Self::Held(stream) => Some(stream),
-            Self::Down | Self::Gone => None,
+            Self::Down | Self::Gone | Self::Lost(_) => None,
         }
     }
 }
@@ -116,7 +150,7 @@ impl State {
                 let stream = stream.clone();
                 self.write(&stream, true)
             }
-            Link::Down | Link::Gone => false,
+            Link::Down | Link::Gone | Link::Lost(_) => false,
         }
     }
 
@@ -162,32 +196,76 @@ impl State {
         complete
     }
 
-    /// Forgets the link. Returns what fails with it.
+    /// Forgets the link. What was under way waits for what the server's log says at the next one, if
+    /// there can be one. Returns what fails at once.
     pub(super) fn detach(&mut self) -> Lost {
         if let Some(stream) = self.link.stream() {
             // Wakes the driver, if the other end has not.
             let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
+            let in_ring = self.ring.as_ref().map_or(0, RingLink::answered);
+            self.base = self.first + self.stream.answered() + self.in_rings + in_ring;
         }
         self.link = Link::Down;
-        let mut lost = self.stream.disconnect();
-        let mut memory = None;
+        self.stream.disconnect();
+        let mut lost = Lost::default();
         if let Some(ring) = self.ring.take() {
-            let (batches, pages) = ring.disconnect();
-            lost.extend(batches);
-            memory = Some(pages);
+            let (unanswered, pages) = ring.disconnect();
+            for (unanswered, batch) in unanswered {
+                self.stream.set_aside(unanswered, batch);
+            }
+            lost.memory = Some(pages);
         }
-        let lost = lost.into_iter().map(|batch| (batch, Outcome::PossiblyExecuted));
-        let mut batches: Vec<_> = lost.collect();
-        let of_link = self.stream.withdraw(|batch| batch.of_link).into_iter();
-        batches.extend(of_link.map(|batch| (batch, Outcome::NotExecuted)));
-        Lost { batches, _memory: memory }
+        let logged = self.persistent && self.stream.version() > 0;
+        // What is of the link can't go on, and others may wait for it to be over. And a program that
+        // was executed instead of the server does not keep its log.
+        let given_up = self
+            .stream
+            .give_up(|last, batch| !logged || batch.of_link || last.is_some_and(Call::executes));
+        lost.extend(Lost::new(given_up, Outcome::PossiblyExecuted));
+        let of_link = self.stream.withdraw(|batch| batch.of_link);
+        lost.extend(Lost::new(of_link, Outcome::NotExecuted));
+        lost
     }
 
-    /// Gives up what was never written.
+    /// What was under way when the link was lost goes on in front of what is queued, by what the
+    /// server says, or without that is given up. Returns what is complete, which counts as completing,
+    /// and what is lost.
+    pub(super) fn resume(&mut self, past: Option<&Past>) -> (Vec<(Batch, Vec<Reply>)>, Lost) {
+        self.learn(past, true)
+    }
+
+    /// What was under way learns what has become of it, and goes on if `again`.
+    fn learn(&mut self, past: Option<&Past>, again: bool) -> (Vec<(Batch, Vec<Reply>)>, Lost) {
+        let Some(Past { log, end: Some(end) }) = past else {
+            let lost = self.stream.give_up(|_, _| true);
+            return (Vec::new(), Lost::new(lost, Outcome::PossiblyExecuted));
+        };
+        let fates = self.stream.resume(log, self.base, *end, again);
+        let mut lost = Lost::new(fates.lost, Outcome::Executed);
+        lost.extend(Lost::new(fates.not_executed, Outcome::NotExecuted));
+        self.completing += fates.complete.len();
+        (fates.complete, lost)
+    }
+
+    /// Another controller has taken the process over, as `past` tells. Returns what was executed, and
+    /// what is lost: all the rest.
+    pub(super) fn supersede(
+        &mut self,
+        successor: Successor,
+        past: &Past,
+    ) -> (Vec<(Batch, Vec<Reply>)>, Lost) {
+        let (complete, mut lost) = self.learn(Some(past), false);
+        lost.extend(self.abandon());
+        lost.successor = Some(successor);
+        self.link = Link::Lost(successor);
+        (complete, lost)
+    }
+
+    /// Gives up what was never written, and what nobody will say any more what has become of.
     pub(super) fn abandon(&mut self) -> Lost {
-        let queued = self.stream.abandon().into_iter();
-        let batches = queued.map(|batch| (batch, Outcome::NotExecuted)).collect();
-        Lost { batches, _memory: None }
+        let mut lost = Lost::new(self.stream.give_up(|_, _| true), Outcome::PossiblyExecuted);
+        lost.extend(Lost::new(self.stream.abandon(), Outcome::NotExecuted));
+        lost
     }
 
     pub(super) fn bury(&mut self) -> Lost {

@@ -35,7 +35,7 @@ async fn what_does_not_fit_is_written_by_the_new_links_task_though_the_old_one_s
     connection.set_persistent();
     tokio::task::yield_now().await;
     let (stream, mut server) = pair();
-    connection.attach(stream);
+    connection.attach(stream, None);
     let bytes = vec![1; 4 << 20];
     let receipt = connection.call("COPY_IN", Call::copy_in(0, bytes.clone()));
     connection.release();

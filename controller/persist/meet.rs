@@ -1,0 +1,259 @@
+//! The handshake's I/O: connecting to the listening socket, and waiting for the answer.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, connect, getsockopt, sendmsg,
+    socket, sockopt,
+};
+use nix::unistd::{Pid, geteuid};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::attach::refused;
+use super::handshake::{self, Hold};
+use super::home::{Incarnation, Place};
+use crate::abi::handshake::{ANSWER_SIZE, Token};
+use crate::abi::log::{LOG_HEAD_SIZE, LOG_SIZE};
+use crate::call::{Error, Result};
+use crate::process::Sockets;
+use crate::transport::log::Log;
+
+/// How long a server that does not answer is given before NAME.json is asked who holds it.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How often a handshake is tried again that was closed.
+const TRIES: u32 = 4;
+
+/// How long to wait before the next try, where there is nothing to wait for.
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
+
+/// As whom to come, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    pub(super) token: Token,
+    /// Whoever else holds the process loses it.
+    pub(super) take_over: bool,
+}
+
+impl Manner {
+    /// As the controller that holds the process, or held it last.
+    pub(super) fn again(token: Token) -> Self {
+        Self { token, take_over: false }
+    }
+}
+
+/// What a server answered.
+pub(super) struct Heard {
+    pub(super) hold: Hold,
+    /// What it has executed last.
+    pub(super) log: Log,
+}
+
+/// Connects, shakes hands, and waits for the answer. Somebody else's hold is returned as such only
+/// if that somebody lives: a dead one's is about to end.
+pub(super) async fn meet(
+    place: &Place,
+    how: Manner,
+    sockets: &Sockets,
+    timeout: Duration,
+) -> Result<Heard> {
+    let end = Instant::now() + timeout;
+    let mut tries = TRIES;
+    loop {
+        let heard = meet_once(place, how, sockets, end).await?;
+        match heard.hold {
+            // Somebody else may have come at the same moment.
+            Hold::Closed if tries > 0 => {
+                tries -= 1;
+                sleep(PAUSE).await;
+            }
+            Hold::Theirs { pid, .. } if holder_is_dead(place, pid) && Instant::now() < end => {
+                sleep(PAUSE).await;
+            }
+            _ => return Ok(heard),
+        }
+    }
+}
+
+/// Whether the controller with that pid, by what NAME.json knows of it, has died.
+fn holder_is_dead(place: &Place, pid: Option<i32>) -> bool {
+    place
+        .state()
+        .and_then(|state| state.holder)
+        .is_some_and(|holder| pid.is_none_or(|pid| pid == holder.pid) && !holder.is_alive())
+}
+
+async fn meet_once(place: &Place, how: Manner, sockets: &Sockets, end: Instant) -> Result<Heard> {
+    let client = connect_to(place, end).await?;
+    shake_hands(place, how, sockets, client, end).await
+}
+
+/// The handshake over a connected socket.
+pub(super) async fn shake_hands(
+    place: &Place,
+    how: Manner,
+    sockets: &Sockets,
+    client: OwnedFd,
+    end: Instant,
+) -> Result<Heard> {
+    let fds = [sockets.stream_there.as_raw_fd(), sockets.data_there.as_raw_fd()];
+    let Some(client) = say_hello(place, how, &fds, client)? else { return Ok(closed()) };
+    let answer = read_answer(&client);
+    tokio::pin!(answer);
+    let patience = end.min(Instant::now() + PATIENCE);
+    let answered = match timeout_at(patience, &mut answer).await {
+        Ok(answered) => answered,
+        Err(_) if how.take_over => {
+            let answered = timeout_at(end, interrupting(place, &mut answer)).await;
+            answered.map_err(|_| {
+                refused(place, "no answer: the process is in a call that can't be interrupted")
+            })?
+        }
+        Err(_) => {
+            if let Some(state) = place.state()
+                && let Some(holder) = state.holder
+                && holder.is_alive()
+                && holder.pid != std::process::id() as i32
+            {
+                let hold = Hold::Theirs { pid: Some(holder.pid), since: state.since };
+                return Ok(Heard { hold, log: Log::default() });
+            }
+            timeout_at(end, &mut answer).await.map_err(|_| {
+                refused(place, "no answer: the process is blocked in a call of its last controller")
+            })?
+        }
+    };
+    Ok(heard(answered))
+}
+
+/// Sends the handshake, with these descriptors. `None`: the server has closed it already.
+fn say_hello(
+    place: &Place,
+    how: Manner,
+    fds: &[RawFd],
+    client: OwnedFd,
+) -> Result<Option<UnixStream>> {
+    let owner =
+        getsockopt(&client, sockopt::PeerCredentials).map_err(Error::local("getsockopt"))?;
+    if !geteuid().is_root() && owner.uid() != geteuid().as_raw() {
+        return Err(refused(
+            place,
+            format!("it belongs to uid {}: only that user, or root, may attach", owner.uid()),
+        ));
+    }
+    let hello = handshake::hello(how.token, how.take_over);
+    let rights = [ControlMessage::ScmRights(fds)];
+    // A fresh socket's buffer takes it as a whole.
+    let sent = sendmsg::<()>(
+        client.as_raw_fd(),
+        &[IoSlice::new(&hello)],
+        if fds.is_empty() { &[] } else { &rights },
+        MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+        None,
+    );
+    match sent {
+        Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(None),
+        Err(errno) => Err(Error::local("sendmsg")(errno)),
+        Ok(_) => UnixStream::from_std(client.into()).map(Some).map_err(Error::io("attaching")),
+    }
+}
+
+/// Asks, without attaching, who holds the process and what it has executed last. Waits until the
+/// server has time to answer.
+pub(super) async fn ask(place: &Place, token: Token, end: Instant) -> Result<Heard> {
+    let mut tries = TRIES;
+    loop {
+        let client = connect_to(place, end).await?;
+        let answered = match say_hello(place, Manner::again(token), &[], client)? {
+            Some(client) => timeout_at(end, read_answer(&client)).await,
+            None => Ok(Err(io::ErrorKind::BrokenPipe.into())),
+        };
+        match answered {
+            Ok(Err(_)) if tries > 0 => {
+                tries -= 1;
+                sleep(PAUSE).await;
+            }
+            Ok(answered) => return Ok(heard(answered)),
+            Err(_) => {
+                return Err(refused(place, "no answer: the process is blocked in a call"));
+            }
+        }
+    }
+}
+
+fn heard(answered: io::Result<([u8; ANSWER_SIZE], Log)>) -> Heard {
+    match answered {
+        Ok((answer, log)) => Heard { hold: handshake::answer(&answer), log },
+        Err(_) => closed(),
+    }
+}
+
+fn closed() -> Heard {
+    Heard { hold: Hold::Closed, log: Log::default() }
+}
+
+/// Waits for the answer of a server that is blocked in a call of the controller before: interrupts
+/// the call, until there is one.
+///
+/// The signal has a handler in a server, which does nothing: only the call returns. It may come just
+/// before the call begins, so once is not enough.
+async fn interrupting<T>(place: &Place, answer: &mut (impl Future<Output = T> + Unpin)) -> T {
+    loop {
+        let process = place.state().map(|state| state.process);
+        if let Some(process) = process.filter(Incarnation::is_alive) {
+            // Where that is not allowed, the call may end by itself.
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGPIPE);
+        }
+        if let Ok(answered) = timeout(PAUSE, &mut *answer).await {
+            return answered;
+        }
+    }
+}
+
+/// The answer, and the log behind it.
+async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Log)> {
+    let mut bytes = Vec::with_capacity(ANSWER_SIZE + LOG_HEAD_SIZE + LOG_SIZE);
+    loop {
+        stream.readable().await?;
+        match stream.try_read_buf(&mut bytes) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error),
+        }
+        if let Some((answer, log)) = bytes.split_first_chunk()
+            && let Some(log) = Log::from_bytes(log)
+        {
+            return Ok((*answer, log));
+        }
+    }
+}
+
+/// Connects to the listening socket. Its backlog may be full for a while.
+async fn connect_to(place: &Place, end: Instant) -> Result<OwnedFd> {
+    let (address, _directory) = place.address()?;
+    loop {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+            .map_err(Error::local("socket"))?;
+        let reason = match connect(client.as_raw_fd(), &address) {
+            Ok(()) => return Ok(client),
+            Err(Errno::EAGAIN) if Instant::now() < end => {
+                sleep(PAUSE).await;
+                continue;
+            }
+            Err(Errno::ENOENT) => "there is no such persistent process",
+            Err(Errno::ECONNREFUSED) => "its process is gone",
+            Err(Errno::EACCES) => "it is another user's",
+            Err(Errno::EAGAIN) => "too many others wait to attach",
+            Err(errno) => errno.desc(),
+        };
+        return Err(refused(place, reason));
+    }
+}

@@ -1,0 +1,48 @@
+//! The call log, as a server tells it at a handshake: see [`crate::abi::log`].
+
+use crate::abi::handshake::Token;
+use crate::abi::log::{LOG_CAPACITY, LOG_HEAD_SIZE, LOG_SIZE, LogHead, Record};
+
+/// What a server has executed last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    /// How far it is.
+    pub head: LogHead,
+    /// The record of call `n` is at `n` modulo the length; none if the server keeps no records.
+    records: Vec<Record>,
+}
+
+impl Log {
+    /// Reads what follows an answer. `None`: that is not all yet.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (head, records) = bytes.split_first_chunk::<LOG_HEAD_SIZE>()?;
+        let head = LogHead::from_bytes(head);
+        if head.memory == 0 {
+            return Some(Self { head, records: Vec::new() });
+        }
+        let (records, []) = records.get(..LOG_SIZE)?.as_chunks() else { return None };
+        Some(Self { head, records: records.iter().map(Record::from_bytes).collect() })
+    }
+
+    /// What call `number` was and returned, if it is remembered.
+    #[must_use]
+    pub fn record(&self, number: u64) -> Option<&Record> {
+        let back = self.head.calls.checked_sub(number)?;
+        let there = (1..=LOG_CAPACITY).contains(&back);
+        self.records.get((number % LOG_CAPACITY) as usize).filter(|_| there)
+    }
+
+    /// The calls that are remembered, the oldest first, each with its number.
+    pub fn calls(&self) -> impl Iterator<Item = (u64, &Record)> {
+        let first = self.head.calls.saturating_sub(LOG_CAPACITY);
+        (first..self.head.calls).filter_map(|number| Some((number, self.record(number)?)))
+    }
+
+    /// The number of the first call that was not executed for the controller with this token, which
+    /// was or was not (`last`) the last one to hold the process. `None` if nobody knows any more.
+    #[must_use]
+    pub fn end_of(&self, token: Token, last: bool) -> Option<u64> {
+        if last { Some(self.head.calls) } else { self.head.end_of(token) }
+    }
+}
