@@ -1,0 +1,102 @@
+//! Calls that were in flight when a link was lost: each is executed once, and gets its result.
+
+mod common;
+
+use std::fs;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::TestHome;
+use farcall::call::Polling;
+use farcall::persist::SharedMemory;
+use farcall::process::Child;
+use farcall::{Local, Process};
+use nix::fcntl::OFlag;
+use nix::sys::mman::{MapFlags, ProtFlags};
+use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
+use nix::sys::stat::Mode;
+
+/// Ends a connection, by duplicates of the server's sockets.
+fn cut(process: &Process) {
+    for number in process.server_descriptors() {
+        // SAFETY: the calls have no pointers.
+        unsafe {
+            let pidfd = process.pidfd().as_raw_fd();
+            let fd = nix::libc::syscall(nix::libc::SYS_pidfd_getfd, pidfd, number, 0) as i32;
+            if fd < 0 {
+                continue;
+            }
+            let fd = OwnedFd::from_raw_fd(fd);
+            if getsockopt(&fd, sockopt::AcceptConn) == Ok(false) {
+                let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
+            }
+        }
+    }
+}
+
+async fn persistent(home: &TestHome, root: &Process) -> Child {
+    let place = home.home.reserve(&"counts".parse().unwrap()).unwrap();
+    root.child().spawn_persistent(place, SharedMemory::Refuse).await.unwrap()
+}
+
+/// Lets the link be lost at many instants while counted records are appended to a file, and bytes go
+/// into memory and come back.
+async fn appends_through_losses(in_a_ring: bool) {
+    let home = TestHome::new();
+    let directory = tempfile::TempDir::new().unwrap();
+    let path = directory.path().join("records");
+    let root = Local::new().polling(None).start().await.unwrap();
+    let child = persistent(&home, &root).await;
+    let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_APPEND;
+    let file = child.openat(None, &path, flags, Mode::from_bits_truncate(0o600)).await.unwrap();
+    let file = Arc::new(file);
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = child.mmap(8192, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    let memory = memory.address();
+    let mut count = 0u64;
+    for round in 0..150u64 {
+        if in_a_ring {
+            child.enter_ring(Polling::Adaptive).await.unwrap();
+        }
+        let calls: Vec<_> = (0..100)
+            .map(|_| {
+                count += 1;
+                let (number, process) = (count, child.process().clone());
+                let file = file.clone();
+                tokio::spawn(async move {
+                    assert_eq!(process.write(&file, &number.to_le_bytes()).await.unwrap(), 8);
+                    let at = memory + number % 100 * 64;
+                    process.write_memory(at, number.to_le_bytes()).await.unwrap();
+                    let read = process.read_memory(at, 8).await.unwrap();
+                    assert_eq!(read, number.to_le_bytes());
+                })
+            })
+            .collect();
+        let end = Instant::now() + Duration::from_micros(round * 13 % 1500);
+        while Instant::now() < end {
+            tokio::task::yield_now().await;
+        }
+        cut(&child);
+        child.reconnect().await.unwrap();
+        for call in calls {
+            call.await.unwrap();
+        }
+    }
+    let written = fs::read(&path).unwrap();
+    let (numbers, []) = written.as_chunks() else { panic!("a torn record") };
+    let mut numbers: Vec<u64> = numbers.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+    numbers.sort_unstable();
+    assert!(numbers.iter().copied().eq(1..=count), "{} of {count} records", numbers.len());
+    child.exit(0).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_is_executed_once_though_streams_are_lost() {
+    appends_through_losses(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_is_executed_once_though_rings_are_lost() {
+    appends_through_losses(true).await;
+}
