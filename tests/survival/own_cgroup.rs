@@ -327,3 +327,19 @@ fn a_place_that_names_other_directories_removes_none_of_them() {
     succeed(&home, &["stop", "forged"]);
     assert!(directory.exists());
 }
+
+#[test]
+fn a_place_of_one_user_removes_no_cgroup_of_another_user() {
+    let _tree = Tree::of(Version::Two);
+    let home = TestHome::new();
+    let (pid, cgroups) = start(&home, "theirs");
+    end(pid);
+    // As a user would write it down, for root to look at.
+    let file = home.path().join("theirs.json");
+    chown(&file, Some(65_531), None).unwrap();
+    succeed(&home, &["ls"]);
+    assert!(cgroups.iter().all(|cgroup| cgroup.exists()));
+    chown(&file, Some(0), None).unwrap();
+    succeed(&home, &["stop", "theirs"]);
+    are_gone(&cgroups);
+}
