@@ -497,7 +497,7 @@ impl Reserved {
     /// are made as far up as this user may, and called `farcall-NAME-PID` unless there is a name.
     ///
     /// They stand in NAME.json as [`State::cgroups`], and are removed by [`Place::remove`]: by
-    /// `farcall stop`, and by the next process of the same name. Root may always make one. Others may
+    /// `farcall stop`, and by the next process of the same name. Root may make one, unless all trees are read-only. Others may
     /// where a service manager has left them a tree (`systemd-run --user --scope`).
     #[must_use]
     pub fn in_own_cgroup(mut self, name: Option<Name>) -> Self {
