@@ -80,4 +80,6 @@ mod documents {
     struct Calls;
     #[doc = include_str!("../docs/persistent.md")]
     struct Persistent;
+    #[doc = include_str!("../docs/systemd.md")]
+    struct Systemd;
 }

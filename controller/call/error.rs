@@ -155,6 +155,14 @@ pub enum Error {
         /// What is wrong with it, and what can be done.
         reason: String,
     },
+    /// A process can't get a cgroup of its own, or its cgroup can't be removed.
+    #[error("{}: {reason}", path.display())]
+    Cgroup {
+        /// The cgroup, or the directory above it.
+        path: PathBuf,
+        /// What is wrong with it, and what can be done.
+        reason: String,
+    },
     /// A call on this side failed.
     #[error("{context}: {source}")]
     Io {

@@ -1,6 +1,7 @@
 //! `farcall ls`: what NAME.json and /proc tell; nobody is connected to.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -11,10 +12,12 @@ use crate::Done;
 use crate::output::{print, print_json};
 
 /// Lists persistent processes, without connecting to any.
+///
+/// Empty cgroups that were made for processes that are gone are removed.
 #[derive(Args)]
 pub struct List {
     /// Print one array of objects: name, pid, state, uptime_s, fds, children, rss_bytes,
-    /// private_bytes. What can't be known is null.
+    /// private_bytes, cgroups. What can't be known is null.
     #[arg(long)]
     json: bool,
 }
@@ -37,6 +40,8 @@ struct Row {
     children: Option<usize>,
     rss_bytes: Option<u64>,
     private_bytes: Option<u64>,
+    /// Those that were made for it.
+    cgroups: Vec<PathBuf>,
 }
 
 impl List {
@@ -58,14 +63,17 @@ impl List {
 }
 
 fn row(home: &Home, name: &Name) -> Row {
-    let state = home.place(name).state();
+    let place = home.place(name);
+    let state = place.state();
     let alive = state.as_ref().map(|state| &state.process).filter(|process| process.is_alive());
     let Some(process) = alive else {
+        // Where processes are left in there, it stays, and `stop` says why.
+        let _ = place.remove_cgroups();
         return Row {
             name: name.to_string(),
             pid: state.as_ref().map(|state| state.process.pid),
             // One that was started by hand has no NAME.json before somebody attaches.
-            state: if state.is_none() && home.place(name).is_listening() {
+            state: if state.is_none() && place.is_listening() {
                 State::Detached
             } else {
                 State::Gone
@@ -75,6 +83,7 @@ fn row(home: &Home, name: &Name) -> Row {
             children: None,
             rss_bytes: None,
             private_bytes: None,
+            cgroups: Vec::new(),
         };
     };
     let held = state.as_ref().and_then(|state| state.holder.as_ref());
@@ -92,6 +101,7 @@ fn row(home: &Home, name: &Name) -> Row {
         children: children(process.pid),
         rss_bytes: memory.as_ref().map(|memory| memory.rss_bytes),
         private_bytes: memory.map(|memory| memory.private_bytes),
+        cgroups: state.as_ref().map(|state| state.cgroups.clone()).unwrap_or_default(),
     }
 }
 

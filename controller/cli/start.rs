@@ -18,24 +18,35 @@ use crate::output::{print, print_json};
 pub struct Start {
     /// Its name: letters, digits, '-', '_' and '.'
     name: Name,
-    /// Print {"name", "pid", "socket"} instead of text
+    /// Move it to a cgroup of its own, so that a service manager that ends all in the cgroup of the
+    /// command does not end it; called farcall-NAME-PID if no name is given
+    #[arg(long, value_name = "CGROUP", num_args = 0..=1, require_equals = true)]
+    cgroup: Option<Option<Name>>,
+    /// Print {"name", "pid", "socket", "cgroups"} instead of text
     #[arg(long)]
     json: bool,
 }
 
 impl Start {
     pub async fn run(self) -> Done {
-        let reserved = Home::find()?.reserve(&self.name)?;
-        let socket = reserved.place().socket().to_owned();
+        let mut reserved = Home::find()?.reserve(&self.name)?;
+        if let Some(cgroup) = self.cgroup {
+            reserved = reserved.in_own_cgroup(cgroup);
+        }
+        let place = reserved.place().clone();
         let root = Local::new().stdio(Stdio::Null).start().await?;
         let child = root.child().spawn_persistent(reserved, SharedMemory::Refuse).await?;
         let pid = child.pid();
         child.prepare_for_reconnect().await?;
+        let (name, socket) = (self.name.to_string(), place.socket());
+        let cgroups = place.state().map(|state| state.cgroups).unwrap_or_default();
         if self.json {
-            print_json(&json!({ "name": self.name.to_string(), "pid": pid, "socket": socket }))?;
+            print_json(&json!({ "name": name, "pid": pid, "socket": socket, "cgroups": cgroups }))?;
         } else {
             let pid = pid.map_or("?".into(), |pid| pid.to_string());
-            print(&format!("{}: pid {pid}, {}\n", self.name, socket.display()))?;
+            let cgroups: String =
+                cgroups.iter().map(|cgroup| format!(", {}", cgroup.display())).collect();
+            print(&format!("{name}: pid {pid}, {}{cgroups}\n", socket.display()))?;
         }
         Ok(ExitCode::SUCCESS)
     }

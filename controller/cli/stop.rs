@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::output::{print, print_json};
 use crate::{Done, Failure};
 
-/// Ends a persistent process and removes its socket.
+/// Ends a persistent process and removes its socket, and its cgroup if it was started with one.
 ///
 /// The process exits by itself, with status 0; with --kill it is killed, whoever holds it.
 #[derive(Args)]
@@ -33,6 +33,9 @@ pub struct Stop {
 
 /// How long an ending process is waited for.
 const LIMIT: Duration = Duration::from_secs(10);
+
+/// How long others in its cgroup are waited for.
+const LIMIT_OF_CHILDREN: Duration = Duration::from_secs(2);
 
 impl Stop {
     pub async fn run(self) -> Done {
@@ -61,7 +64,7 @@ impl Stop {
         }
         // Whoever passed the socket on may still listen on it, to start the process again.
         if !place.is_listening() {
-            place.remove()?;
+            remove(&place).await?;
         }
         if self.json {
             let pid = process.map(|process| process.pid);
@@ -92,6 +95,23 @@ impl Stop {
         };
         process.exit(0).await?;
         Ok(true)
+    }
+}
+
+/// Removes what the process had. Its children, which die with it, may do so a moment later.
+async fn remove(place: &Place) -> Result<(), Failure> {
+    let end = Instant::now() + LIMIT_OF_CHILDREN;
+    loop {
+        match place.remove() {
+            Err(Error::Cgroup { .. }) if Instant::now() < end => {}
+            Err(error @ Error::Cgroup { .. }) => {
+                return Err(Failure::new(format!(
+                    "the process has ended, but its cgroup can't be removed: {error}"
+                )));
+            }
+            removed => return Ok(removed?),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
 

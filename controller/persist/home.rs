@@ -22,6 +22,7 @@ use nix::sys::socket::{
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::{self, OwnCgroups, Plan};
 use crate::call::{Error, Result};
 
 /// The name of a persistent process: 1 to 64 letters, digits, `-`, `_` or `.`, not beginning with
@@ -174,6 +175,9 @@ pub struct State {
     pub holder: Option<Incarnation>,
     /// Since when that is so, in seconds since 1970.
     pub since: i64,
+    /// The cgroups that were made for the process, as paths of directories.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cgroups: Vec<PathBuf>,
 }
 
 impl State {
@@ -230,6 +234,14 @@ impl Place {
         self.socket.with_extension("json")
     }
 
+    /// What the cgroup of the process with that pid is called.
+    fn cgroup_name(&self, pid: i32) -> String {
+        let name = self.socket.file_stem().unwrap_or_default().to_string_lossy();
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+        let name: String = name.chars().map(plain).take(64).collect();
+        format!("farcall-{name}-{pid}")
+    }
+
     fn directory(&self) -> &Path {
         match self.socket.parent() {
             Some(parent) if parent != Path::new("") => parent,
@@ -240,18 +252,24 @@ impl Place {
     /// What NAME.json says, if it is there and can be read.
     #[must_use]
     pub fn state(&self) -> Option<State> {
+        Some(self.state_and_owner()?.0)
+    }
+
+    /// The same, and the user whose file it is.
+    fn state_and_owner(&self) -> Option<(State, u32)> {
         // The directory may be another user's: what lies there need not be a file.
         let file = File::options()
             .read(true)
             .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW)
             .open(self.state_path())
             .ok()?;
-        if !file.metadata().ok()?.is_file() {
+        let metadata = file.metadata().ok()?;
+        if !metadata.is_file() {
             return None;
         }
         let mut text = Vec::new();
         file.take(STATE_SIZE).read_to_end(&mut text).ok()?;
-        serde_json::from_slice(&text).ok()
+        Some((serde_json::from_slice(&text).ok()?, metadata.uid()))
     }
 
     /// Whether a process of this network namespace listens at exactly this path, as the kernel
@@ -300,10 +318,18 @@ impl Place {
     /// Writes down that this process holds the one at this place, whose pid is given where it is
     /// known. Where neither that nor an earlier NAME.json tells it, nothing is written.
     pub(crate) fn write_holder(&self, pid: Option<i32>) -> Result<()> {
+        let before = self.state();
+        let cgroups = before.as_ref().map(|state| state.cgroups.clone()).unwrap_or_default();
         let known = pid.and_then(Incarnation::of);
-        let Some(process) = known.or_else(|| Some(self.state()?.process)) else { return Ok(()) };
+        let Some(process) = known.or_else(|| Some(before?.process)) else { return Ok(()) };
         let holder = Incarnation::of(std::process::id() as i32);
-        self.write_state(&State { process, holder, since: now() })
+        self.write_state(&State { process, holder, since: now(), cgroups })
+    }
+
+    /// Writes down which cgroups are about to be made for the process.
+    fn write_cgroups(&self, process: Incarnation, cgroups: Vec<PathBuf>) -> Result<()> {
+        let holder = Incarnation::of(std::process::id() as i32);
+        self.write_state(&State { process, holder, since: now(), cgroups })
     }
 
     /// Writes down that nobody holds it, unless somebody else does by now.
@@ -316,12 +342,26 @@ impl Place {
         }
     }
 
-    /// Removes the socket and what lies beside it: the process is gone.
+    /// Removes the cgroups that were made for the process: it is gone. Where there are none, nothing
+    /// is done.
     ///
     /// # Errors
     ///
-    /// [`Error::Home`] if one of them is there and can't be removed.
+    /// [`Error::Cgroup`] if one of them can't be removed: processes are in it.
+    pub fn remove_cgroups(&self) -> Result<()> {
+        let Some((state, owner)) = self.state_and_owner() else { return Ok(()) };
+        cgroup::remove(&state.cgroups, owner)
+    }
+
+    /// Removes the socket, what lies beside it, and the cgroups that were made for the process: it
+    /// is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cgroup`] if somebody is in its cgroup still, and then all stays;
+    /// [`Error::Home`] if a file is there and can't be removed.
     pub fn remove(&self) -> Result<()> {
+        self.remove_cgroups()?;
         for path in [self.socket.clone(), self.state_path()] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -370,13 +410,14 @@ impl Place {
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(Error::local("socket"))?;
         bind(fd.as_raw_fd(), &address).map_err(|errno| self.error(&errno.into()))?;
-        let reserved = Reserved { place: self, listener: Some(fd) };
+        let reserved = Reserved { place: self, listener: Some(fd), cgroup: None };
         // Nobody can connect before listen(2): so nobody gets in before the mode is right.
         fs::set_permissions(&reserved.place.socket, fs::Permissions::from_mode(0o600))
             .map_err(|error| reserved.place.error(&error))?;
         // As long as this process lives, nobody takes the place for one that was left behind.
         let holder = Incarnation::of(std::process::id() as i32);
-        reserved.place.write_state(&State { process: NONE_YET, holder, since: now() })?;
+        let state = State { process: NONE_YET, holder, since: now(), cgroups: Vec::new() };
+        reserved.place.write_state(&state)?;
         drop(lock);
         Ok(reserved)
     }
@@ -432,13 +473,61 @@ fn now() -> i64 {
 pub struct Reserved {
     place: Place,
     listener: Option<OwnedFd>,
+    /// Whether the process is to get a cgroup of its own.
+    cgroup: Option<CgroupName>,
 }
+
+/// What a cgroup is to be called; otherwise its name tells whose it is.
+#[derive(Clone, Debug)]
+struct CgroupName(Option<Name>);
 
 impl Reserved {
     /// The place.
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// The process gets a cgroup of its own when it becomes persistent, so that it outlives the
+    /// clean-up of the cgroup that it was in, as service managers and batch systems do it. The limits
+    /// of that one hold for it no more. Children that it has already stay where they are.
+    ///
+    /// Of cgroup version 2 it gets one in any case; of version 1 in each hierarchy in which it is
+    /// below the top, except where that is about resources only and this user may not move it. They
+    /// are made as far up as this user may, and called `farcall-NAME-PID` unless there is a name.
+    ///
+    /// They stand in NAME.json as [`State::cgroups`], and are removed by [`Place::remove`]: by
+    /// `farcall stop`, and by the next process of the same name. Root may make one, unless all trees are read-only. Others may
+    /// where a service manager has left them a tree (`systemd-run --user --scope`).
+    #[must_use]
+    pub fn in_own_cgroup(mut self, name: Option<Name>) -> Self {
+        self.cgroup = Some(CgroupName(name));
+        self
+    }
+
+    /// Moves the process into a cgroup of its own, if that was asked for.
+    pub(crate) fn enter_cgroup(&self, pid: Option<i32>) -> Result<Option<OwnCgroups>> {
+        let Some(CgroupName(name)) = &self.cgroup else { return Ok(None) };
+        let process = pid.and_then(Incarnation::of).ok_or_else(|| {
+            let reason = "its pid is not known here: it can't be moved to a cgroup".into();
+            Error::Cgroup { path: self.place.socket.clone(), reason }
+        })?;
+        let name = match name {
+            Some(name) => name.to_string(),
+            None => self.place.cgroup_name(process.pid),
+        };
+        let plan = Plan::new(process.pid, &name)?;
+        self.place.write_cgroups(process.clone(), plan.cgroups())?;
+        let made = match plan.make() {
+            Ok(made) => made,
+            Err(error) => {
+                // There may be others' of that name, which are not to be removed.
+                self.place.write_cgroups(process, Vec::new())?;
+                return Err(error);
+            }
+        };
+        made.enter()?;
+        Ok(Some(made))
     }
 
     /// Listens, so that the kernel knows who called listen(2): this user is the one who may attach.

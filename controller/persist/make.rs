@@ -31,6 +31,8 @@ impl Process {
     /// Makes the process persistent at a place that [`Home::reserve`](super::Home::reserve) made:
     /// from here on it outlives this controller and waits there for the next one.
     ///
+    /// Where a cgroup of its own was asked for ([`Reserved::in_own_cgroup`]), it is moved there.
+    ///
     /// In the process: unshare(2) of the table of descriptors if it is shared, setsid(2), the
     /// parent-death signal off, and the listening socket. Its standard streams stay as they are;
     /// what is to be kept of a terminal or a pipe of this process's is for the caller to decide
@@ -42,8 +44,8 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// [`Error::SharesMemory`] without the word for it; errors of the calls. The place is given up
-    /// then.
+    /// [`Error::SharesMemory`] without the word for it; [`Error::Cgroup`]; errors of the calls. The
+    /// place is given up then.
     pub async fn make_persistent(&self, reserved: Reserved, memory: SharedMemory) -> Result<()> {
         if self.shares_memory() && memory == SharedMemory::Refuse {
             return Err(Error::SharesMemory);
@@ -67,8 +69,13 @@ impl Process {
             }
             other => drop(other?),
         }
+        let pid = self.pid();
+        // Moving can take a while in the kernel.
+        let moving = tokio::task::spawn_blocking(move || (reserved.enter_cgroup(pid), reserved));
+        let (cgroups, reserved) = moving.await.map_err(|_| Error::Gone)?;
+        let cgroups = cgroups?;
         // Written before anybody can connect.
-        reserved.place().write_holder(self.pid())?;
+        reserved.place().write_holder(pid)?;
         let listen = self.send_server_fds(&[reserved.listen()?.as_fd()]).await?[0];
         let [low, high] = self.inner().token.0;
         let keep = u64::from(u32::MAX);
@@ -99,6 +106,9 @@ impl Process {
         }
         // It listens: whatever happens from here on, the way to it is not taken away.
         let place = reserved.keep();
+        if let Some(cgroups) = cgroups {
+            cgroups.keep();
+        }
         // Only now that it can be reached does it stop depending on its parent.
         if let Some(remains) = self.remains() {
             remains.set_free();

@@ -6,6 +6,7 @@
 //! the next controller. See `docs/design.md` for what it survives.
 
 mod attach;
+mod cgroup;
 mod handshake;
 mod home;
 mod make;

@@ -37,7 +37,8 @@ fn row(test: &TestHome, name: &str) -> Value {
 fn start_returns_once_the_socket_accepts() {
     let test = TestHome::new();
     let started = succeed_json(&test, &["start", "one", "--json"]);
-    assert_eq!(keys(&started), ["name", "pid", "socket"]);
+    assert_eq!(keys(&started), ["cgroups", "name", "pid", "socket"]);
+    assert_eq!(started["cgroups"], json!([]));
     let socket = test.path().join("one.sock");
     UnixStream::connect(&socket).expect("it listens");
     assert_eq!(started["name"], "one");
@@ -148,7 +149,17 @@ fn ls_shows_what_there_is_in_documented_keys() {
     for row in rows {
         assert_eq!(
             keys(row),
-            ["children", "fds", "name", "pid", "private_bytes", "rss_bytes", "state", "uptime_s"]
+            [
+                "cgroups",
+                "children",
+                "fds",
+                "name",
+                "pid",
+                "private_bytes",
+                "rss_bytes",
+                "state",
+                "uptime_s"
+            ]
         );
     }
     let row = &rows[0];
@@ -213,6 +224,7 @@ fn ls_tells_attached_from_detached_from_gone() {
             "children": null,
             "rss_bytes": null,
             "private_bytes": null,
+            "cgroups": [],
         })
     );
     assert!(succeed(&test, &["ls"]).contains("gone"));
@@ -227,7 +239,7 @@ fn ls_connects_to_nobody() {
     let listener = UnixListener::bind(test.path().join("one.sock")).unwrap();
     listener.set_nonblocking(true).unwrap();
     let incarnation = Incarnation::of(process.id() as i32).unwrap();
-    let state = State { process: incarnation, holder: None, since: 0 };
+    let state = State { process: incarnation, holder: None, since: 0, cgroups: Vec::new() };
     fs::write(test.path().join("one.json"), serde_json::to_vec(&state).unwrap()).unwrap();
     assert_eq!(row(&test, "one")["state"], "detached");
     assert!(succeed(&test, &["ls"]).contains("one"));

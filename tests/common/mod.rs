@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use farcall::persist::{Home, Incarnation};
@@ -64,6 +64,11 @@ impl Drop for TestHome {
             if state.process.is_alive() {
                 let _ = kill(Pid::from_raw(state.process.pid), Signal::SIGKILL);
             }
+            let end = Instant::now() + LIMIT;
+            while !state.cgroups.is_empty() && state.process.is_alive() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let _ = self.home.place(&name).remove_cgroups();
         }
     }
 }
@@ -100,13 +105,18 @@ pub struct Role {
 
 impl Role {
     pub fn start(test: &str, argument: impl AsRef<std::ffi::OsStr>) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", test, "--nocapture"])
-            .env(ROLE, argument)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::run(&mut Self::command(test, argument))
+    }
+
+    /// The command of `start`, to be changed.
+    pub fn command(test: &str, argument: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", test, "--nocapture"]).env(ROLE, argument);
+        command
+    }
+
+    pub fn run(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let input = child.stdin.take().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         Self { child, input, output }
@@ -130,6 +140,16 @@ impl Role {
 
     pub fn pid(&self) -> i32 {
         self.child.id() as i32
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the other process ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
     }
 
     pub fn kill(&mut self) {

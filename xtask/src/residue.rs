@@ -1,4 +1,4 @@
-//! What tests leave behind: processes, and files where farcall or tests put theirs.
+//! What tests leave behind: processes, and files and cgroups where farcall or tests put theirs.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -11,6 +11,7 @@ use crate::reap;
 /// What there was before the tests, and a folder for their temporary files.
 pub struct Before {
     files: BTreeSet<PathBuf>,
+    cgroups: BTreeSet<PathBuf>,
     temporary: PathBuf,
 }
 
@@ -24,7 +25,7 @@ impl Before {
         fs::create_dir(&temporary).map_err(failed)?;
         // As /tmp: some tests run as another user.
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o1777)).map_err(failed)?;
-        Ok(Self { files: sockets(), temporary })
+        Ok(Self { files: sockets(), cgroups: cgroups(), temporary })
     }
 
     /// The folder that is to be the tests' TMPDIR.
@@ -38,6 +39,8 @@ impl Before {
         let files = sockets().into_iter().filter(|file| !self.files.contains(file));
         let files = files.chain(below(&self.temporary));
         residue.extend(files.map(|file| format!("file {}", file.display())));
+        let cgroups = cgroups().into_iter().filter(|cgroup| !self.cgroups.contains(cgroup));
+        residue.extend(cgroups.map(|cgroup| format!("cgroup {}", cgroup.display())));
         residue
     }
 }
@@ -67,6 +70,15 @@ fn sockets() -> BTreeSet<PathBuf> {
     let own = env::var_os("FARCALL_DIR").map(PathBuf::from);
     let homes = [Some("/run/farcall".into()), runtime, own];
     homes.into_iter().flatten().flat_map(|home: PathBuf| below(&home)).collect()
+}
+
+/// The cgroups that are called as farcall's and those of tests are, in the trees that are mounted where they usually are.
+fn cgroups() -> BTreeSet<PathBuf> {
+    let named = |path: &PathBuf| {
+        path.is_dir()
+            && path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"farcall-"))
+    };
+    below(Path::new("/sys/fs/cgroup")).into_iter().filter(named).collect()
 }
 
 /// All files below a folder, which need not exist.
