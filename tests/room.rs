@@ -152,6 +152,24 @@ async fn calls_made_while_disconnected_wait_for_room_and_go_out_in_order() {
     assert!(done.into_iter().eq(0..COUNT));
 }
 
+#[tokio::test]
+async fn what_many_calls_set_going_by_themselves_keeps_nobody_from_reconnecting() {
+    let _alone = ALONE.lock().await;
+    let test = TestHome::new();
+    let (process, memory) = detached(&test).await;
+    let done = Arc::default();
+    let tasks = send(&process, memory.address(), 300, &done);
+    // All of them have had a turn when that is done, and so has what they have set going.
+    for _ in 0..2 {
+        tokio::spawn(async {}).await.unwrap();
+    }
+    assert!(pin!(process.connection().room()).poll(&mut no_context()).is_pending());
+    process.reconnect().await.unwrap();
+    for result in tasks.join_all().await {
+        result.unwrap();
+    }
+}
+
 fn no_context() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }

@@ -18,7 +18,7 @@ use crate::abi::ring::INTERRUPT_SIGNAL;
 use crate::abi::wire::Operation;
 use crate::call::{Call, Error, Polling, Result};
 use crate::handle::Mapping;
-use crate::sys::last;
+use crate::sys::{Message, last};
 use crate::transport::{Prepared, SHARED_SIZE};
 
 impl Process {
@@ -43,6 +43,8 @@ impl Process {
     }
 
     async fn make_ring(&self, polling: Polling) -> Result<()> {
+        // What is waited for here may be another link: whoever brings it needs the lock.
+        let buffer = self.buffer(Message::size(1)).await?;
         // Neither the link nor the table is exchanged meanwhile. Nothing here waits for another link.
         let _turn = self.inner().reconnecting.clone().lock_owned().await;
         let (table, _quiet) = self.quiet_table().await;
@@ -53,7 +55,7 @@ impl Process {
         let prepared = Prepared::new()?;
         let (bell_there, bell_here) = (eventfd()?, eventfd()?);
         let sent = [prepared.memfd(), bell_there.as_fd(), bell_here.as_fd()];
-        let numbers = self.send_server_fds(&sent).await?;
+        let numbers = self.send_server_fds_with(buffer, &sent).await?;
         let [memfd, bells @ ..] = numbers.as_slice() else {
             return Err(Error::Protocol("not three descriptors"));
         };
