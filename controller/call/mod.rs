@@ -4,8 +4,8 @@ mod connection;
 mod error;
 mod polling;
 
+pub(crate) use connection::{Bell, Pause, Socket, WeakConnection, Weight};
 pub use connection::{Connection, Interrupter, Receipt};
-pub(crate) use connection::{Socket, WeakConnection, Weight};
 pub use error::{Error, Outcome, Result, errno_name};
 pub use polling::Polling;
 

@@ -59,6 +59,8 @@ pub(crate) struct Inner {
     pub(crate) reconnecting: Arc<tokio::sync::Mutex<()>>,
     /// Where a persistent process can be reached.
     pub(crate) place: Mutex<Option<Arc<crate::persist::Place>>>,
+    /// Held while one waits to make a ring.
+    entering: tokio::sync::Mutex<()>,
     /// Where this controller's rings are.
     rings: Mutex<BTreeSet<u64>>,
     /// How often another controller has held the process meanwhile, and may have unmapped them.
@@ -158,6 +160,7 @@ impl Process {
                 token: parts.token,
                 reconnecting: Arc::default(),
                 place: Mutex::new(None),
+                entering: tokio::sync::Mutex::default(),
                 rings: Mutex::default(),
                 interregna: Arc::default(),
                 generation: AtomicU64::new(parts.generation),

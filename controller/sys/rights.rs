@@ -162,8 +162,7 @@ impl Task {
     ///
     /// EMFILE if they do not all fit into its table: none is left there then.
     pub async fn send_fds(&self, fds: &[BorrowedFd<'_>]) -> Result<Vec<Fd>> {
-        let buffer = self.buffer(Message::size(1)).await?;
-        self.send_fds_as(buffer, fds, |table, numbers| {
+        self.send_fds_as(fds, |table, numbers| {
             Ok(numbers.into_iter().map(|number| table.made(number)).collect())
         })
         .await
@@ -171,18 +170,7 @@ impl Task {
 
     /// Passes descriptors to be a server's own.
     pub(crate) async fn send_server_fds(&self, fds: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
-        let buffer = self.buffer(Message::size(1)).await?;
-        self.send_server_fds_with(buffer, fds).await
-    }
-
-    /// The same with a buffer that [`Message::size`] of one byte fits into: waits for nothing but the
-    /// replies.
-    pub(crate) async fn send_server_fds_with(
-        &self,
-        buffer: Buffer,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<Vec<i32>> {
-        self.send_fds_as(buffer, fds, |table, numbers| {
+        self.send_fds_as(fds, |table, numbers| {
             table.reserve(numbers.iter().copied());
             Ok(numbers)
         })
@@ -191,13 +179,13 @@ impl Task {
 
     async fn send_fds_as<R: Send + 'static>(
         &self,
-        buffer: Buffer,
         fds: &[BorrowedFd<'_>],
         own: impl FnOnce(&Arc<FdTable>, Vec<i32>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
         if fds.is_empty() || fds.len() > MAX_RIGHTS {
             return Err(Error::Call { call: "sendmsg", errno: Errno::EINVAL });
         }
+        let buffer = self.buffer(Message::size(1)).await?;
         let address = buffer.address();
         let count = fds.len();
         let table = self.table();

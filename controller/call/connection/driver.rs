@@ -19,7 +19,13 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
     // Calls on threads that have waited for their own replies, when this was looked at last.
     let mut alone = 0;
     loop {
-        let here = shared.lock().alone;
+        let here = {
+            let state = shared.lock();
+            if state.epoch != epoch {
+                break;
+            }
+            state.alone
+        };
         if stream.set_waiting(here.is_none()).is_err() {
             break;
         }
