@@ -15,6 +15,7 @@ use farcall::persist::{Home, Name, SharedMemory, attach};
 use farcall::sys::Sysno;
 use farcall::{Child, Error, Local, Process};
 use nix::fcntl::OFlag;
+use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
@@ -156,6 +157,27 @@ fn a_child_that_can_not_be_watched_is_ended_and_reaped() {
             })
             .await;
         }
+        tell("done");
+    });
+}
+
+#[test]
+fn what_does_not_fit_into_the_socket_follows_though_no_descriptor_is_free() {
+    const TEST: &str = "what_does_not_fit_into_the_socket_follows_though_no_descriptor_is_free";
+    // In a process of its own: the limit is a process's.
+    let Some(_) = role() else {
+        assert_eq!(Role::start(TEST, "alone").told(), "done");
+        return;
+    };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let root = root().await;
+        let bytes = vec![7; 8 << 20];
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let memory = root.mmap(bytes.len(), protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+        let limit = limit_descriptors(0, 3);
+        let written = root.write_memory(memory.address(), bytes).await;
+        limit_descriptors(0, limit);
+        written.unwrap();
         tell("done");
     });
 }

@@ -4,8 +4,8 @@ mod connection;
 mod error;
 mod polling;
 
+pub(crate) use connection::{Bell, Past, Pause, Socket, Successor, WeakConnection, Weight};
 pub use connection::{Connection, Interrupter, Receipt};
-pub(crate) use connection::{Past, Socket, Successor, WeakConnection, Weight};
 pub use error::{Error, Outcome, Result, errno_name};
 pub use polling::Polling;
 

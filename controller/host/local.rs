@@ -117,7 +117,7 @@ impl Local {
             remains: None,
             life: Some(Box::new(child)),
             token: random_token()?,
-            generation: 0,
+            controllers: 0,
             polling: self.polling,
         });
         streams(&process, self.stdio).await?;

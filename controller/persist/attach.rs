@@ -82,7 +82,7 @@ impl Attach {
         // A copy here would hide the process's end from the connection.
         drop((stream_there, data_there));
         let connection = Connection::over(stream);
-        let Taken { fds, pid, version, generation } = taken(&place, hold)?;
+        let Taken { fds, pid, version } = taken(&place, hold)?;
         connection.set_version(version);
         connection.begin(log.head.calls);
         let table = FdTable::new(&connection);
@@ -114,7 +114,7 @@ impl Attach {
             remains: None,
             life: None,
             token,
-            generation,
+            controllers: log.head.controllers,
             polling: Some(Polling::default()),
         });
         // Until here an end of the link was the end of the attempt.
@@ -132,13 +132,11 @@ pub(super) struct Taken {
     pid: i32,
     /// The version in which the stream begins.
     pub(super) version: u32,
-    /// How many connections it has had.
-    pub(super) generation: u64,
 }
 
 pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
     match hold {
-        Hold::Ours { fds: [stream, data], own, pid, version, generation } => {
+        Hold::Ours { fds: [stream, data], own, pid, version, .. } => {
             let fds = ServerFds {
                 input: stream,
                 output: stream,
@@ -146,7 +144,7 @@ pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
                 persistent: own,
                 ..ServerFds::default()
             };
-            Ok(Taken { fds, pid, version, generation })
+            Ok(Taken { fds, pid, version })
         }
         Hold::Theirs { pid, since } => Err(Error::Held { pid, since: Some(since) }),
         Hold::Nobody { .. } => Err(refused(

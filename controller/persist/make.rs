@@ -116,7 +116,7 @@ impl Process {
         self.set_pdeathsig(0).await?;
         self.set_free();
         // SERVE has begun the first connection that counts.
-        self.inner().generation.store(1, Ordering::Relaxed);
+        self.inner().controllers.store(1, Ordering::Relaxed);
         self.set_persistent();
         self.set_place(place);
         Ok(())

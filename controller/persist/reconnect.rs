@@ -107,9 +107,9 @@ impl Process {
     /// The handshake is over: the connection goes on over the new sockets.
     async fn go_on(&self, place: &Place, heard: Heard, sockets: Sockets) -> Result<()> {
         let Heard { hold, log } = heard;
-        let Taken { fds, version, generation, .. } = taken(place, hold)?;
-        let before = self.inner().generation.swap(generation, Ordering::Relaxed);
-        let last = generation == before + 1;
+        let Taken { fds, version, .. } = taken(place, hold)?;
+        let controllers = log.head.controllers;
+        let last = self.inner().controllers.swap(controllers, Ordering::Relaxed) == controllers;
         if !last {
             self.give_rings_up();
         }
@@ -122,15 +122,16 @@ impl Process {
         table.unreserve(old.all());
         table.reserve(fds.all());
         drop((sockets.stream_there, sockets.data_there));
+        // What waits in the queue goes out after the sweep.
+        let pause = self.connection.pause();
         {
             // What passes descriptors does so with both of the old link's sockets or of the new.
             let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
-            // Held: what waits in the queue goes out after the sweep.
             self.connection.attach(sockets.stream, Some(&past));
             *data = DataSocket::new(sockets.data, fds.data);
         }
         let busy = try_sweep(&table, &self.connection).await;
-        self.connection.release();
+        drop(pause);
         if let Some(busy) = busy? {
             tokio::spawn(sweep_later(table, self.connection.clone(), busy));
         }
@@ -140,29 +141,23 @@ impl Process {
 
 /// Closes what no handle knows, if nothing is in flight in any server of the table: a call that is
 /// may just have made a descriptor whose handle does not exist yet. Returns a connection on which
-/// something is. `connection` stays held.
+/// something is.
 async fn try_sweep(table: &FdTable, connection: &Connection) -> Result<Option<Connection>> {
-    let mut members = table.members();
-    let busy = members.iter().position(|member| !member.try_hold());
-    let swept = match busy {
-        Some(_) => Ok(()),
-        None => connection.submit_held(table.sweep(), |_| Ok(())).await,
-    };
-    for member in &members[..busy.unwrap_or(members.len())] {
-        if !member.is(connection) {
-            member.release();
+    let mut pauses = Vec::new();
+    for member in table.members() {
+        match member.try_pause_idle() {
+            Some(pause) => pauses.push(pause),
+            None => return Ok(Some(member)),
         }
     }
-    swept.map(|()| busy.map(|busy| members.swap_remove(busy)))
+    connection.submit_first(table.sweep(), |_| Ok(())).await.map(|()| None)
 }
 
 /// Sweeps at the first moment at which nothing is in flight.
 async fn sweep_later(table: Arc<FdTable>, connection: Connection, mut busy: Connection) {
     loop {
         let mut changes = busy.watch();
-        let swept = try_sweep(&table, &connection).await;
-        connection.release();
-        match swept {
+        match try_sweep(&table, &connection).await {
             Ok(Some(other)) if other.is(&busy) => drop(changes.changed().await),
             Ok(Some(other)) => busy = other,
             // Done; or the connection ended, and the next reconnect sweeps.

@@ -158,7 +158,7 @@ impl ChildBuilder {
             remains: Some(remains),
             life: None,
             token: parent.inner().token,
-            generation: 0,
+            controllers: 0,
             polling: parent.inner().polling,
         });
         Ok(Child::new(process, parent, pid))

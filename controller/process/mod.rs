@@ -59,12 +59,14 @@ pub(crate) struct Inner {
     pub(crate) reconnecting: Arc<tokio::sync::Mutex<()>>,
     /// Where a persistent process can be reached.
     pub(crate) place: Mutex<Option<Arc<crate::persist::Place>>>,
+    /// Held while one waits to make a ring.
+    entering: tokio::sync::Mutex<()>,
     /// Where this controller's rings are.
     rings: Mutex<BTreeSet<u64>>,
     /// How often another controller has held the process meanwhile, and may have unmapped them.
     interregna: Arc<AtomicU64>,
-    /// Of the last connection that began with a handshake or a SERVE.
-    pub(crate) generation: AtomicU64,
+    /// How many controllers there had been when this one came to hold it, itself included.
+    pub(crate) controllers: AtomicU64,
     pub(crate) polling: Option<Polling>,
 }
 
@@ -114,8 +116,8 @@ pub(crate) struct Parts {
     pub(crate) remains: Option<Arc<child::Remains>>,
     pub(crate) life: Option<Box<dyn Send + Sync>>,
     pub(crate) token: Token,
-    /// Of the connection, if it began with a handshake; else 0.
-    pub(crate) generation: u64,
+    /// How many controllers there have been, this one included, if it was told.
+    pub(crate) controllers: u64,
     /// How a ring is polled that the process gets when it is called often; none: it gets none.
     pub(crate) polling: Option<Polling>,
 }
@@ -158,9 +160,10 @@ impl Process {
                 token: parts.token,
                 reconnecting: Arc::default(),
                 place: Mutex::new(None),
+                entering: tokio::sync::Mutex::default(),
                 rings: Mutex::default(),
                 interregna: Arc::default(),
-                generation: AtomicU64::new(parts.generation),
+                controllers: AtomicU64::new(parts.controllers),
                 polling: parts.polling,
             }),
         };

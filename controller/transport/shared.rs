@@ -105,11 +105,6 @@ impl Shared {
         self.here.ring()
     }
 
-    /// Where it starts in the server.
-    pub(crate) fn address(&self) -> u64 {
-        self.there
-    }
-
     /// The arena's address in the server, and its size.
     pub(crate) fn arena(&self) -> (u64, usize) {
         (self.there + ARENA_OFFSET as u64, SHARED_SIZE - ARENA_OFFSET)

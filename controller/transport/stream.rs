@@ -190,7 +190,9 @@ impl<T> Stream<T> {
     #[must_use]
     pub fn is_answered(&self) -> bool {
         let nothing_aside = || self.aside.iter().all(|(_, tag)| tag.is_none());
-        self.sent.is_empty() && !self.is_torn() && nothing_aside()
+        // What goes on after a loss has been begun already.
+        let goes_on = self.queue.front().is_some_and(|batch| batch.known.is_some());
+        self.sent.is_empty() && !self.is_torn() && !goes_on && nothing_aside()
     }
 
     /// How many calls have been answered since the stream began.

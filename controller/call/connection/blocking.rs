@@ -55,6 +55,7 @@ impl Connection {
         let alone = state.ring.is_none()
             && matches!(state.link, Link::Up(_))
             && !state.dead
+            && state.pauses == 0
             && state.stream.is_answered()
             && state.stream.is_written();
         if !alone {

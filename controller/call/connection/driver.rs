@@ -14,13 +14,22 @@ use super::{Shared, fail};
 /// How long threads that wait for their own replies may pause before the task waits again.
 const ALONE: Duration = Duration::from_millis(50);
 
+/// How long to wait before writing is tried again, where there is nothing to wait for.
+const AGAIN: Duration = Duration::from_millis(5);
+
 /// Reads and completes, and writes what did not fit at once, until the stream is over.
 pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) {
     let mut blocked = false;
     // Calls on threads that have waited for their own replies, when this was looked at last.
     let mut alone = 0;
     loop {
-        let here = shared.lock().alone;
+        let here = {
+            let state = shared.lock();
+            if state.epoch != epoch {
+                break;
+            }
+            state.alone
+        };
         if stream.set_waiting(here.is_none()).is_err() {
             break;
         }
@@ -41,7 +50,11 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                 blocked = flush(&shared, epoch);
             }
             ready = stream.writable(), if blocked => {
-                blocked = ready.is_ok() && flush(&shared, epoch);
+                if ready.is_err() {
+                    // No descriptor is free to wait with.
+                    tokio::time::sleep(AGAIN).await;
+                }
+                blocked = flush(&shared, epoch);
             }
             () = shared.work.notified() => {
                 let (dead, soon) = {

@@ -6,18 +6,19 @@
 //! instant at which others may look, also when nobody waits for it any more.
 //!
 //! ```text
-//!           attach               hold                    end of stream
-//!   Down ──────────▶ Up ◀──────────────▶ Held ────────────────▶ Down (persistent) or Gone
+//!           attach         end of stream
+//!   Down ──────────▶ Up ────────────────────▶ Down (persistent) or Gone
 //!    │  ▲
 //!    ▼  │ attach
 //!   Lost to another controller
 //! ```
-//! Only `Up` writes from the queue. `Held` finishes a batch that is written in part. `Gone` refuses
-//! what comes.
+//! Only `Up` writes from the queue, and while there is a [`Pause`] no more than the rest of a batch
+//! that is written in part. `Gone` refuses what comes.
 
 mod blocking;
 mod driver;
 mod interrupt;
+mod pause;
 mod ring;
 mod room;
 mod socket;
@@ -26,17 +27,17 @@ mod state;
 mod tests;
 
 use std::future::Future;
-use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
-use nix::sys::socket::{Shutdown, shutdown};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
 use driver::drive;
 pub use interrupt::Interrupter;
+pub(crate) use pause::Pause;
+pub(crate) use ring::Bell;
 use ring::{Offered, Waited};
 use room::Room;
 pub(crate) use room::Weight;
@@ -189,9 +190,11 @@ impl Connection {
                 persistent: false,
                 dead: false,
                 closing: false,
+                pauses: 0,
                 completing: 0,
                 batches: 0,
                 when_busy: None,
+                has_told: false,
                 ring: None,
                 soon: false,
                 alone: None,
@@ -219,8 +222,8 @@ impl Connection {
         self.shared().lock().first = number;
     }
 
-    /// Goes on over another stream, held: nothing is written before [`Connection::release`]. `past`
-    /// is what the server says about the calls that were under way on the one before.
+    /// Goes on over another stream. `past` is what the server says about the calls that were under way
+    /// on the one before.
     pub(crate) fn attach(&self, stream: Socket, past: Option<&Past>) {
         let stream = Arc::new(stream);
         let mut state = self.shared().lock();
@@ -234,9 +237,9 @@ impl Connection {
         state.leaving = false;
         state.epoch += 1;
         state.batches = 0;
+        state.has_told = false;
         state.alone = None;
-        let held = state.epoch > 1;
-        state.link = if held { Link::Held(stream.clone()) } else { Link::Up(stream.clone()) };
+        state.link = Link::Up(stream.clone());
         tokio::spawn(drive(self.shared().clone(), stream, state.epoch));
         drop(state);
         self.shared().complete(answered);
@@ -333,88 +336,6 @@ impl Connection {
         self.submit(vec![call], move |replies| value(name, &replies))
     }
 
-    /// Writes nothing new until [`Connection::release`], and returns when nothing is unanswered
-    /// (or the link is down).
-    pub(crate) async fn hold(&self) {
-        let mut changed = self.shared().changed.subscribe();
-        loop {
-            let complete = {
-                let mut state = self.shared().lock();
-                state.hurry();
-                state.hold();
-                if state.link.stream().is_none() || state.is_idle() {
-                    return;
-                }
-                state.ring.as_ref().is_some_and(|ring| ring.attend())
-            };
-            if complete {
-                self.shared().collect();
-                continue;
-            }
-            // The sender lives in what `self` holds.
-            let _ = changed.changed().await;
-        }
-    }
-
-    /// Holds the connection if nothing is unanswered on it. Says whether it is held now.
-    pub(crate) fn try_hold(&self) -> bool {
-        let mut state = self.shared().lock();
-        state.hurry();
-        let idle = state.is_idle();
-        if idle {
-            state.hold();
-        }
-        idle
-    }
-
-    /// Writes again, beginning with what has been queued.
-    pub(crate) fn release(&self) {
-        let mut state = self.shared().lock();
-        state.release();
-        state.flush();
-        drop(state);
-        self.shared().work.notify_one();
-        self.shared().changed.send_replace(());
-    }
-
-    /// Sends a batch over a held link, ahead of everything that is queued.
-    pub(crate) fn submit_held<R: Send + 'static>(
-        &self,
-        calls: Vec<Call>,
-        complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
-    ) -> Receipt<R> {
-        let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
-        let mut state = self.shared().lock();
-        let queued = state.stream.take_queue();
-        state.stream.push(calls, Batch { complete, of_link: true });
-        if let Some(stream) = state.link.stream().cloned() {
-            // The link is fresh or idle: a batch of a few requests fits into its buffer.
-            state.write(&stream, false);
-        }
-        state.stream.append_queue(queued);
-        drop(state);
-        self.shared().work.notify_one();
-        receipt
-    }
-
-    /// Ends the stream's writing side, and returns when the server has ended its own.
-    pub(crate) async fn shut_down(&self) {
-        // If nobody waits for it any more, the connection goes on.
-        let _release = Release(self);
-        self.hold().await;
-        self.shared().lock().leaving = true;
-        let mut changed = self.shared().changed.subscribe();
-        loop {
-            {
-                let state = self.shared().lock();
-                let Some(stream) = state.link.stream() else { return };
-                // A stream that is over already is what is wanted.
-                let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);
-            }
-            let _ = changed.changed().await;
-        }
-    }
-
     /// The process is dead: reads the replies that it has left, fails what waits, and refuses what
     /// comes.
     pub(crate) fn process_died(&self) {
@@ -472,22 +393,12 @@ impl Connection {
     }
 }
 
-/// Lets a held connection go on.
-struct Release<'a>(&'a Connection);
-
-impl Drop for Release<'_> {
-    fn drop(&mut self) {
-        self.0.release();
-    }
-}
-
 impl Drop for Handle {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.closing = true;
         // What is queued while the process is detached has nobody left to send it.
         let queued = if state.link.stream().is_none() { state.abandon() } else { Lost::default() };
-        state.release();
         // The stream ends when what is in the ring is complete.
         let complete = state.ring.as_ref().is_some_and(|ring| ring.attend());
         drop(state);
@@ -509,12 +420,13 @@ impl Shared {
     fn lock_and_count(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         state.batches = state.batches.saturating_add(1);
-        if state.batches == BUSY
-            && let Some(busy) = state.when_busy.clone()
-        {
+        let busy = state.batches >= BUSY && !state.has_told && state.stream.is_answered();
+        if busy && let Some(when_busy) = state.when_busy.clone() {
+            let epoch = state.epoch;
             drop(state);
-            busy();
+            let told = when_busy();
             state = self.lock();
+            state.has_told |= told && state.epoch == epoch;
         }
         state
     }

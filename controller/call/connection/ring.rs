@@ -14,7 +14,7 @@
 //! batch that nobody waits for is left to it at once.
 
 use std::hint::spin_loop;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use tokio::io::Interest;
@@ -55,6 +55,24 @@ pub(super) struct Waited {
     ahead: usize,
     /// The last call runs another program.
     pub(super) executes: bool,
+}
+
+/// What the server rings for a controller that sleeps, as the runtime waits for it.
+pub(crate) struct Bell(AsyncFd<OwnedFd>);
+
+impl Bell {
+    /// Must be called within a tokio runtime.
+    pub(crate) fn new(eventfd: OwnedFd) -> Result<Self> {
+        // SAFETY: the descriptor is owned by what is registered.
+        let bell = unsafe { AsyncFd::register_with_interest(eventfd, Interest::READABLE) };
+        bell.map(Self).map_err(|error| Error::io("watching an eventfd")(error.into()))
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
+    }
 }
 
 /// What has become of a batch that was offered to a ring.
@@ -212,7 +230,7 @@ impl State {
     pub(super) fn usable_ring(&mut self) -> Option<&mut RingLink> {
         let stream_is_idle = self.stream.is_answered() && self.stream.is_written();
         match self.link {
-            Link::Up(_) if stream_is_idle && !self.dead => self.ring.as_mut(),
+            Link::Up(_) if stream_is_idle && self.pauses == 0 && !self.dead => self.ring.as_mut(),
             _ => None,
         }
     }
@@ -284,7 +302,7 @@ impl Shared {
 
 impl Connection {
     /// Calls go into the ring in `memory` from here on, where they can. The server was told of it on
-    /// link `epoch`, and if that one is over nothing happens.
+    /// link `epoch`, and if that one is over nothing happens. Must be called within a tokio runtime.
     pub(crate) fn enter_ring(
         &self,
         epoch: u64,
@@ -292,14 +310,11 @@ impl Connection {
         polling: Polling,
         signal: Signal,
         bell: OwnedFd,
-        ours: OwnedFd,
-    ) -> Result<()> {
-        // SAFETY: the descriptor is owned by what is registered.
-        let ours = unsafe { AsyncFd::register_with_interest(ours, Interest::READABLE) };
-        let ours = ours.map_err(|error| Error::io("watching an eventfd")(error.into()))?;
+        ours: Bell,
+    ) {
         let mut state = self.shared().lock();
         if state.epoch != epoch || state.link.stream().is_none() {
-            return Ok(());
+            return;
         }
         let (attended, over) = oneshot::channel();
         let looks = Arc::new(Looks::new(polling));
@@ -310,12 +325,12 @@ impl Connection {
         let ring = RingLink { calls, bell, looks, interrupts, interrupting, _attended: attended };
         let before = state.ring.replace(ring);
         state.in_rings += before.map_or(0, |ring| ring.answered());
-        tokio::spawn(attend(Arc::downgrade(self.shared()), ours, over));
-        Ok(())
+        tokio::spawn(attend(Arc::downgrade(self.shared()), ours.0, over));
     }
 
-    /// Calls `busy` when there have been many batches on a link.
-    pub(crate) fn when_busy(&self, busy: impl Fn() + Send + Sync + 'static) {
+    /// Calls `busy` before a batch that finds nothing under way, once there have been many on a link,
+    /// until it says that it need not be called again.
+    pub(crate) fn when_busy(&self, busy: impl Fn() -> bool + Send + Sync + 'static) {
         self.shared().lock().when_busy = Some(Arc::new(busy));
     }
 

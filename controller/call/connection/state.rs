@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) dead: bool,
     /// No handle is left: end when the queue is written.
     pub(super) closing: bool,
+    /// How many want nothing new to be written.
+    pub(super) pauses: usize,
     /// Batches that have their replies, and whose closures have not returned yet.
     pub(super) completing: usize,
     /// All that is queued can wait for what comes next.
@@ -33,8 +35,10 @@ pub(super) struct State {
     pub(super) alone: Option<u64>,
     /// How many batches were submitted on this link.
     pub(super) batches: u32,
-    /// Told when there have been many.
-    pub(super) when_busy: Option<Arc<dyn Fn() + Send + Sync>>,
+    /// Told when there have been many, and nothing is under way.
+    pub(super) when_busy: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
+    /// It need not be told again on this link.
+    pub(super) has_told: bool,
     /// The faster way, while there is one.
     pub(super) ring: Option<RingLink>,
     /// The number of the first call of this link in the server's log.
@@ -86,7 +90,6 @@ impl Lost {
 
 pub(super) enum Link {
     Up(Arc<Socket>),
-    Held(Arc<Socket>),
     Down,
     Gone,
     /// Another controller has taken the process over.
@@ -96,7 +99,7 @@ pub(super) enum Link {
 impl Link {
     pub(super) fn stream(&self) -> Option<&Arc<Socket>> {
         match self {
-            Self::Up(stream) | Self::Held(stream) => Some(stream),
+            Self::Up(stream) => Some(stream),
             Self::Down | Self::Gone | Self::Lost(_) => None,
         }
     }
@@ -122,18 +125,6 @@ impl State {
         }
     }
 
-    pub(super) fn hold(&mut self) {
-        if let Link::Up(stream) = &self.link {
-            self.link = Link::Held(stream.clone());
-        }
-    }
-
-    pub(super) fn release(&mut self) {
-        if let Link::Held(stream) = &self.link {
-            self.link = Link::Up(stream.clone());
-        }
-    }
-
     /// Writes what can be written. Says whether something is left that could be.
     pub(super) fn flush(&mut self) -> bool {
         if self.ring_is_busy() {
@@ -141,20 +132,11 @@ impl State {
             return false;
         }
         self.soon = false;
-        match &self.link {
-            Link::Up(stream) => {
-                let stream = stream.clone();
-                self.write(&stream, false)
-            }
-            Link::Held(stream) => {
-                let stream = stream.clone();
-                self.write(&stream, true)
-            }
-            Link::Down | Link::Gone | Link::Lost(_) => false,
-        }
+        let Some(stream) = self.link.stream().cloned() else { return false };
+        self.write(&stream, self.pauses > 0)
     }
 
-    pub(super) fn write(&mut self, stream: &Socket, torn_only: bool) -> bool {
+    fn write(&mut self, stream: &Socket, torn_only: bool) -> bool {
         loop {
             let output = self.stream.output(torn_only);
             if output.is_empty() {
@@ -167,6 +149,18 @@ impl State {
                 Err(_) => return false,
             }
         }
+    }
+
+    /// Writes a batch ahead of everything that is queued, of which nothing has been written in part,
+    /// whatever pauses there are.
+    pub(super) fn write_first(&mut self, calls: Vec<Call>, batch: Batch, stream: &Socket) {
+        // Somebody has to wait for it.
+        self.alone = None;
+        let queued = self.stream.take_queue();
+        self.stream.push(calls, batch);
+        // Nothing is under way: a batch of a few requests fits into the socket's buffer.
+        self.write(stream, false);
+        self.stream.append_queue(queued);
     }
 
     /// Takes bytes that have arrived. What is complete with them counts as completing.

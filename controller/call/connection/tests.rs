@@ -3,7 +3,7 @@
 use super::*;
 use crate::abi::wire::REQUEST_SIZE;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as Peer;
 use std::time::Duration;
 
@@ -35,10 +35,11 @@ async fn what_does_not_fit_is_written_by_the_new_links_task_though_the_old_one_s
     connection.set_persistent();
     tokio::task::yield_now().await;
     let (stream, mut server) = pair();
+    let pause = connection.pause();
     connection.attach(stream, None);
     let bytes = vec![1; 4 << 20];
     let receipt = connection.call("COPY_IN", Call::copy_in(0, bytes.clone()));
-    connection.release();
+    drop(pause);
     let server = tokio::task::spawn_blocking(move || {
         let mut request = vec![0; REQUEST_SIZE + bytes.len()];
         server.read_exact(&mut request).unwrap();
@@ -116,7 +117,7 @@ async fn what_can_wait_goes_out_with_what_comes_next_or_else_by_itself() {
     assert_eq!(alone.await.unwrap(), 1);
     // Who waits until nothing is unanswered waits for it too.
     let held = connection.submit_soon(vec![getpid()], |replies| Ok(replies.len()));
-    assert!(!connection.try_hold());
+    assert!(connection.try_pause_idle().is_none());
     request(&server).await;
     server.write_all(&4i64.to_le_bytes()).unwrap();
     assert_eq!(held.await.unwrap(), 1);
@@ -124,9 +125,9 @@ async fn what_can_wait_goes_out_with_what_comes_next_or_else_by_itself() {
 
 /// A ring's memory, and the bell that the server rings, to be given to a connection: the test is the
 /// server.
-fn ring() -> (Arc<transport::Shared>, OwnedFd) {
+fn ring() -> (Arc<transport::Shared>, Bell) {
     let memory = transport::Prepared::new().unwrap().mapped(1 << 32, ());
-    (Arc::new(memory), eventfd())
+    (Arc::new(memory), Bell::new(eventfd()).unwrap())
 }
 
 fn eventfd() -> OwnedFd {
@@ -134,18 +135,18 @@ fn eventfd() -> OwnedFd {
 }
 
 #[tokio::test]
-async fn a_call_with_a_deadline_that_waits_for_a_held_connection_goes_out_when_it_is_released() {
+async fn a_call_with_a_deadline_that_waits_for_a_pause_goes_out_when_that_is_over() {
     let (stream, _server) = pair();
     let connection = Connection::over(stream);
     let (memory, bell) = ring();
     let signal = Arc::new(|| Ok(()));
-    connection.enter_ring(1, memory.clone(), Polling::Never, signal, eventfd(), bell).unwrap();
-    assert!(connection.try_hold());
+    connection.enter_ring(1, memory.clone(), Polling::Never, signal, eventfd(), bell);
+    let pause = connection.try_pause_idle().unwrap();
     let waiting = connection.clone();
     let limit = Duration::from_secs(60);
     let call = tokio::spawn(async move { waiting.call_within(limit, "getpid", getpid()).await });
     tokio::task::yield_now().await;
-    connection.release();
+    drop(pause);
     let handed_over = async {
         while memory.ring().take(0).is_none() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -161,7 +162,7 @@ async fn no_signal_that_meant_a_call_of_the_ring_can_meet_one_of_the_stream() {
     server.set_nonblocking(true).unwrap();
     let connection = Connection::over(stream);
     let (memory, bell) = ring();
-    let rings = bell.try_clone().unwrap();
+    let rings = bell.as_fd().try_clone_to_owned().unwrap();
     let seen = Arc::new(Mutex::new(None));
     let signal = {
         let (seen, memory) = (seen.clone(), memory.clone());
@@ -179,7 +180,7 @@ async fn no_signal_that_meant_a_call_of_the_ring_can_meet_one_of_the_stream() {
         }
     };
     let signal = Arc::new(signal);
-    connection.enter_ring(1, memory.clone(), Polling::Never, signal, eventfd(), bell).unwrap();
+    connection.enter_ring(1, memory.clone(), Polling::Never, signal, eventfd(), bell);
     let pause = Call::syscall(syscalls::Sysno::pause, [0; 6]);
     let in_ring = connection.call("pause", pause);
     let interrupter = in_ring.interrupter().unwrap();
@@ -193,4 +194,87 @@ async fn no_signal_that_meant_a_call_of_the_ring_can_meet_one_of_the_stream() {
     request(&server).await;
     server.write_all(&2i64.to_le_bytes()).unwrap();
     assert_eq!(on_stream.await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn who_ends_a_pause_ends_nobody_elses() {
+    let (stream, mut server) = pair();
+    server.set_nonblocking(true).unwrap();
+    let connection = Connection::over(stream);
+    let (one, other) = (connection.pause(), connection.try_pause_idle().unwrap());
+    let receipt = connection.call("getpid", getpid());
+    drop(one);
+    let read = server.read(&mut [0; REQUEST_SIZE]).map_err(|error| error.kind());
+    assert_eq!(read, Err(std::io::ErrorKind::WouldBlock));
+    drop(other);
+    assert_eq!(server.read(&mut [0; REQUEST_SIZE]).unwrap(), REQUEST_SIZE);
+    server.write_all(&5i64.to_le_bytes()).unwrap();
+    assert_eq!(receipt.await.unwrap(), 5);
+}
+
+#[tokio::test]
+async fn what_is_to_go_first_is_not_executed_when_the_link_is_over() {
+    let (stream, server) = pair();
+    let connection = Connection::over(stream);
+    connection.set_persistent();
+    drop(server);
+    let mut changed = connection.watch();
+    while connection.is_connected() {
+        changed.changed().await.unwrap();
+    }
+    let _pause = connection.pause();
+    let first = connection.submit_first(vec![getpid()], |replies| Ok(replies.len()));
+    assert!(matches!(first.await, Err(Error::Lost(Outcome::NotExecuted))));
+}
+
+#[tokio::test]
+async fn ending_a_link_in_good_order_does_not_end_the_next_one() {
+    let (stream, mut server) = pair();
+    let connection = Connection::over(stream);
+    connection.set_persistent();
+    let mut ends = std::pin::pin!(connection.shut_down());
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    assert!(ends.as_mut().poll(&mut context).is_pending());
+    assert_eq!(server.read(&mut [0]).unwrap(), 0);
+    drop(server);
+    let mut changed = connection.watch();
+    while connection.is_connected() {
+        changed.changed().await.unwrap();
+    }
+    let (stream, mut server) = pair();
+    server.set_nonblocking(true).unwrap();
+    connection.attach(stream, None);
+    assert!(ends.as_mut().poll(&mut context).is_ready());
+    let read = server.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(read, Err(std::io::ErrorKind::WouldBlock));
+}
+
+#[tokio::test]
+async fn a_batch_that_waits_behind_nothing_is_sent_only_then() {
+    let (stream, mut server) = pair();
+    let connection = Connection::over(stream);
+    let submit = |own: Option<&Pause>| {
+        connection.submit_if_idle(own, || Ok(()), vec![getpid()], |replies| Ok(replies.len()))
+    };
+    let before = connection.call("getpid", getpid());
+    assert!(submit(None).unwrap().is_none());
+    request(&server).await;
+    server.write_all(&1i64.to_le_bytes()).unwrap();
+    before.await.unwrap();
+    let pause = connection.pause();
+    let other = connection.pause();
+    assert!(submit(Some(&pause)).unwrap().is_none());
+    drop(other);
+    // What the pause keeps comes behind it.
+    let behind = connection.call("getpid", getpid());
+    assert!(submit(None).unwrap().is_none());
+    let first = submit(Some(&pause)).unwrap().unwrap();
+    assert!(submit(Some(&pause)).unwrap().is_none());
+    request(&server).await;
+    server.write_all(&2i64.to_le_bytes()).unwrap();
+    assert_eq!(first.await.unwrap(), 1);
+    drop(pause);
+    request(&server).await;
+    server.write_all(&3i64.to_le_bytes()).unwrap();
+    assert_eq!(behind.await.unwrap(), 3);
 }

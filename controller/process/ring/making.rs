@@ -1,0 +1,190 @@
+//! The calls that give a server a ring, as one batch, and what their replies mean.
+//!
+//! The memory and the bells come as a message; later calls of the batch use what it has left in the
+//! server's memory. Its reply says all that is to be known, so that there is no moment at which the
+//! server has a ring and this side could still fail to use it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::mman::{MapFlags, ProtFlags};
+use syscalls::Sysno;
+use tokio::sync::OwnedMutexGuard;
+
+use super::There;
+use super::signal::interrupt;
+use crate::abi::wire::Operation;
+use crate::call::{Bell, Call, Error, Pause, Polling, Receipt, Reply, Result};
+use crate::handle::{AddressSpace, FdTable, Mapping};
+use crate::process::Process;
+use crate::sys::{Buffer, DataSocket, Message};
+use crate::transport::{Prepared, SHARED_SIZE};
+
+/// A ring that is being made.
+pub(super) struct Making {
+    process: Process,
+    polling: Polling,
+    epoch: u64,
+    table: Arc<FdTable>,
+    memory: Prepared,
+    wakes_server: OwnedFd,
+    wakes_controller: Bell,
+    told: Receipt<Told>,
+    /// Until it is in use, neither the link nor the table is exchanged.
+    _locks: [OwnedMutexGuard<()>; 2],
+}
+
+/// What the server knows of its ring.
+struct Told {
+    mapping: Mapping,
+    /// Which it waits for, and which it rings.
+    bells: [i32; 2],
+    /// Where its ring was before, or 0.
+    before: u64,
+}
+
+impl Making {
+    /// Sends the batch, if nothing is under way. Must be called within a tokio runtime.
+    pub(super) fn begin(
+        process: &Process,
+        polling: Polling,
+        own: Option<&Pause>,
+        buffer: Arc<Buffer>,
+        table: Arc<FdTable>,
+        locks: [OwnedMutexGuard<()>; 2],
+    ) -> Result<Option<Self>> {
+        let epoch = process.connection.epoch();
+        let memory = Prepared::new()?;
+        let (wakes_server, wakes_controller) = (eventfd()?, Bell::new(eventfd()?)?);
+        let told = {
+            let sent = [memory.memfd(), wakes_server.as_fd(), wakes_controller.as_fd()];
+            // The order of messages is the order of the calls that take them.
+            let data = process.data.lock().unwrap_or_else(PoisonError::into_inner);
+            let calls = calls(&data, buffer.address());
+            let (table, space) = (table.clone(), process.space.clone());
+            let complete = move |replies: Vec<Reply>| {
+                let _buffer = buffer;
+                told(&replies, &table, &space)
+            };
+            process.connection.submit_if_idle(own, || data.pass(&sent), calls, complete)?
+        };
+        Ok(told.map(|told| Self {
+            process: process.clone(),
+            polling,
+            epoch,
+            table,
+            memory,
+            wakes_server,
+            wakes_controller,
+            told,
+            _locks: locks,
+        }))
+    }
+
+    /// Uses the ring once the server has it.
+    ///
+    /// If the reply is lost with the link, the next sweep closes what has come, and the next RING
+    /// names the memory.
+    pub(super) async fn finish(self) -> Result<()> {
+        let Told { mapping, bells, before } = self.told.await?;
+        let (process, address) = (self.process, mapping.address());
+        process.rings().insert(address);
+        let interregna = process.inner().interregna.clone();
+        let since = interregna.load(Ordering::Relaxed);
+        let there = There { mapping: Some(mapping), interregna, since };
+        let memory = Arc::new(self.memory.mapped(address, there));
+        process.server_fds().ring = bells.to_vec();
+        if let Some(remains) = process.remains() {
+            remains.add_in_parent(&self.table, &bells);
+        }
+        process.forget_ring(before);
+        process.set_shared(&memory);
+        let pidfd = process.shared_pidfd().clone();
+        let signal = Arc::new(move || interrupt(&pidfd, address));
+        let (polling, bell, ours) = (self.polling, self.wakes_server, self.wakes_controller);
+        process.connection.enter_ring(self.epoch, memory, polling, signal, bell, ours);
+        Ok(())
+    }
+}
+
+/// The places of calls in the batch.
+const RECEIVED: usize = 1;
+const MEMFD: usize = 2;
+const BELLS: usize = 3;
+const LAST: usize = 4;
+const COMPLETE: usize = 5;
+const MAPPED: usize = 6;
+const ADVISED: usize = 7;
+const ENTERED: usize = 8;
+
+/// The batch, with a message at `address`.
+fn calls(data: &DataSocket, address: u64) -> Vec<Call> {
+    let load = |at: u64, width: u64| {
+        let fds = address + Message::FDS as u64;
+        Call::operation(Operation::Load, [fds + at, width, 0, 0, 0, 0]).linked()
+    };
+    let protection = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).bits() as u64;
+    let shared = MapFlags::MAP_SHARED.bits() as u64;
+    let mmap = [0, SHARED_SIZE as u64, protection, shared, 0, 0];
+    // Children that get a copy of the process's memory must not find their parent's ring.
+    let madvise = [0, SHARED_SIZE as u64, libc::MADV_DONTFORK as u64, 0, 0, 0];
+    let getfd = [0, libc::F_GETFD as u64, 0, 0, 0, 0];
+    let back = |from: usize, to: usize| from - to;
+    vec![
+        Call::copy_in(address, Message::receiving(address, 3)),
+        data.recvmsg(address).linked(),
+        load(0, 4),
+        // As RING takes them.
+        load(4, 8),
+        load(8, 4),
+        // In a full table fewer have come, and -1 is left in the place of the last.
+        Call::syscall(Sysno::fcntl, getfd).referring(0, back(COMPLETE, LAST)).linked(),
+        Call::syscall(Sysno::mmap, mmap).referring(4, back(MAPPED, MEMFD)).linked(),
+        Call::syscall(Sysno::madvise, madvise).referring(0, back(ADVISED, MAPPED)).linked(),
+        Call::operation(Operation::Ring, [0; 6])
+            .referring(0, back(ENTERED, MAPPED))
+            .referring(1, back(ENTERED, BELLS))
+            .linked(),
+        // Whatever has failed.
+        Call::syscall(Sysno::close, [0; 6]).referring(0, back(ENTERED + 1, MEMFD)),
+    ]
+}
+
+/// What the replies say. Where something has failed, what came before is given back.
+fn told(replies: &[Reply], table: &Arc<FdTable>, space: &Arc<AddressSpace>) -> Result<Told> {
+    let value = |place: usize, name| {
+        let reply = replies.get(place).ok_or(Error::Protocol("too few replies"))?;
+        reply.value().map_err(Error::call(name))
+    };
+    let bells = value(BELLS, "LOAD").map(|bells| [bells as i32, (bells >> 32) as i32]);
+    let mapping = value(MAPPED, "mmap").map(|address| Mapping::new(space, address, SHARED_SIZE));
+    let entered = || {
+        value(RECEIVED, "recvmsg")?;
+        let full = Error::Call { call: "recvmsg", errno: Errno::EMFILE };
+        value(COMPLETE, "recvmsg").map_err(|_| full)?;
+        let mapping = mapping?;
+        value(ADVISED, "madvise")?;
+        Ok((mapping, value(ENTERED, "RING")?))
+    };
+    match (entered(), bells) {
+        (Ok((mapping, before)), Ok(bells)) => {
+            table.reserve(bells);
+            Ok(Told { mapping, bells, before })
+        }
+        (Err(error), bells) => {
+            table.close_later(bells.into_iter().flatten().filter(|fd| *fd >= 0));
+            Err(error)
+        }
+        (Ok(_), Err(error)) => Err(error),
+    }
+}
+
+fn eventfd() -> Result<OwnedFd> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let fd = EventFd::from_value_and_flags(0, flags).map_err(Error::local("eventfd"))?;
+    Ok(fd.into())
+}

@@ -1,0 +1,166 @@
+//! Giving a server a ring: when, and what becomes of it afterwards.
+//!
+//! A ring takes two descriptors, and pages on both sides. So a process gets its ring when it turns out
+//! to be called often, or when it is asked for.
+//!
+//! While one is made, nobody may reconnect, make a child that copies the table of descriptors, or leave
+//! that table. So it is made at a moment at which the server has nothing else to do: all of that takes
+//! one round trip then, which waits behind no call that takes long. Until there is such a moment,
+//! nothing is held that others need.
+
+mod making;
+mod signal;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
+
+use self::making::Making;
+use super::{Inner, Process, to_the_end};
+use crate::call::{Error, Pause, Polling, Result};
+use crate::handle::Mapping;
+use crate::sys::{Buffer, Message};
+use crate::transport::SHARED_SIZE;
+
+/// What has come of trying to make a ring.
+enum Try {
+    /// It was there already.
+    There,
+    /// It is being made.
+    Begun(Box<Making>),
+    /// Something is under way.
+    Busy,
+    /// Somebody reconnects, or makes a child, or leaves the table.
+    Locked,
+}
+
+impl Process {
+    /// Calls go through shared memory from here on, where they can, without the detour through the
+    /// kernel that a stream is. A process that is called often gets that by itself.
+    ///
+    /// The ring is made when the calls that are under way are complete. Calls that are made meanwhile
+    /// go out after that; dropping the future lets them go out at once.
+    ///
+    /// When the connection ends, so does the ring; after a reconnect it is made anew when the process
+    /// is called often again.
+    ///
+    /// # Errors
+    ///
+    /// Where the server can't read ahead (version 0 of the stream), and those of the calls that map
+    /// the memory.
+    pub async fn enter_ring(&self, polling: Polling) -> Result<()> {
+        if self.connection.version() == 0 {
+            return Err(Error::Protocol(
+                "the server speaks version 0 of the stream, without a ring",
+            ));
+        }
+        // Two that pause the connection would wait for each other.
+        let _turn = self.inner().entering.lock().await;
+        let buffer = Arc::new(self.buffer(Message::size(1)).await?);
+        let mut changed = self.connection.watch();
+        loop {
+            // Where there is always something under way it would never be idle by itself.
+            let pause = self.connection.pause();
+            let tried = loop {
+                match self.try_ring(polling, Some(&pause), || Some(buffer.clone()))? {
+                    // The sender lives in what `self` holds.
+                    Try::Busy => drop(changed.changed().await),
+                    other => break other,
+                }
+            };
+            drop(pause);
+            match tried {
+                Try::Begun(making) => return to_the_end(making.finish()).await,
+                Try::There => return Ok(()),
+                // Whoever it is may wait for calls that the pause has kept.
+                Try::Busy | Try::Locked => {
+                    drop(self.inner().reconnecting.lock().await);
+                    drop(self.quiet_table().await);
+                }
+            }
+        }
+    }
+
+    /// Begins to make a ring, if nothing is in the way: waits for nothing. It is made with a buffer for
+    /// a [`Message`] with one byte.
+    fn try_ring(
+        &self,
+        polling: Polling,
+        own: Option<&Pause>,
+        buffer: impl FnOnce() -> Option<Arc<Buffer>>,
+    ) -> Result<Try> {
+        if self.connection.has_ring() {
+            return Ok(Try::There);
+        }
+        if !self.connection.is_idle(own)? {
+            return Ok(Try::Busy);
+        }
+        let Ok(turn) = self.inner().reconnecting.clone().try_lock_owned() else {
+            return Ok(Try::Locked);
+        };
+        let table = self.table();
+        let Ok(quiet) = table.quiet.clone().try_lock_owned() else { return Ok(Try::Locked) };
+        if !Arc::ptr_eq(&table, &self.table()) {
+            return Ok(Try::Locked);
+        }
+        let Some(buffer) = buffer() else { return Ok(Try::Busy) };
+        let begun = Making::begin(self, polling, own, buffer, table, [turn, quiet])?;
+        Ok(begun.map_or(Try::Busy, |making| Try::Begun(Box::new(making))))
+    }
+
+    /// Unmaps the ring of a controller before this one, of which nobody else knows.
+    fn forget_ring(&self, before: u64) {
+        if before != 0 && !self.rings().contains(&before) {
+            drop(Mapping::new(&self.space, before, SHARED_SIZE));
+        }
+    }
+
+    /// Another controller may have held the process meanwhile, and have unmapped what it did not know:
+    /// nothing here uses or unmaps it any more. If it is still there, the next RING names it.
+    pub(crate) fn give_rings_up(&self) {
+        self.inner().interregna.fetch_add(1, Ordering::Relaxed);
+        self.rings().clear();
+        self.forget_shared();
+    }
+
+    fn rings(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.inner().rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A ring's memory in the process, as long as no other controller has held that.
+struct There {
+    mapping: Option<Mapping>,
+    interregna: Arc<AtomicU64>,
+    since: u64,
+}
+
+impl Drop for There {
+    fn drop(&mut self) {
+        if let Some(mapping) = self.mapping.take()
+            && self.interregna.load(Ordering::Relaxed) != self.since
+        {
+            let _ = mapping.into_raw();
+        }
+    }
+}
+
+/// What makes a ring once the process is called often. Says whether it need not be called again.
+pub(super) fn when_busy(process: Weak<Inner>, polling: Polling) -> impl Fn() -> bool + Send + Sync {
+    let runtime = tokio::runtime::Handle::try_current();
+    move || {
+        let (Ok(runtime), Some(inner)) = (&runtime, process.upgrade()) else { return true };
+        let process = Process { inner };
+        let _runtime = runtime.enter();
+        let buffer = || process.arena.take(Message::size(1)).map(Buffer::Arena).map(Arc::new);
+        match process.try_ring(polling, None, buffer) {
+            Ok(Try::Begun(making)) => {
+                // If it can't be had, the stream goes on.
+                runtime.spawn(making.finish());
+                true
+            }
+            Ok(Try::Busy | Try::Locked) => false,
+            Ok(Try::There) | Err(_) => true,
+        }
+    }
+}

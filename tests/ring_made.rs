@@ -1,0 +1,186 @@
+//! Making a ring: it waits for calls that take long, and nobody waits for it.
+
+mod common;
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Waker};
+
+use common::{TestHome, blocked_in, fds, until_async};
+use farcall::call::{Call, Polling, Receipt};
+use farcall::persist::SharedMemory;
+use farcall::sys::Sysno;
+use farcall::{Child, Error, Local, Process};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// More calls than it takes until a process gets its ring by itself.
+const OFTEN: usize = 200;
+
+/// A child that shares its parent's descriptors, in a call that does not end by itself.
+async fn blocked_child(root: &Process) -> (Child, Receipt<u64>) {
+    let child = root.child().share_files().spawn().await.unwrap();
+    let blocked = child.connection().call("pause", Call::syscall(Sysno::pause, [0; 6]));
+    let pid = child.pid().unwrap();
+    until_async("it is blocked", || blocked_in(pid) == Some(Sysno::pause as usize)).await;
+    (child, blocked)
+}
+
+/// Ends the call: a signal with a handler.
+async fn end(child: &Child, blocked: Receipt<u64>) {
+    kill(Pid::from_raw(child.pid().unwrap()), Signal::SIGPIPE).unwrap();
+    let ended = blocked.await;
+    assert!(matches!(ended, Err(Error::Call { errno: Errno::EINTR, .. })), "{ended:?}");
+}
+
+fn getpid(process: &Process) -> Receipt<u64> {
+    process.connection().call("getpid", Call::syscall(Sysno::getpid, [0; 6]))
+}
+
+/// All tasks that are ready, and what they set going, have had their turn.
+async fn turns() {
+    for _ in 0..3 {
+        tokio::spawn(async {}).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_is_called_often_gets_its_ring_when_nothing_is_under_way() {
+    let root = Local::new().start().await.unwrap();
+    let (child, blocked) = blocked_child(&root).await;
+    let calls: Vec<_> = (0..OFTEN).map(|_| getpid(&child)).collect();
+    turns().await;
+    // Making others takes the same turns as making the ring does.
+    let sibling = root.child().share_files().spawn().await.unwrap();
+    sibling.getpid().await.unwrap();
+    assert!(!child.connection().has_ring());
+    end(&child, blocked).await;
+    for call in calls {
+        assert_eq!(call.await.unwrap(), child.pid().unwrap() as u64);
+    }
+    getpid(&child).await.unwrap();
+    turns().await;
+    assert!(child.connection().has_ring());
+    getpid(&child).await.unwrap();
+}
+
+#[tokio::test]
+async fn so_does_one_whose_calls_are_made_one_by_one() {
+    let root = Local::new().start().await.unwrap();
+    for _ in 0..OFTEN {
+        root.getpid().await.unwrap();
+    }
+    assert!(root.connection().has_ring());
+}
+
+#[test]
+fn and_one_whose_calls_are_made_on_a_thread() {
+    let root = farcall::blocking::wait(Local::new().start()).unwrap();
+    for _ in 0..OFTEN {
+        root.syscall_blocking(Sysno::getpid, [0; 6]).unwrap();
+    }
+    common::until("it has a ring", || root.connection().has_ring());
+    root.syscall_blocking(Sysno::getpid, [0; 6]).unwrap();
+}
+
+#[tokio::test]
+async fn who_asks_for_a_ring_waits_for_the_call_and_nobody_for_the_ring() {
+    let root = Local::new().polling(None).start().await.unwrap();
+    let (child, blocked) = blocked_child(&root).await;
+    let mut context = Context::from_waker(Waker::noop());
+    {
+        let mut given_up = pin!(child.enter_ring(Polling::Never));
+        assert!(given_up.as_mut().poll(&mut context).is_pending());
+    }
+    let two = [(); 2].map(|()| {
+        let process = child.process().clone();
+        tokio::spawn(async move { process.enter_ring(Polling::Adaptive).await })
+    });
+    turns().await;
+    let after = getpid(&child);
+    let sibling = root.child().share_files().spawn().await.unwrap();
+    sibling.enter_ring(Polling::Adaptive).await.unwrap();
+    root.enter_ring(Polling::Adaptive).await.unwrap();
+    assert!(!child.connection().has_ring());
+    end(&child, blocked).await;
+    for one in two {
+        one.await.unwrap().unwrap();
+    }
+    assert!(child.connection().has_ring());
+    assert_eq!(after.await.unwrap(), child.pid().unwrap() as u64);
+}
+
+#[tokio::test]
+async fn a_child_of_a_process_that_waits_for_its_ring_is_made() {
+    let root = Local::new().polling(None).start().await.unwrap();
+    let (child, blocked) = blocked_child(&root).await;
+    let mut grandchild = pin!(child.child().spawn());
+    assert!(grandchild.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    turns().await;
+    let mut entering = pin!(child.enter_ring(Polling::Adaptive));
+    assert!(entering.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    end(&child, blocked).await;
+    let (grandchild, entered) = tokio::join!(grandchild, entering);
+    grandchild.unwrap().getpid().await.unwrap();
+    entered.unwrap();
+    assert!(child.connection().has_ring());
+}
+
+#[tokio::test]
+async fn a_process_that_waits_for_its_ring_can_be_detached() {
+    let home = TestHome::new();
+    let root = Local::new().polling(None).start().await.unwrap();
+    let place = home.home.reserve(&"waits".parse().unwrap()).unwrap();
+    let child = root.child().spawn_persistent(place, SharedMemory::Refuse).await.unwrap();
+    let blocked = child.connection().call("pause", Call::syscall(Sysno::pause, [0; 6]));
+    let pid = child.pid().unwrap();
+    until_async("it is blocked", || blocked_in(pid) == Some(Sysno::pause as usize)).await;
+    let process = child.process().clone();
+    let entering = tokio::spawn(async move { process.enter_ring(Polling::Adaptive).await });
+    turns().await;
+    let mut detaching = pin!(child.prepare_for_reconnect());
+    assert!(detaching.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    end(&child, blocked).await;
+    detaching.await.unwrap();
+    let entered = entering.await.unwrap();
+    assert!(matches!(entered, Ok(()) | Err(Error::Lost(_))), "{entered:?}");
+    child.reconnect().await.unwrap();
+    child.enter_ring(Polling::Adaptive).await.unwrap();
+    assert!(child.connection().has_ring());
+    assert_eq!(child.getpid().await.unwrap(), pid);
+}
+
+/// Sets how many descriptors another process may have.
+fn limit_descriptors(pid: i32, soft: u64) {
+    let limits = nix::libc::rlimit { rlim_cur: soft, rlim_max: 4096 };
+    // SAFETY: the limits are read from a value that lives through the call, and none is written.
+    let result = unsafe {
+        nix::libc::prlimit(pid, nix::libc::RLIMIT_NOFILE, &raw const limits, std::ptr::null_mut())
+    };
+    assert_eq!(result, 0);
+}
+
+#[tokio::test]
+async fn where_there_is_no_room_for_its_descriptors_nothing_is_left_of_it() {
+    let root = Local::new().polling(None).start().await.unwrap();
+    let pid = root.pid().unwrap();
+    root.getpid().await.unwrap();
+    let before = fds(pid);
+    let used = *before.keys().max().unwrap() as u64 + 1;
+    let rings = || {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        maps.matches("memfd:farcall-ring").count()
+    };
+    for free in 0..3 {
+        limit_descriptors(pid, used + free);
+        let entered = root.enter_ring(Polling::Adaptive).await;
+        assert!(matches!(entered, Err(Error::Call { errno: Errno::EMFILE, .. })), "{entered:?}");
+        until_async("its descriptors are those from before", || fds(pid) == before).await;
+        assert_eq!(rings(), 0);
+    }
+    limit_descriptors(pid, used + 3);
+    root.enter_ring(Polling::Adaptive).await.unwrap();
+    assert_eq!(rings(), 1);
+    root.getpid().await.unwrap();
+}
