@@ -26,6 +26,8 @@
 //! - Entry `clear`, counted from 1, is free then. With 0 there is none.
 //! - A second KEEP before the call takes the place of the first.
 
+use super::bytes::{Put, Take};
+
 /// One entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -65,4 +67,32 @@ impl Entry {
     pub const FREE: u64 = 0;
     /// The state of one that is taken.
     pub const TAKEN: u64 = 1;
+
+    /// The bytes that lie in memory.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; ENTRY_SIZE] {
+        let Self { value, state, kind, details, name, user } = self;
+        let mut bytes = [0; ENTRY_SIZE];
+        let mut put = Put(&mut bytes);
+        for number in [value, state, kind].into_iter().chain(details) {
+            put.bytes(&number.to_le_bytes());
+        }
+        put.bytes(name);
+        put.bytes(user);
+        bytes
+    }
+
+    /// From the bytes in memory, whatever they say.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; ENTRY_SIZE]) -> Self {
+        let mut take = Take(bytes);
+        Self {
+            value: take.number(),
+            state: take.number(),
+            kind: take.number(),
+            details: core::array::from_fn(|_| take.number()),
+            name: take.bytes(),
+            user: take.bytes(),
+        }
+    }
 }
