@@ -18,11 +18,11 @@
 //!
 //! `KEEP(slot, src, len, from, count, clear)`:
 //! - The `len` bytes at `src` land at entry `slot`. They are one entry or more, whose states are
-//!   [`Entry::FREE`], and what follows them in the entries behind (a blob's bytes).
+//!   [`Entry::FREE`]. So must be the states of entries behind that hold more of what belongs to one (a
+//!   blob's bytes): when that is free, or never comes to be taken, nobody takes them for entries.
 //! - When the next call succeeds, the `count` entries from `slot` on get their value and are taken.
-//!   If `from` is 0 the first one's is the call's result, and there should be no others; else entry
-//!   `i` gets the 4 bytes at `from + 4 * i` where the call has left them, as the low half of its
-//!   value.
+//!   If `from` is 0 that is the call's result; else entry `i` gets the 4 bytes at `from + 4 * i`,
+//!   where the call has left them, as the low half of its value.
 //! - Entry `clear`, counted from 1, is free then. With 0 there is none.
 //! - A second KEEP before the call takes the place of the first.
 

@@ -25,13 +25,6 @@ pub struct Prepared {
     clear: u64,
 }
 
-/// The operation REGISTRY: where it was, or 0.
-pub fn enter_registry(log: &mut LogHead, request: &Request) -> i64 {
-    let [address, entries, ..] = request.args;
-    log.capacity = entries;
-    core::mem::replace(&mut log.registry, address) as i64
-}
-
 /// Where entry `slot` is.
 fn entry(log: &LogHead, slot: u64) -> u64 {
     log.registry.wrapping_add(slot.wrapping_mul(ENTRY_SIZE as u64))
@@ -45,12 +38,21 @@ fn set(log: &LogHead, slot: u64, value: i64, state: u64) {
 }
 
 impl Prepared {
+    /// The operation REGISTRY: where it was, or 0.
+    pub fn enter_registry(&mut self, log: &mut LogHead, request: &Request) -> i64 {
+        // It was checked against the room in the one before.
+        self.forget();
+        let [address, entries, ..] = request.args;
+        log.capacity = entries;
+        core::mem::replace(&mut log.registry, address) as i64
+    }
+
     /// The operation KEEP.
     pub fn keep(&mut self, log: &LogHead, request: &Request) -> i64 {
         let [slot, src, len, from, count, clear] = request.args;
         let size = len.div_ceil(ENTRY_SIZE as u64);
         let end = slot.saturating_add(size);
-        if end > log.capacity || count > size {
+        if end > log.capacity || count > size || clear > log.capacity {
             return EINVAL;
         }
         if sys::copy(entry(log, slot), src, len) != len as i64 {

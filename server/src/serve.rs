@@ -6,15 +6,17 @@
 use core::mem::MaybeUninit;
 
 use farcall_abi::handshake::{Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, Token};
-use farcall_abi::log::LogHead;
-use farcall_abi::wire::{AHEAD_SIZE, HelloResult, Operation, Request, STREAM_VERSION, Word};
+use farcall_abi::log::{LOG_SIZE, LogHead};
+use farcall_abi::wire::{
+    AHEAD_SIZE, HelloResult, LOG_OFFSET, Operation, Request, STREAM_VERSION, Word,
+};
 
 use crate::arch;
 use crate::attach::{Pending, SpareFds};
 use crate::copy::{load, store};
-use crate::registry::{Prepared, enter_registry};
+use crate::registry::Prepared;
 use crate::ring::Queue;
-use crate::stream::{Buffers, INPUT, OUTPUT, Progress, earlier, is_error, is_later};
+use crate::stream::{Buffers, Progress, earlier, is_error, is_later};
 use crate::sys::{
     self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, Patience, PollFd,
 };
@@ -212,12 +214,8 @@ impl Server {
         if word >> Word::bits(self.stream.version) != 0 {
             return Err(HangUp);
         }
-        let [first, second, ..] = self.request.args;
         match operation {
-            Operation::CopyIn => {
-                let skipped = self.resolve();
-                self.copy_in(first, second, skipped)
-            }
+            Operation::CopyIn => self.copy_in(),
             Operation::Hello | Operation::CopyOut | Operation::Serve | Operation::Ring
                 if self.resolve() =>
             {
@@ -265,14 +263,14 @@ impl Server {
             Some(Operation::Store) => store(first, second, third),
             Some(Operation::Image) => arch::image_address() as i64,
             Some(Operation::Keep) => self.prepared.keep(&self.log, &self.request),
-            Some(Operation::Registry) => enter_registry(&mut self.log, &self.request),
+            Some(Operation::Registry) => self.prepared.enter_registry(&mut self.log, &self.request),
             _ => EINVAL,
         }
     }
 
     /// Replaces the arguments that refer to earlier results. True if the request is not to be
     /// executed; then nobody looks at those that there were no results for.
-    fn resolve(&mut self) -> bool {
+    pub fn resolve(&mut self) -> bool {
         let word = self.request.word;
         let mut skipped = word & Word::LINK != 0 && is_error(earlier(&self.log, 1));
         let mut bit = Word::reference(0);
@@ -290,16 +288,21 @@ impl Server {
     /// The operation HELLO: answers in the version that was spoken, and goes on in the other.
     fn greet(&mut self) -> Result<(), HangUp> {
         let [version, memory, size, ..] = self.request.args;
-        // The input buffer can be read, and the output buffer written. Where the kernel forbids
-        // this copy, version 1 could not move what it reads ahead either.
+        // It can be read and written. Where the kernel forbids this copy, version 1 could not move
+        // what it reads ahead either.
         if self.stream.version == 0
             && version != 0
             && memory.is_multiple_of(64)
             && size >= AHEAD_SIZE as u64
-            && sys::copy(memory.wrapping_add(INPUT as u64), memory, OUTPUT as u64) == OUTPUT as i64
+            && sys::copy(memory, memory, AHEAD_SIZE as u64) == AHEAD_SIZE as i64
         {
-            self.finish_now(HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0)?;
+            if self.log.memory != 0 {
+                // The log of the earlier memory goes on here.
+                let [from, to] = [self.log.memory, memory].map(|at| at + LOG_OFFSET as u64);
+                sys::copy(to, from, LOG_SIZE as u64);
+            }
             self.log.memory = memory;
+            self.finish_now(HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0)?;
             self.begin(STREAM_VERSION);
             return Ok(());
         }

@@ -17,7 +17,7 @@ use crate::sys::{self, EAGAIN, ECANCELED, EINTR, PollFd, Transferred};
 /// Requests for which version 1's input buffer has room: as many as a REF reaches back.
 const AHEAD: usize = MAX_REF as usize;
 /// Bytes of version 1's input buffer.
-pub const INPUT: usize = AHEAD * REQUEST_SIZE;
+const INPUT: usize = AHEAD * REQUEST_SIZE;
 /// Bytes of version 1's output buffer: a page of data fits in among results.
 pub const OUTPUT: usize = LOG_OFFSET - INPUT;
 
