@@ -111,6 +111,7 @@ pub fn load(addr: u64, width: u64) -> i64 {
 }
 
 /// `STORE(addr, width, value)`: 0.
+#[inline(never)]
 pub fn store(addr: u64, width: u64, value: u64) -> i64 {
     word(addr, &raw const value as u64, width)
 }

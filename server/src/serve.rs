@@ -58,25 +58,25 @@ pub struct Server {
     pub output: PollFd,
     /// The connection's other socket: not used here, but closed with the connection.
     pub data: i32,
-    pub stream: Progress,
     /// The connection was made by a version-1 controller: its descriptors are the server's to
     /// close. Version 0 leaves them to its client, which closes them by number.
     pub owned: bool,
     pub spares: SpareFds,
-    pub pending: Pending,
+    pub stream: Progress,
+    /// The request that is being executed.
+    pub request: Request,
+    /// How far the log is, and where it and the registry lie. A handshake may ask for it.
+    pub log: LogHead,
+    /// Calls in shared memory, if there are any.
+    pub ring: Queue,
+    /// What will be entered in the registry.
+    pub prepared: Prepared,
     /// Who holds the process.
     pub token: Token,
     /// What a version-1 controller hears when it attaches. The generation, and who holds the
     /// process since when, are kept here; the other parts are filled in for each answer.
     pub answer: Answer,
-    /// Calls in shared memory, if there are any.
-    pub ring: Queue,
-    /// The request that is being executed.
-    pub request: Request,
-    /// What will be entered in the registry.
-    pub prepared: Prepared,
-    /// How far the log is, and where it and the registry lie. A handshake may ask for it.
-    pub log: LogHead,
+    pub pending: Pending,
     pub buffers: Buffers,
 }
 
@@ -262,7 +262,7 @@ impl Server {
             Some(Operation::Load) => load(first, second),
             Some(Operation::Store) => store(first, second, third),
             Some(Operation::Image) => arch::image_address() as i64,
-            Some(Operation::Keep) => self.prepared.keep(&self.log, &self.request),
+            Some(Operation::Keep) => self.prepared.keep(&mut self.log, &self.request),
             Some(Operation::Registry) => self.prepared.enter_registry(&mut self.log, &self.request),
             _ => EINVAL,
         }
@@ -298,8 +298,8 @@ impl Server {
         {
             if self.log.memory != 0 {
                 // The log of the earlier memory goes on here.
-                let [from, to] = [self.log.memory, memory].map(|at| at + LOG_OFFSET as u64);
-                sys::copy(to, from, LOG_SIZE as u64);
+                let (from, at) = (self.log.memory, LOG_OFFSET as u64);
+                sys::copy(memory.wrapping_add(at), from.wrapping_add(at), LOG_SIZE as u64);
             }
             self.log.memory = memory;
             self.finish_now(HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0)?;

@@ -63,7 +63,6 @@ pub fn earlier(log: &LogHead, distance: u64) -> i64 {
 }
 
 /// Whether a result says that its call failed or was not executed.
-#[inline(never)]
 pub fn is_error(result: i64) -> bool {
     (-MAX_ERRNO..0).contains(&result)
 }
@@ -80,7 +79,7 @@ impl Server {
     /// its place in the log, and then it counts as executed.
     #[inline(never)]
     pub fn record(&mut self, result: i64) {
-        self.prepared.enter(&mut self.log, result);
+        self.prepared.enter(&self.log, result);
         if self.log.memory != 0 {
             let record = Record { request: self.request, result };
             // SAFETY: there is room for the records, as the controller promises that gave the
