@@ -29,8 +29,8 @@ pub const PAST: usize = 4;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Record {
-    /// The request, with results in the place of what referred to them. Of a system call's word only
-    /// the number is left.
+    /// The request, with results in the place of what referred to them. Of the word of a system call
+    /// that was made only the number is left. All zeros for a call from before there was memory.
     pub request: Request,
     /// Its result.
     pub result: i64,
@@ -104,8 +104,9 @@ impl LogHead {
     }
 
     /// Where the calls of the controller with `token` end that held the process before: the number
-    /// of the first one that was not executed for it. None if it holds it still, or if so many have
-    /// held it since that nobody knows.
+    /// of the first one that was not executed for it. None if so many have held it since that nobody
+    /// knows, or if it never did. If it has come more often than once this is about the last time that
+    /// is over: a controller that `controllers` says is still the last one does not ask.
     #[must_use]
     pub fn end_of(&self, token: Token) -> Option<u64> {
         let own = self.past.iter().filter(|tenure| tenure.token == token);

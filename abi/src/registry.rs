@@ -18,13 +18,15 @@
 //!
 //! `KEEP(slot, src, len, from, count, clear)`:
 //! - The `len` bytes at `src` land at entry `slot`. They are one entry or more, whose states are
-//!   [`Entry::FREE`], and what follows them in the entries behind (a blob's bytes).
+//!   [`Entry::FREE`]. So must be the states of entries behind that hold more of what belongs to one (a
+//!   blob's bytes): when that is free, or never comes to be taken, nobody takes them for entries.
 //! - When the next call succeeds, the `count` entries from `slot` on get their value and are taken.
-//!   If `from` is 0 the first one's is the call's result, and there should be no others; else entry
-//!   `i` gets the 4 bytes at `from + 4 * i` where the call has left them, as the low half of its
-//!   value.
+//!   If `from` is 0 that is the call's result; else entry `i` gets the 4 bytes at `from + 4 * i`,
+//!   where the call has left them, as the low half of its value.
 //! - Entry `clear`, counted from 1, is free then. With 0 there is none.
 //! - A second KEEP before the call takes the place of the first.
+
+use super::bytes::{Put, Take};
 
 /// One entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,4 +67,32 @@ impl Entry {
     pub const FREE: u64 = 0;
     /// The state of one that is taken.
     pub const TAKEN: u64 = 1;
+
+    /// The bytes that lie in memory.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; ENTRY_SIZE] {
+        let Self { value, state, kind, details, name, user } = self;
+        let mut bytes = [0; ENTRY_SIZE];
+        let mut put = Put(&mut bytes);
+        for number in [value, state, kind].into_iter().chain(details) {
+            put.bytes(&number.to_le_bytes());
+        }
+        put.bytes(name);
+        put.bytes(user);
+        bytes
+    }
+
+    /// From the bytes in memory, whatever they say.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8; ENTRY_SIZE]) -> Self {
+        let mut take = Take(bytes);
+        Self {
+            value: take.number(),
+            state: take.number(),
+            kind: take.number(),
+            details: core::array::from_fn(|_| take.number()),
+            name: take.bytes(),
+            user: take.bytes(),
+        }
+    }
 }

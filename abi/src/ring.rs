@@ -288,7 +288,8 @@ impl Ring {
         self.controller.cancel.store(0, Ordering::Release);
     }
 
-    // What the server does.
+    // What the server does. The larger ones are called in one place, and make the image smaller and its
+    // loop faster when they are inlined there.
 
     /// How often to look for a call before sleeping.
     pub fn patience(&self) -> u32 {
@@ -296,6 +297,7 @@ impl Ring {
     }
 
     /// Call `index`, if it has been handed over: a copy, which nobody changes any more.
+    #[inline]
     pub fn take(&self, index: u64) -> Option<Request> {
         let record = self.record(index);
         let word = record.word.load(Ordering::Acquire);
@@ -324,6 +326,7 @@ impl Ring {
     }
 
     /// The server wants to sleep until call `index` is handed over. False: it has been.
+    #[inline]
     pub fn sleep(&self, index: u64) -> bool {
         self.server.asleep.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -345,6 +348,7 @@ impl Ring {
     }
 
     /// The server has to wait before it can begin call `index`. False: not any more.
+    #[inline]
     pub fn hold(&self, index: u64) -> bool {
         self.server.asleep.store(1, Ordering::Relaxed);
         // It has a fence.

@@ -8,13 +8,15 @@ use farcall_abi::wire::{
 use proptest::prelude::*;
 
 /// All operations: [`counted`] does not compile when one is missing.
-const OPERATIONS: [Operation; 9] = [
+const OPERATIONS: [Operation; 11] = [
     Operation::Hello,
     Operation::CopyIn,
     Operation::CopyOut,
     Operation::Copy,
     Operation::Load,
     Operation::Store,
+    Operation::Keep,
+    Operation::Registry,
     Operation::Serve,
     Operation::Image,
     Operation::Ring,
@@ -29,9 +31,11 @@ fn counted(operation: Operation) -> usize {
         Operation::Copy => 3,
         Operation::Load => 4,
         Operation::Store => 5,
-        Operation::Serve => 6,
-        Operation::Image => 7,
-        Operation::Ring => 8,
+        Operation::Keep => 6,
+        Operation::Registry => 7,
+        Operation::Serve => 8,
+        Operation::Image => 9,
+        Operation::Ring => 10,
     }
 }
 
@@ -132,7 +136,7 @@ fn no_number_is_two_operations_and_each_is_its_own() {
 #[test]
 fn numbers_of_operations_never_change() {
     let numbers = OPERATIONS.map(|operation| operation as u32);
-    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 8, 9, 10]);
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
 }
 
 #[test]
@@ -147,7 +151,14 @@ fn the_bits_of_a_word_lie_apart_and_never_move() {
 
 #[test]
 fn features_are_bits_of_their_own_and_all_are_offered() {
-    let features = [HelloResult::COPY, HelloResult::SERVE, HelloResult::IMAGE, HelloResult::RING];
+    let features = [
+        HelloResult::COPY,
+        HelloResult::SERVE,
+        HelloResult::IMAGE,
+        HelloResult::RING,
+        HelloResult::LOG,
+        HelloResult::KEEP,
+    ];
     let all = features.into_iter().fold(0, |all, feature| {
         assert_eq!(feature.count_ones(), 1);
         assert_eq!(all & feature, 0, "bit {feature:#x} is used twice");

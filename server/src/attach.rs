@@ -237,7 +237,9 @@ impl Server {
         {
             return;
         }
-        self.adopt(0, Token([0; 2]), 0, false);
+        // Nobody's, in version 0 of the stream.
+        self.pending.hello = Hello::default();
+        self.adopt(false);
         self.reply(self.answer.fds.as_ptr().cast(), count * size_of::<i32>());
     }
 
@@ -266,9 +268,7 @@ impl Server {
             };
         self.answer.status = status as i32;
         if status == 0 {
-            // What both speak; version 1 needs the memory that an earlier controller gave.
-            let version = u32::from(self.log.memory != 0 && hello.stream_version != 0);
-            self.answer.spares = self.adopt(version, hello.token, hello.pid, true);
+            self.adopt(true);
         }
         self.answer.stream_version = self.stream.version;
         self.reply((&raw const self.answer).cast(), ANSWER_SIZE);
@@ -289,9 +289,8 @@ impl Server {
         sys::send(self.watched.client.fd, from, len);
     }
 
-    /// Makes the descriptors that came with the handshake the connection. Returns the numbers of
-    /// the spare ones.
-    fn adopt(&mut self, version: u32, token: Token, holder: i32, owned: bool) -> i64 {
+    /// Makes the descriptors that came with the handshake the connection.
+    fn adopt(&mut self, owned: bool) {
         let fds = self.pending.fds.as_slice();
         for (to, from) in self.answer.fds.iter_mut().zip(fds) {
             *to = *from;
@@ -305,12 +304,14 @@ impl Server {
             self.data = *data;
         }
         self.pending.fds.clear();
-        self.begin(version);
-        self.hold(token, holder, owned)
+        let Hello { stream_version, token, pid, .. } = self.pending.hello;
+        // What both speak; version 1 needs the memory that an earlier controller gave.
+        self.begin(u32::from(self.log.memory != 0 && stream_version != 0));
+        self.hold(token, pid, owned);
     }
 
-    /// A new connection begins. Returns the numbers of the spare descriptors.
-    fn hold(&mut self, token: Token, holder: i32, owned: bool) -> i64 {
+    /// A new connection begins.
+    fn hold(&mut self, token: Token, holder: i32, owned: bool) {
         self.owned = owned;
         if token != self.token {
             self.log.controllers += 1;
@@ -327,18 +328,17 @@ impl Server {
             close_all(&mut self.spares.0);
         }
         self.refill();
-        let numbers = self.spares.numbers();
+        let mut numbers = self.spares.numbers();
         let client = self.watched.client.fd;
-        if self.spares.0.is_full() || client < 0 {
-            return numbers.0;
+        if !self.spares.0.is_full() && client >= 0 {
+            // The table is full: the client's number will be one as soon as it is free.
+            numbers = numbers.with(client);
         }
-        // The table is full: the client's number will be one as soon as it is free.
-        numbers.with(client).0
+        self.answer.spares = numbers.0;
     }
 
     /// The operation SERVE: goes on with other descriptors, and with a listener becomes persistent.
     /// The answer goes where the request came from, with all before it.
-    #[inline(never)]
     pub fn persist(&mut self) -> Result<(), HangUp> {
         let [stream, sockets, low, high, holder, _] = self.request.args;
         let change = |fd: &mut i32, to: u64| {
@@ -350,13 +350,12 @@ impl Server {
         change(&mut self.watched.input.fd, stream);
         change(&mut self.data, sockets);
         let listen = sockets >> 32;
-        let spares = if listen as i32 >= 0 {
+        self.answer.spares = self.spares.numbers().0;
+        if listen as i32 >= 0 {
             change(&mut self.watched.listen.fd, listen);
-            self.hold(Token([low, high]), holder as i32, true)
-        } else {
-            self.spares.numbers().0
-        };
-        let sent = self.finish_now(spares);
+            self.hold(Token([low, high]), holder as i32, true);
+        }
+        let sent = self.finish_now(self.answer.spares);
         change(&mut self.output.fd, stream >> 32);
         sent
     }

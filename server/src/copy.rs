@@ -15,7 +15,9 @@ impl Server {
     ///
     /// The kernel consumes nothing from a pipe or socket when it faults on the first byte, so what
     /// is left then is read again, to nowhere.
-    pub fn copy_in(&mut self, addr: u64, len: u64, skipped: bool) -> Result<(), HangUp> {
+    pub fn copy_in(&mut self) -> Result<(), HangUp> {
+        let skipped = self.resolve();
+        let [addr, len, ..] = self.request.args;
         // How much follows must not depend on a result.
         if (len as i64) < 0 || self.request.word & Word::reference(1) != 0 {
             return Err(HangUp);
@@ -109,6 +111,7 @@ pub fn load(addr: u64, width: u64) -> i64 {
 }
 
 /// `STORE(addr, width, value)`: 0.
+#[inline(never)]
 pub fn store(addr: u64, width: u64, value: u64) -> i64 {
     word(addr, &raw const value as u64, width)
 }

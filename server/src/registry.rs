@@ -16,20 +16,8 @@ use crate::sys::{self, EFAULT, EINVAL};
 pub struct Prepared {
     /// The number of the call that it is about.
     call: u64,
-    slot: u64,
-    /// The first entry behind what was put there.
-    end: u64,
-    count: u64,
-    from: u64,
-    /// The entry that will be free, counted from 1; or 0.
-    clear: u64,
-}
-
-/// The operation REGISTRY: where it was, or 0.
-pub fn enter_registry(log: &mut LogHead, request: &Request) -> i64 {
-    let [address, entries, ..] = request.args;
-    log.capacity = entries;
-    core::mem::replace(&mut log.registry, address) as i64
+    /// KEEP's arguments, all within the registry.
+    args: [u64; 6],
 }
 
 /// Where entry `slot` is.
@@ -45,18 +33,29 @@ fn set(log: &LogHead, slot: u64, value: i64, state: u64) {
 }
 
 impl Prepared {
+    /// The operation REGISTRY: where it was, or 0.
+    pub fn enter_registry(&mut self, log: &mut LogHead, request: &Request) -> i64 {
+        // It was checked against the room in the one before.
+        self.forget();
+        let [address, entries, ..] = request.args;
+        log.capacity = entries;
+        core::mem::replace(&mut log.registry, address) as i64
+    }
+
     /// The operation KEEP.
-    pub fn keep(&mut self, log: &LogHead, request: &Request) -> i64 {
-        let [slot, src, len, from, count, clear] = request.args;
+    #[inline(never)]
+    pub fn keep(&mut self, log: &mut LogHead, request: &Request) -> i64 {
+        let [slot, src, len, _, count, clear] = request.args;
         let size = len.div_ceil(ENTRY_SIZE as u64);
         let end = slot.saturating_add(size);
-        if end > log.capacity || count > size {
+        if end > log.capacity || count > size || clear > log.capacity {
             return EINVAL;
         }
         if sys::copy(entry(log, slot), src, len) != len as i64 {
             return EFAULT;
         }
-        *self = Self { call: log.calls + 1, slot, end, count, from, clear };
+        log.used = log.used.max(end);
+        *self = Self { call: log.calls + 1, args: request.args };
         0
     }
 
@@ -68,18 +67,17 @@ impl Prepared {
     /// The call that is being executed has this result: if it is the one that KEEP was about, its
     /// resource is entered, or leaves.
     #[inline(never)]
-    pub fn enter(&self, log: &mut LogHead, result: i64) {
+    pub fn enter(&self, log: &LogHead, result: i64) {
         if self.call != log.calls || is_error(result) {
             return;
         }
-        for i in 0..self.count {
-            let from = self.from.wrapping_add(4 * i);
-            let value = if self.from == 0 { result } else { load(from, 4) };
-            set(log, self.slot + i, value, Entry::TAKEN);
+        let [slot, _, _, from, count, clear] = self.args;
+        for i in 0..count {
+            let value = if from == 0 { result } else { load(from.wrapping_add(4 * i), 4) };
+            set(log, slot + i, value, Entry::TAKEN);
         }
-        if self.clear != 0 {
-            set(log, self.clear - 1, 0, Entry::FREE);
+        if clear != 0 {
+            set(log, clear - 1, 0, Entry::FREE);
         }
-        log.used = log.used.max(self.end);
     }
 }

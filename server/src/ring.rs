@@ -75,7 +75,6 @@ pub extern "C" fn interrupt(_: i32, info: *const SigInfo, context: *mut u8) {
 impl Server {
     /// Executes calls of the ring as long as more come. Says how long the descriptors may be waited
     /// for then.
-    #[inline(never)]
     pub fn serve_ring(&mut self) -> Patience {
         if !self.has_ring() {
             return Patience::Endless;

@@ -6,15 +6,17 @@
 use core::mem::MaybeUninit;
 
 use farcall_abi::handshake::{Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, Token};
-use farcall_abi::log::LogHead;
-use farcall_abi::wire::{AHEAD_SIZE, HelloResult, Operation, Request, STREAM_VERSION, Word};
+use farcall_abi::log::{LOG_SIZE, LogHead};
+use farcall_abi::wire::{
+    AHEAD_SIZE, HelloResult, LOG_OFFSET, Operation, Request, STREAM_VERSION, Word,
+};
 
 use crate::arch;
 use crate::attach::{Pending, SpareFds};
 use crate::copy::{load, store};
-use crate::registry::{Prepared, enter_registry};
+use crate::registry::Prepared;
 use crate::ring::Queue;
-use crate::stream::{Buffers, INPUT, OUTPUT, Progress, earlier, is_error, is_later};
+use crate::stream::{Buffers, Progress, earlier, is_error, is_later};
 use crate::sys::{
     self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, Patience, PollFd,
 };
@@ -56,25 +58,25 @@ pub struct Server {
     pub output: PollFd,
     /// The connection's other socket: not used here, but closed with the connection.
     pub data: i32,
-    pub stream: Progress,
     /// The connection was made by a version-1 controller: its descriptors are the server's to
     /// close. Version 0 leaves them to its client, which closes them by number.
     pub owned: bool,
     pub spares: SpareFds,
-    pub pending: Pending,
+    pub stream: Progress,
+    /// The request that is being executed.
+    pub request: Request,
+    /// How far the log is, and where it and the registry lie. A handshake may ask for it.
+    pub log: LogHead,
+    /// Calls in shared memory, if there are any.
+    pub ring: Queue,
+    /// What will be entered in the registry.
+    pub prepared: Prepared,
     /// Who holds the process.
     pub token: Token,
     /// What a version-1 controller hears when it attaches. The generation, and who holds the
     /// process since when, are kept here; the other parts are filled in for each answer.
     pub answer: Answer,
-    /// Calls in shared memory, if there are any.
-    pub ring: Queue,
-    /// The request that is being executed.
-    pub request: Request,
-    /// What will be entered in the registry.
-    pub prepared: Prepared,
-    /// How far the log is, and where it and the registry lie. A handshake may ask for it.
-    pub log: LogHead,
+    pub pending: Pending,
     pub buffers: Buffers,
 }
 
@@ -212,12 +214,8 @@ impl Server {
         if word >> Word::bits(self.stream.version) != 0 {
             return Err(HangUp);
         }
-        let [first, second, ..] = self.request.args;
         match operation {
-            Operation::CopyIn => {
-                let skipped = self.resolve();
-                self.copy_in(first, second, skipped)
-            }
+            Operation::CopyIn => self.copy_in(),
             Operation::Hello | Operation::CopyOut | Operation::Serve | Operation::Ring
                 if self.resolve() =>
             {
@@ -264,15 +262,15 @@ impl Server {
             Some(Operation::Load) => load(first, second),
             Some(Operation::Store) => store(first, second, third),
             Some(Operation::Image) => arch::image_address() as i64,
-            Some(Operation::Keep) => self.prepared.keep(&self.log, &self.request),
-            Some(Operation::Registry) => enter_registry(&mut self.log, &self.request),
+            Some(Operation::Keep) => self.prepared.keep(&mut self.log, &self.request),
+            Some(Operation::Registry) => self.prepared.enter_registry(&mut self.log, &self.request),
             _ => EINVAL,
         }
     }
 
     /// Replaces the arguments that refer to earlier results. True if the request is not to be
     /// executed; then nobody looks at those that there were no results for.
-    fn resolve(&mut self) -> bool {
+    pub fn resolve(&mut self) -> bool {
         let word = self.request.word;
         let mut skipped = word & Word::LINK != 0 && is_error(earlier(&self.log, 1));
         let mut bit = Word::reference(0);
@@ -290,16 +288,21 @@ impl Server {
     /// The operation HELLO: answers in the version that was spoken, and goes on in the other.
     fn greet(&mut self) -> Result<(), HangUp> {
         let [version, memory, size, ..] = self.request.args;
-        // The input buffer can be read, and the output buffer written. Where the kernel forbids
-        // this copy, version 1 could not move what it reads ahead either.
+        // It can be read and written. Where the kernel forbids this copy, version 1 could not move
+        // what it reads ahead either.
         if self.stream.version == 0
             && version != 0
             && memory.is_multiple_of(64)
             && size >= AHEAD_SIZE as u64
-            && sys::copy(memory.wrapping_add(INPUT as u64), memory, OUTPUT as u64) == OUTPUT as i64
+            && sys::copy(memory, memory, AHEAD_SIZE as u64) == AHEAD_SIZE as i64
         {
-            self.finish_now(HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0)?;
+            if self.log.memory != 0 {
+                // The log of the earlier memory goes on here.
+                let (from, at) = (self.log.memory, LOG_OFFSET as u64);
+                sys::copy(memory.wrapping_add(at), from.wrapping_add(at), LOG_SIZE as u64);
+            }
             self.log.memory = memory;
+            self.finish_now(HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0)?;
             self.begin(STREAM_VERSION);
             return Ok(());
         }

@@ -17,7 +17,7 @@ use crate::sys::{self, EAGAIN, ECANCELED, EINTR, PollFd, Transferred};
 /// Requests for which version 1's input buffer has room: as many as a REF reaches back.
 const AHEAD: usize = MAX_REF as usize;
 /// Bytes of version 1's input buffer.
-pub const INPUT: usize = AHEAD * REQUEST_SIZE;
+const INPUT: usize = AHEAD * REQUEST_SIZE;
 /// Bytes of version 1's output buffer: a page of data fits in among results.
 pub const OUTPUT: usize = LOG_OFFSET - INPUT;
 
@@ -63,7 +63,6 @@ pub fn earlier(log: &LogHead, distance: u64) -> i64 {
 }
 
 /// Whether a result says that its call failed or was not executed.
-#[inline(never)]
 pub fn is_error(result: i64) -> bool {
     (-MAX_ERRNO..0).contains(&result)
 }
@@ -80,7 +79,7 @@ impl Server {
     /// its place in the log, and then it counts as executed.
     #[inline(never)]
     pub fn record(&mut self, result: i64) {
-        self.prepared.enter(&mut self.log, result);
+        self.prepared.enter(&self.log, result);
         if self.log.memory != 0 {
             let record = Record { request: self.request, result };
             // SAFETY: there is room for the records, as the controller promises that gave the

@@ -50,7 +50,7 @@ const EFAULT: i64 = -(libc::EFAULT as i64);
 const EBADF: i64 = -(libc::EBADF as i64);
 
 /// A descriptor of another process, here.
-fn fetch(pid: i32, fd: i32) -> OwnedFd {
+pub fn fetch(pid: i32, fd: i32) -> OwnedFd {
     // SAFETY: two system calls on numbers; what they return are new descriptors, owned by nobody.
     unsafe {
         let process = libc::syscall(libc::SYS_pidfd_open, pid, 0);

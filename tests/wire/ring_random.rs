@@ -36,7 +36,7 @@ const NEEDED: [libc::c_long; 15] = [
 ];
 
 /// Makes every call but those that are needed fail, from here on and without a way back.
-fn confine(stream: &Stream) {
+pub fn confine(stream: &Stream) {
     // seccomp(2)'s program: the number is the word at 0; each comparison jumps to the last
     // instruction, which allows, or goes on to the next one.
     let instruction = |code: u32, jt: u8, value: u32| -> Vec<u8> {
@@ -67,17 +67,17 @@ fn confine(stream: &Stream) {
 }
 
 /// xorshift64*: the same numbers in each run.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use farcall::abi::entry::{ENTRY_TABLE_OFFSET, EntryTable, TrampolineFrame};
 use farcall::abi::handshake::{Answer, Hello, Token};
+use farcall::abi::log::{LogHead, Record, Tenure};
 use farcall::abi::wire::{HelloResult, Operation, Request, Spares, Word};
 use nix::libc;
 
@@ -116,6 +117,8 @@ fn encoded() -> Vec<(&'static str, Vec<u8>)> {
         ("request-copy-in", operation(Operation::CopyIn, [0x7f00_0000_1000, 5, 0, 0, 0, 0])),
         ("request-copy-out", operation(Operation::CopyOut, [0x7f00_0000_1ffe, 4, 0, 0, 0, 0])),
         ("answer-copy-out", [number(4), b"hi\0\0".to_vec(), number(2)].concat()),
+        ("request-keep", operation(Operation::Keep, [3, 0x7f00_0000_1000, 128, 0, 1, 0])),
+        ("request-registry", operation(Operation::Registry, [0x7f00_0002_0000, 64, 0, 0, 0, 0])),
         (
             "request-serve",
             operation(Operation::Serve, [keep, 3 << 32 | 0xffff_ffff, low, high, 4711, 0]),
@@ -127,12 +130,33 @@ fn encoded() -> Vec<(&'static str, Vec<u8>)> {
         ("handshake-version-0", vec![2, 0, 0, 0, 0]),
         ("answer-version-0", vec![0; 8]),
         ("handshake-version-1", hello().to_bytes().to_vec()),
+        ("handshake-log", asking().to_bytes().to_vec()),
+        (
+            "log-head",
+            numbers(&[6, 4, 0, 0x7f00_0002_0000, 64, 0, 2], &[[0; 3], [0; 3], OTHER, [0; 3]]),
+        ),
+        ("log-record", {
+            let request = Request::syscall(3, [77, 0, 0, 0, 0, 0]).to_bytes().to_vec();
+            [request, number(-i64::from(libc::EBADF))].concat()
+        }),
         ("answer-version-1", answer.to_bytes().to_vec()),
         ("answer-version-1-busy", {
             let status = -libc::EBUSY;
             Answer { status, fds: [-1; 3], ..answer }.to_bytes().to_vec()
         }),
     ]
+}
+
+/// The handshake that asks for the log.
+fn asking() -> Hello {
+    Hello { stream_version: 1, flags: Hello::LOG, ..hello() }
+}
+
+/// The past controller of the document: its token, and its end.
+const OTHER: [u64; 3] = [0xeeee_eeee_eeee_eeee, 0xeeee_eeee_eeee_eeee, 2];
+
+fn numbers(first: &[u64], rest: &[[u64; 3]]) -> Vec<u8> {
+    first.iter().chain(rest.iter().flatten()).flat_map(|number| number.to_le_bytes()).collect()
 }
 
 fn entry_table() -> [u8; 32] {
@@ -166,6 +190,23 @@ fn every_vector_is_what_abi_decodes() {
     assert_eq!(Spares(spares).fds().collect::<Vec<_>>(), [6, 5, 4]);
     let hello = HelloResult(i64::from_le_bytes(zeroed("result-hello")));
     assert_eq!((hello.version(), hello.features()), (0, HelloResult::OFFERED));
+    assert_eq!(Hello::from_bytes(&zeroed("handshake-log")), asking());
+    let other = Tenure { token: Token([OTHER[0], OTHER[1]]), end: OTHER[2] };
+    let nobody = Tenure::default();
+    let head = LogHead {
+        calls: 6,
+        first: 4,
+        memory: 0,
+        registry: 0x7f00_0002_0000,
+        capacity: 64,
+        used: 0,
+        controllers: 2,
+        past: [nobody, nobody, other, nobody],
+    };
+    assert_eq!(LogHead::from_bytes(&zeroed("log-head")), head);
+    let request = Request::syscall(3, [77, 0, 0, 0, 0, 0]);
+    let record = Record { request, result: -i64::from(libc::EBADF) };
+    assert_eq!(Record::from_bytes(&zeroed("log-record")), record);
     assert!(EntryTable::from_bytes(&entry_table()).is_some());
 }
 
