@@ -147,6 +147,14 @@ pub enum Error {
         /// What happened, and what can be done.
         reason: String,
     },
+    /// A resource can't have that name, or there is none of it.
+    #[error("the name {name:?}: {reason}")]
+    Name {
+        /// The name.
+        name: String,
+        /// What is wrong with it, and what can be done.
+        reason: &'static str,
+    },
     /// The sockets' directory, or a name in it, can't be used.
     #[error("{}: {reason}", path.display())]
     Home {

@@ -31,8 +31,23 @@ impl Chain<'_> {
 
     /// A call whose result is a new descriptor.
     fn opening<const N: usize>(&mut self, number: Sysno, some: [Arg; N]) -> Later<Fd> {
-        let step = self.call(number, some).step;
-        self.opens(step)
+        let names = self.prepare_to_keep(1, 0.into());
+        let step = self.kept_call(number, some, !names.is_empty()).step;
+        let fd = self.opens(step);
+        self.keep_opened(names, &[fd]);
+        fd
+    }
+
+    /// A call; if it is `kept`, one that KEEP before it is about.
+    fn kept_call<const N: usize>(
+        &mut self,
+        number: Sysno,
+        some: [Arg; N],
+        kept: bool,
+    ) -> Later<u64> {
+        let later = self.call(number, some);
+        self.steps[later.step].linked |= kept;
+        later
     }
 
     fn opens(&mut self, step: usize) -> Later<Fd> {
@@ -128,10 +143,19 @@ impl Chain<'_> {
     pub fn pipe2(&mut self, flags: OFlag) -> (Later<Fd>, Later<Fd>) {
         let pair = self.output(8);
         let flags = (flags | OFlag::O_CLOEXEC).bits();
-        self.call(Sysno::pipe2, [pair, flags.into()]);
+        let names = self.prepare_to_keep(2, pair);
+        self.kept_call(Sysno::pipe2, [pair, flags.into()], !names.is_empty());
         let first = self.load(pair, 4).step;
         let second = self.load(pair.offset(4), 4).step;
-        (self.opens(first), self.opens(second))
+        let (first, second) = (self.opens(first), self.opens(second));
+        self.keep_opened(names, &[first, second]);
+        (first, second)
+    }
+
+    /// dup2(2) to itself of a descriptor that is open already: one more handle to it.
+    pub(crate) fn again(&mut self, fd: &Fd) -> Later<Fd> {
+        let fd = self.fd(fd);
+        self.opening(Sysno::dup2, [fd, fd])
     }
 
     /// socket(2). SOCK_CLOEXEC is added.

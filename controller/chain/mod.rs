@@ -6,6 +6,7 @@
 //! what was added after [`Chain::unlinked`].
 
 mod calls;
+mod keep;
 mod run;
 
 use std::collections::HashMap;
@@ -30,6 +31,11 @@ pub struct Chain<'t> {
     output: usize,
     linked: bool,
     one_by_one: bool,
+    /// Names for what the next call opens.
+    keeping: Vec<String>,
+    /// Names of all that the chain keeps, and how many entries of the registry it needs.
+    names: Vec<String>,
+    slots: u64,
     /// What was wrong with an argument: told by `run`.
     error: Option<Error>,
 }
@@ -44,8 +50,12 @@ struct Step {
     linked: bool,
     /// Its result is a new descriptor.
     opens: bool,
+    /// The descriptor has a name.
+    named: bool,
     /// It closes the descriptor that is the result of that step.
     closes: Option<usize>,
+    /// It is about the step behind it, and goes with that.
+    keeps: bool,
 }
 
 /// An argument of a call in a chain: a value, an earlier call's result, or a place in the chain's
@@ -59,6 +69,8 @@ enum Kind {
     Result(usize),
     Input(usize),
     Output(usize),
+    /// An entry of the registry, of those that the chain needs; and so much more.
+    Slot(u64),
 }
 
 impl From<u64> for Arg {
@@ -224,6 +236,9 @@ impl Task {
             output: 0,
             linked: true,
             one_by_one: false,
+            keeping: Vec::new(),
+            names: Vec::new(),
+            slots: 0,
             error: None,
         }
     }
@@ -276,8 +291,13 @@ impl Chain<'_> {
     }
 
     fn push<T>(&mut self, name: &'static str, word: u64, args: [Arg; 6]) -> Later<T> {
+        if !self.keeping.is_empty() {
+            // Those that open something have taken them.
+            self.refuse(Error::Protocol("a name, and the next call opens nothing"));
+        }
         let linked = self.linked;
-        self.steps.push(Step { name, word, args, linked, opens: false, closes: None });
+        let (opens, named, keeps, closes) = (false, false, false, None);
+        self.steps.push(Step { name, word, args, linked, opens, named, keeps, closes });
         Later { step: self.steps.len() - 1, what: PhantomData }
     }
 

@@ -26,10 +26,15 @@ impl Chain<'_> {
     ///
     /// [`Error::Chain`] if a call has failed: which, with what, and what was not executed for that.
     pub async fn run(self) -> Result<Done> {
-        let Self { task, steps, input, output, one_by_one, error, .. } = self;
+        let Self { task, steps, input, output, one_by_one, keeping, names, slots, error, .. } =
+            self;
         if let Some(error) = error {
             return Err(error);
         }
+        if !keeping.is_empty() {
+            return Err(Error::Protocol("a name, and no call behind it that opens something"));
+        }
+        let slots = if slots == 0 { None } else { Some(task.slots(slots, &names).await?) };
         let at_once =
             if one_by_one || task.connection().version() == 0 { 1 } else { MAX_REF as usize };
         task.connection().room().await;
@@ -39,9 +44,10 @@ impl Chain<'_> {
             size => Some(task.buffer(size).await?),
         };
         let base = buffer.as_ref().map_or(0, Buffer::address);
-        let place = Place { input: base, output: base + behind as u64 };
+        let slot = slots.as_ref().map_or(0, |slots| slots.first);
+        let place = Place { input: base, output: base + behind as u64, slot };
         let mut run = Run { steps, place, replies: Vec::new(), fds: HashMap::new() };
-        let buffer = Arc::new(buffer);
+        let buffer = Arc::new((buffer, slots));
         let mut prefix = (!input.is_empty()).then(|| Call::copy_in(place.input, input));
         let mut round_trips = 0;
         while run.replies.len() < run.steps.len() || prefix.is_some() {
@@ -54,7 +60,11 @@ impl Chain<'_> {
             round_trips += 1;
             let table = task.table();
             let keep = buffer.clone();
-            let opens: Vec<bool> = batch.steps.iter().map(|step| run.steps[*step].opens).collect();
+            let opens: Vec<[bool; 2]> = batch
+                .steps
+                .iter()
+                .map(|step| [run.steps[*step].opens, run.steps[*step].named])
+                .collect();
             let closed: Vec<Option<usize>> = batch
                 .steps
                 .iter()
@@ -85,15 +95,18 @@ impl Chain<'_> {
 fn own(
     table: &Arc<FdTable>,
     replies: &[Reply],
-    opens: &[bool],
+    opens: &[[bool; 2]],
     closed: &[Option<usize>],
 ) -> Vec<Option<Fd>> {
     let mut fds: Vec<Option<Fd>> = replies
         .iter()
         .zip(opens)
-        .map(|(reply, opens)| {
-            let number = reply.value().ok().filter(|_| *opens)?;
-            Some(table.made(number as i32))
+        .map(|(reply, [opens, named])| {
+            let number = reply.value().ok().filter(|_| *opens)? as i32;
+            if *named {
+                table.name(number);
+            }
+            Some(table.made(number))
         })
         .collect();
     for (reply, opened) in replies.iter().zip(closed) {
@@ -113,6 +126,8 @@ fn own(
 struct Place {
     input: u64,
     output: u64,
+    /// The first entry of the registry that the chain may take.
+    slot: u64,
 }
 
 struct Run {
@@ -137,7 +152,10 @@ impl Run {
         let has_prefix = prefix.is_some();
         batch.calls.extend(prefix);
         for index in self.replies.len()..self.steps.len() {
-            if batch.calls.len() >= at_once {
+            // What is about the next call goes with it.
+            let together = usize::from(self.steps[index].keeps);
+            let torn = batch.steps.last().is_some_and(|before| self.steps[*before].keeps);
+            if !torn && !batch.calls.is_empty() && batch.calls.len() + together >= at_once {
                 break;
             }
             match self.call(index, &batch.steps, has_prefix) {
@@ -172,6 +190,7 @@ impl Run {
                 Kind::Value(value) => value,
                 Kind::Input(at) => self.place.input + at as u64,
                 Kind::Output(at) => self.place.output + at as u64,
+                Kind::Slot(index) => self.place.slot + index,
                 Kind::Result(of) => match before.iter().position(|step| *step == of) {
                     Some(at) => {
                         word |= Word::reference(place);

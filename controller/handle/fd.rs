@@ -24,11 +24,14 @@ struct Inner {
     /// How many calls are under way that close a number. As long as one is, nothing else may close
     /// it: the number would be used anew, and the call would close what has it then.
     closing: BTreeMap<i32, usize>,
+    /// Those that have a name in the process's registry: nothing closes them but giving that up.
+    named: BTreeSet<i32>,
     members: Vec<WeakConnection>,
 }
 
 /// An open descriptor in a table. Dropping it closes the descriptor there, in the background;
-/// [`Fd::close`] does so and reports the error.
+/// [`Fd::close`] does so and reports the error. One that has a name in the process's registry stays
+/// open: giving up the name closes it.
 ///
 /// While the process is detached the closing waits, like every call; if the process is dead there
 /// is nothing left to close.
@@ -171,15 +174,41 @@ impl FdTable {
         self.lock().servers.clone()
     }
 
-    /// The calls that close every descriptor which neither a handle nor a server nor the standard
-    /// streams account for, nor a call that is going to close it.
+    /// The calls that close every descriptor which neither a handle nor a server nor a name nor the
+    /// standard streams account for, nor a call that is going to close it.
     pub(crate) fn sweep(&self) -> Vec<Call> {
+        close_others(self.known())
+    }
+
+    /// The descriptors that something accounts for.
+    pub(crate) fn known(&self) -> BTreeSet<i32> {
         let inner = self.lock();
         let mut known = inner.servers.clone();
         known.extend(inner.handles.keys());
         known.extend(inner.closing.keys());
+        known.extend(&inner.named);
         known.extend(0..=2);
-        close_others(known)
+        known
+    }
+
+    /// These descriptors have names, and no others.
+    pub(crate) fn set_named(&self, numbers: impl IntoIterator<Item = i32>) {
+        self.lock().named = numbers.into_iter().collect();
+    }
+
+    /// The descriptor has a name from here on.
+    pub(crate) fn name(&self, number: i32) {
+        self.lock().named.insert(number);
+    }
+
+    /// The descriptor has no name any more.
+    pub(crate) fn unname(&self, number: i32) {
+        self.lock().named.remove(&number);
+    }
+
+    /// Whether a handle names the descriptor.
+    pub(crate) fn has_handle(&self, number: i32) -> bool {
+        self.lock().handles.contains_key(&number)
     }
 
     /// Closes descriptors, by whichever process is there, and does not wait for it. If a server ran
@@ -271,8 +300,12 @@ impl Fd {
     ///
     /// # Errors
     ///
-    /// The errno of close(2); the descriptor is closed even then.
+    /// The errno of close(2); the descriptor is closed even then. [`Error::Protocol`] if it has a name
+    /// in the registry, which it keeps.
     pub async fn close(mut self) -> Result<()> {
+        if self.table.lock().named.contains(&self.number) {
+            return Err(Error::Protocol("the descriptor has a name: give that up to close it"));
+        }
         let Some(closing) = self.forget() else { return Ok(()) };
         closing.submit().ok_or(Error::Gone)?.await
     }
@@ -290,7 +323,7 @@ impl Fd {
             return None;
         }
         let mut inner = self.table.lock();
-        if !inner.handles.release(self.number) {
+        if !inner.handles.release(self.number) || inner.named.contains(&self.number) {
             return None;
         }
         inner.closing.take(self.number);

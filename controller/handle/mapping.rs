@@ -75,6 +75,11 @@ impl Mapping {
         Self { space: space.clone(), address, size, owned: true }
     }
 
+    /// A handle to pages that stay mapped when it is dropped.
+    pub(crate) fn kept(space: &Arc<AddressSpace>, address: u64, size: usize) -> Self {
+        Self { space: space.clone(), address, size, owned: false }
+    }
+
     /// The first address, in the target process.
     #[must_use]
     pub fn address(&self) -> u64 {

@@ -2,9 +2,11 @@
 
 mod fd;
 mod mapping;
+mod registry;
 mod stack;
 
 pub(crate) use fd::close_others;
 pub use fd::{Fd, FdTable};
 pub use mapping::{AddressSpace, Mapping};
+pub(crate) use registry::{Kept, Registry, Slots, Unready, kind};
 pub(crate) use stack::{GUARD, Stack};

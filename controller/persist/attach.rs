@@ -118,6 +118,7 @@ impl Attach {
             polling: Some(Polling::default()),
         });
         // Until here an end of the link was the end of the attempt.
+        process.registry().told(&log.head);
         process.set_persistent();
         place.write_holder(here)?;
         process.set_place(place);

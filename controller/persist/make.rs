@@ -117,6 +117,7 @@ impl Process {
         self.set_free();
         // SERVE has begun the first connection that counts.
         self.inner().controllers.store(1, Ordering::Relaxed);
+        self.registry().begin();
         self.set_persistent();
         self.set_place(place);
         Ok(())

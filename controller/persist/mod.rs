@@ -11,6 +11,7 @@ mod handshake;
 mod home;
 mod make;
 mod meet;
+mod names;
 mod reconnect;
 mod successor;
 
@@ -18,3 +19,4 @@ pub use attach::{Attach, attach};
 pub use handshake::{Hold, answer, hello};
 pub use home::{Home, Incarnation, Name, Place, Reserved, State};
 pub use make::SharedMemory;
+pub use names::{MAX_BYTES, Named, Resource, Sameness, Unclaimed};

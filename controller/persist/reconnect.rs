@@ -14,7 +14,7 @@ use super::attach::{Taken, refused, taken};
 use super::home::Place;
 use super::meet::{Heard, Manner, PAUSE, meet, shake_hands};
 use crate::call::{Connection, Error, Past, Result};
-use crate::handle::FdTable;
+use crate::handle::{FdTable, Unready};
 use crate::process::{Process, Sockets, to_the_end};
 use crate::sys::DataSocket;
 
@@ -130,10 +130,20 @@ impl Process {
             self.connection.attach(sockets.stream, Some(&past));
             *data = DataSocket::new(sockets.data, fds.data);
         }
+        // What has a name is not swept away.
+        self.registry().told(&past.log.head);
+        if let Err(Unready::Unread { address, len }) = self.registry().kept() {
+            let (calls, read) = self.reading(address, len);
+            self.connection.submit_first(calls, read).await?;
+        }
         let busy = try_sweep(&table, &self.connection).await;
         drop(pause);
         if let Some(busy) = busy? {
-            tokio::spawn(sweep_later(table, self.connection.clone(), busy));
+            let connection = self.connection.clone();
+            tokio::spawn(async move {
+                // If the connection ends first, the next reconnect sweeps.
+                let _ = sweep_when_idle(&table, &connection, busy).await;
+            });
         }
         place.write_holder(self.pid())
     }
@@ -153,15 +163,18 @@ async fn try_sweep(table: &FdTable, connection: &Connection) -> Result<Option<Co
     connection.submit_first(table.sweep(), |_| Ok(())).await.map(|()| None)
 }
 
-/// Sweeps at the first moment at which nothing is in flight.
-async fn sweep_later(table: Arc<FdTable>, connection: Connection, mut busy: Connection) {
+/// Sweeps at the first moment at which nothing is in flight, and returns then.
+pub(super) async fn sweep_when_idle(
+    table: &FdTable,
+    connection: &Connection,
+    mut busy: Connection,
+) -> Result<()> {
     loop {
         let mut changes = busy.watch();
-        match try_sweep(&table, &connection).await {
-            Ok(Some(other)) if other.is(&busy) => drop(changes.changed().await),
-            Ok(Some(other)) => busy = other,
-            // Done; or the connection ended, and the next reconnect sweeps.
-            Ok(None) | Err(_) => return,
+        match try_sweep(table, connection).await? {
+            Some(other) if other.is(&busy) => drop(changes.changed().await),
+            Some(other) => busy = other,
+            None => return Ok(()),
         }
     }
 }

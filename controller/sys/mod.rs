@@ -8,6 +8,7 @@ mod credentials;
 mod file;
 mod memory;
 mod process;
+pub(crate) mod registry;
 mod rights;
 mod shared;
 mod socket;
@@ -24,7 +25,7 @@ pub(crate) use socket::{ADDRESS_SIZE, address_bytes, socket_address};
 pub use syscalls::Sysno;
 
 use crate::call::{Call, Connection, Error, Reply, Result};
-use crate::handle::{AddressSpace, Fd, FdTable, Mapping};
+use crate::handle::{AddressSpace, Fd, FdTable, Mapping, Registry};
 use crate::memory::{Arena, Piece};
 use crate::transport::Shared;
 
@@ -38,6 +39,7 @@ pub struct Task {
     shared: RwLock<Option<(Arc<Shared>, Arena)>>,
     pub(crate) data: Mutex<DataSocket>,
     guardian: RwLock<Guardian>,
+    registry: Arc<Registry>,
 }
 
 /// What a task's life depends on.
@@ -86,6 +88,7 @@ impl Task {
             shared: RwLock::new(None),
             data: Mutex::new(data),
             guardian: RwLock::new(guardian),
+            registry: Arc::default(),
         }
     }
 

@@ -1,0 +1,150 @@
+//! Whether what has a name is still what got it.
+
+use nix::errno::Errno;
+use nix::libc;
+use syscalls::Sysno;
+
+use super::{Named, Resource, Sameness};
+use crate::abi::registry::Entry;
+use crate::call::{Error, Result};
+use crate::handle::{Kept, Mapping, kind};
+use crate::process::Process;
+
+/// What a descriptor is open on: device, inode and type.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    kind: u32,
+}
+
+impl Identity {
+    fn new(device: u64, inode: u64, mode: u64) -> Self {
+        Self { device, inode, kind: mode as u32 & libc::S_IFMT }
+    }
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { device, inode, kind } = *self;
+        let kind = match kind {
+            libc::S_IFREG => "file",
+            libc::S_IFDIR => "directory",
+            libc::S_IFSOCK => "socket",
+            libc::S_IFIFO => "pipe",
+            libc::S_IFCHR => "character device",
+            libc::S_IFBLK => "block device",
+            libc::S_IFLNK => "symbolic link",
+            _ => "anonymous inode",
+        };
+        let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+        write!(f, "{kind} {inode} of device {major}:{minor}")
+    }
+}
+
+impl Process {
+    /// A taken entry as a handle, and whether it is what it was.
+    pub(super) async fn named(&self, kept: Kept) -> Result<Named> {
+        let name = kept.name();
+        let Entry { value, kind, details, .. } = kept.entry;
+        let state = match kind {
+            kind::FD => self.check_fd(value, details).await?,
+            kind::CHILD => self.check_child(value).await?,
+            kind::MAPPING => self.check_mapping(value, details[0]).await?,
+            kind::BYTES => Sameness::Same,
+            other => {
+                Sameness::Changed(format!("of kind {other}, which this farcall does not know"))
+            }
+        };
+        let nothing = Resource::Nothing { value };
+        let what = match (kind, &state) {
+            (_, Sameness::Changed(_)) => nothing,
+            (kind::FD, _) => {
+                let number = value as i32;
+                self.table().name(number);
+                Resource::Fd(self.adopt_fd(number)?)
+            }
+            (kind::CHILD, _) => Resource::Child(value as i32),
+            (kind::MAPPING, _) => {
+                let size = usize::try_from(details[0]).unwrap_or(usize::MAX);
+                Resource::Mapping(Mapping::kept(&self.space, value, size))
+            }
+            (kind::BYTES, _) => Resource::Bytes(kept.bytes),
+            _ => nothing,
+        };
+        Ok(Named { name, what, state })
+    }
+
+    /// Whether what is there is what got the name.
+    pub(super) async fn check(&self, kept: &Kept) -> Result<Sameness> {
+        let Entry { value, kind, details, .. } = kept.entry;
+        match kind {
+            kind::FD => self.check_fd(value, details).await,
+            kind::CHILD => self.check_child(value).await,
+            kind::MAPPING => self.check_mapping(value, details[0]).await,
+            kind::BYTES => Ok(Sameness::Same),
+            other => {
+                let what = format!("of kind {other}, which this farcall does not know");
+                Ok(Sameness::Changed(what))
+            }
+        }
+    }
+
+    async fn check_fd(&self, number: u64, [device, inode, mode]: [u64; 3]) -> Result<Sameness> {
+        let mut chain = self.chain();
+        let stat = chain.output(size_of::<libc::stat>());
+        chain.syscall(Sysno::fstat, [number.into(), stat, 0.into(), 0.into(), 0.into(), 0.into()]);
+        let bytes = chain.copy_out(stat, size_of::<libc::stat>() as u64);
+        let bytes = match chain.run().await {
+            Ok(mut done) => done.bytes(bytes),
+            Err(Error::Chain(error)) if error.errno == Errno::EBADF => {
+                return Ok(Sameness::Changed(format!("descriptor {number} is not open")));
+            }
+            Err(error) => return Err(error),
+        };
+        let field = |at: usize| {
+            let bytes = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
+            bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+        };
+        let now = Identity::new(
+            field(std::mem::offset_of!(libc::stat, st_dev)),
+            field(std::mem::offset_of!(libc::stat, st_ino)),
+            field(std::mem::offset_of!(libc::stat, st_mode)) & u64::from(u32::MAX),
+        );
+        if [device, inode, mode] == [0; 3] {
+            return Ok(Sameness::Unverified("nobody wrote down what it was"));
+        }
+        let before = Identity::new(device, inode, mode);
+        if now != before {
+            return Ok(Sameness::Changed(format!("it was {before}, and is {now}")));
+        }
+        if now.kind == 0 {
+            return Ok(Sameness::Unverified("all anonymous inodes are one"));
+        }
+        Ok(Sameness::Same)
+    }
+
+    /// A pid is not used anew before the process reaps its child.
+    async fn check_child(&self, pid: u64) -> Result<Sameness> {
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        let args = [u64::from(libc::P_PID), pid, 0, flags as u64, 0, 0];
+        match self.syscall(Sysno::waitid, args).await {
+            Ok(_) => Ok(Sameness::Same),
+            Err(Error::Call { errno: Errno::ECHILD, .. }) => {
+                Ok(Sameness::Changed(format!("{pid} is no child: it has been reaped")))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn check_mapping(&self, address: u64, size: u64) -> Result<Sameness> {
+        let args = [address, size, libc::MS_ASYNC as u64, 0, 0, 0];
+        match self.syscall(Sysno::msync, args).await {
+            Ok(_) => Ok(Sameness::Unverified("memory is mapped there; by whom, nobody can tell")),
+            Err(Error::Call { errno: Errno::ENOMEM, .. }) => {
+                Ok(Sameness::Changed("not all of it is mapped".into()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

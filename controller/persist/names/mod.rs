@@ -1,0 +1,268 @@
+//! What a persistent process keeps under names, for this controller and for the next one.
+//!
+//! A name stands in the process's own registry, and is entered there by its server together with the
+//! call that makes the resource: so there is no instant at which a controller could die and leave a
+//! resource without its name, or a name without its resource.
+
+mod check;
+mod unclaimed;
+
+pub use unclaimed::Unclaimed;
+
+use syscalls::Sysno;
+
+use crate::abi::registry::{ENTRY_SIZE, Entry};
+use crate::abi::wire::Operation;
+use crate::call::{Call, Error, Result};
+use crate::handle::{Fd, Kept, Mapping, kind};
+use crate::process::{Child, Process};
+use crate::sys::registry::{check_name, entry};
+use crate::sys::{Buffer, last};
+
+/// The most bytes that [`Process::keep_bytes`] keeps under one name.
+pub const MAX_BYTES: usize = 64 * 1024;
+
+/// A resource that has a name.
+#[derive(Debug)]
+pub struct Named {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub what: Resource,
+    /// Whether it is still what it was when it got its name.
+    pub state: Sameness,
+}
+
+/// What a name stands for. Dropping a handle in here does not give up the resource:
+/// [`Process::release`] does.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Resource {
+    /// A descriptor.
+    Fd(Fd),
+    /// A child, by its pid in the process's own pid namespace:
+    /// [`Process::wait_for_child`] waits for it.
+    Child(i32),
+    /// Memory.
+    Mapping(Mapping),
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// What there is under that name is not what got it, or this farcall does not know its kind.
+    Nothing {
+        /// The number that stands there: of a descriptor, a pid, or an address.
+        value: u64,
+    },
+}
+
+/// Whether a resource is still what it was when it got its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sameness {
+    /// It is.
+    Same,
+    /// There is no way to tell.
+    Unverified(&'static str),
+    /// It is not: what is there instead.
+    Changed(String),
+}
+
+/// What becomes of a name whose resource is given up.
+struct Given {
+    slot: u64,
+    kept: Kept,
+}
+
+impl Process {
+    /// Everything that has a name, in the order of the names, each checked whether it is still what
+    /// got the name: a descriptor by its device, inode and type (fstat(2)), a child by being a child,
+    /// memory by being mapped.
+    ///
+    /// # Errors
+    ///
+    /// Those of the calls; [`Error::Protocol`] if the process is not persistent.
+    pub async fn names(&self) -> Result<Vec<Named>> {
+        let mut names = Vec::new();
+        for kept in self.kept().await?.into_values() {
+            names.push(self.named(kept).await?);
+        }
+        names.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(names)
+    }
+
+    /// What has that name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Name`] if nothing has; and as of [`Process::names`].
+    pub async fn name(&self, name: &str) -> Result<Named> {
+        self.named(self.find(name).await?.kept).await
+    }
+
+    async fn find(&self, name: &str) -> Result<Given> {
+        let mut all = self.kept().await?.into_iter();
+        let found = all.find(|(_, kept)| kept.name() == name);
+        let (slot, kept) = found.ok_or_else(|| no_such(name))?;
+        Ok(Given { slot, kept })
+    }
+
+    /// Gives an open descriptor a name: it stays open when its handle is dropped.
+    /// [`Chain::keep`](crate::Chain::keep) names one at the instant at which it is opened.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Name`] if the name is taken, or can't be one.
+    pub async fn keep_fd(&self, name: &str, fd: &Fd) -> Result<()> {
+        let mut chain = self.chain();
+        chain.keep(name);
+        chain.again(fd);
+        chain.run().await.map(drop)
+    }
+
+    /// Gives mapped memory a name: it stays mapped.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Process::keep_fd`].
+    pub async fn keep_mapping(&self, name: &str, mapping: Mapping) -> Result<()> {
+        let details = [mapping.size() as u64, 0, 0];
+        // Where this fails it is unmapped.
+        self.keep(name, kind::MAPPING, mapping.address(), details, &[], None).await?;
+        // It is the name's now.
+        let _ = mapping.into_raw();
+        Ok(())
+    }
+
+    /// Gives a child a name. Its exit status waits for whoever reaps it: see
+    /// [`Process::wait_for_child`].
+    ///
+    /// # Errors
+    ///
+    /// As of [`Process::keep_fd`].
+    pub async fn keep_child(&self, name: &str, child: &Child) -> Result<()> {
+        // Pids are positive.
+        let pid = child.pid_in_parent() as u64;
+        self.keep(name, kind::CHILD, pid, [0; 3], &[], None).await
+    }
+
+    /// Keeps bytes under a name, in the place of those that it had: at any instant there are the old
+    /// ones or the new ones.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Name`] for more than [`MAX_BYTES`], or if something else has the name.
+    pub async fn keep_bytes(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        if bytes.len() > MAX_BYTES {
+            let reason = "no more than 64 KiB have room under a name";
+            return Err(Error::Name { name: name.into(), reason });
+        }
+        let before = match self.find(name).await {
+            Ok(Given { slot, kept }) if kept.entry.kind == kind::BYTES => Some(slot),
+            _ => None,
+        };
+        let len = bytes.len() as u64;
+        self.keep(name, kind::BYTES, len, [len, 0, 0], bytes, before).await
+    }
+
+    /// Enters something that is there already, and frees entry `clear`.
+    async fn keep(
+        &self,
+        name: &str,
+        kind: u64,
+        value: u64,
+        details: [u64; 3],
+        behind: &[u8],
+        clear: Option<u64>,
+    ) -> Result<()> {
+        check_name(name)?;
+        let mut bytes = entry(name, kind, details).to_bytes().to_vec();
+        bytes.extend_from_slice(behind);
+        let len = bytes.len() as u64;
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        let at = bytes.len() as u64;
+        bytes.extend(value.to_le_bytes());
+        let buffer = self.buffer(bytes.len()).await?;
+        // What is replaced has the name, and loses it at the same instant.
+        let names = if clear.is_some() { Vec::new() } else { vec![name.to_owned()] };
+        let slots = self.slots(len.div_ceil(ENTRY_SIZE as u64), &names).await?;
+        let from = buffer.address();
+        let clear = clear.map_or(0, |slot| slot + 1);
+        let calls = vec![
+            Call::copy_in(from, bytes),
+            Call::operation(Operation::Keep, [slots.first, from, len, 0, 1, clear]).linked(),
+            // Its result is the value.
+            Call::operation(Operation::Load, [from + at, 8, 0, 0, 0, 0]).linked(),
+        ];
+        self.connection()
+            .submit(calls, move |replies| {
+                let _used: (Buffer, _) = (buffer, slots);
+                let names = ["COPY_IN", "KEEP", "LOAD"];
+                for (reply, name) in replies.iter().zip(names) {
+                    reply.value().map_err(Error::call(name))?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Gives up what has that name, together with the name: close(2) of a descriptor, munmap(2) of
+    /// memory. A child and bytes just lose their name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Name`] if nothing has that name, if a handle to the descriptor is still in use, or if it
+    /// is not the one that got the name; those of the call.
+    pub async fn release(&self, name: &str) -> Result<()> {
+        let given = self.find(name).await?;
+        let value = given.kept.entry.value;
+        let (call_name, call) = match given.kept.entry.kind {
+            kind::FD if self.table().has_handle(value as i32) => {
+                let reason = "a handle to the descriptor is in use: drop it first";
+                return Err(Error::Name { name: name.into(), reason });
+            }
+            kind::FD if matches!(self.check(&given.kept).await?, Sameness::Changed(_)) => {
+                let reason = "it is not what got the name any more: forget the name";
+                return Err(Error::Name { name: name.into(), reason });
+            }
+            kind::FD => ("close", Call::syscall(Sysno::close, [value, 0, 0, 0, 0, 0])),
+            kind::MAPPING => {
+                let size = given.kept.entry.details[0];
+                ("munmap", Call::syscall(Sysno::munmap, [value, size, 0, 0, 0, 0]))
+            }
+            _ => ("getpid", Call::syscall(Sysno::getpid, [0; 6])),
+        };
+        self.give_up(given, call_name, call).await
+    }
+
+    /// Takes the name away and leaves what had it as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Name`] if nothing has that name.
+    pub async fn forget(&self, name: &str) -> Result<()> {
+        let given = self.find(name).await?;
+        self.give_up(given, "getpid", Call::syscall(Sysno::getpid, [0; 6])).await
+    }
+
+    async fn give_up(&self, given: Given, name: &'static str, call: Call) -> Result<()> {
+        let clear = Call::operation(Operation::Keep, [0, 0, 0, 0, 0, given.slot + 1]);
+        let (registry, table) = (self.registry().clone(), self.table());
+        let Entry { kind, value, .. } = given.kept.entry;
+        registry.changes();
+        self.connection()
+            .submit(vec![clear, call.linked()], move |replies| {
+                registry.changes();
+                if let [cleared, ..] = replies.as_slice() {
+                    cleared.value().map_err(Error::call("KEEP"))?;
+                }
+                last(&replies)?.value().map_err(Error::call(name))?;
+                if kind == kind::FD {
+                    table.unname(value as i32);
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+fn no_such(name: &str) -> Error {
+    Error::Name { name: name.into(), reason: "the process has nothing of that name" }
+}

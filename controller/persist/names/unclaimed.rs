@@ -1,0 +1,145 @@
+//! What a persistent process has open and nobody accounts for.
+
+use std::collections::BTreeSet;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::sys::stat::Mode;
+use syscalls::Sysno;
+
+use crate::call::{Call, Error, Result};
+use crate::persist::reconnect::sweep_when_idle;
+use crate::process::Process;
+
+/// A descriptor that has no name, no handle, and is none of the server's own or of the standard
+/// streams.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unclaimed {
+    /// Its number.
+    pub number: i32,
+    /// What it is, as /proc shows it; nothing where there is no /proc.
+    pub what: Option<String>,
+}
+
+/// Bytes of entries that are read at once from a directory.
+const DIRECTORY: usize = 32 * 1024;
+/// Where d_name lies in a struct linux_dirent64, and d_reclen.
+const NAME: usize = 19;
+const LEN: usize = 16;
+
+impl Process {
+    /// The descriptors that nobody accounts for: what a controller that died had opened and not
+    /// named, and what it was passing.
+    ///
+    /// # Errors
+    ///
+    /// Those of the calls.
+    pub async fn unclaimed(&self) -> Result<Vec<Unclaimed>> {
+        // Those that have names are known then.
+        self.kept().await?;
+        let (open, has_proc) = match self.open_by_proc().await {
+            Ok(open) => (open, true),
+            Err(Error::Call { .. } | Error::Chain(_)) => (self.open_by_asking().await?, false),
+            Err(error) => return Err(error),
+        };
+        let known = self.table().known();
+        let mut unclaimed = Vec::new();
+        for number in open.difference(&known) {
+            let what = if has_proc { self.link_of(*number).await } else { None };
+            unclaimed.push(Unclaimed { number: *number, what });
+        }
+        Ok(unclaimed)
+    }
+
+    /// Closes all of them, as soon as nothing is in flight in any process that shares the table: what
+    /// is in flight may be just about to claim one.
+    ///
+    /// # Errors
+    ///
+    /// Those of the calls.
+    pub async fn close_unclaimed(&self) -> Result<()> {
+        self.kept().await?;
+        let connection = self.connection();
+        sweep_when_idle(&self.table(), connection, connection.clone()).await
+    }
+
+    async fn open_by_proc(&self) -> Result<BTreeSet<i32>> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+        let directory = self.openat(None, "/proc/self/fd", flags, Mode::empty()).await?;
+        let mut open = BTreeSet::new();
+        loop {
+            let mut chain = self.chain();
+            let buffer = chain.output(DIRECTORY);
+            let zero = 0.into();
+            let args =
+                [directory.number().into(), buffer, (DIRECTORY as u64).into(), zero, zero, zero];
+            let n = chain.syscall(Sysno::getdents64, args);
+            let bytes = chain.copy_out(buffer, n);
+            let bytes = chain.run().await?.bytes(bytes);
+            if bytes.is_empty() {
+                break;
+            }
+            open.extend(names(&bytes).filter_map(|name| name.parse::<i32>().ok()));
+        }
+        // Claimed by its handle, which closes it.
+        open.remove(&directory.number());
+        Ok(open)
+    }
+
+    /// Without /proc: every number below the limit is asked for.
+    async fn open_by_asking(&self) -> Result<BTreeSet<i32>> {
+        const AT_ONCE: i32 = 64;
+        let most = self.fd_limit().await?;
+        let mut open = BTreeSet::new();
+        for first in (0..most).step_by(AT_ONCE as usize) {
+            let numbers = first..(first + AT_ONCE).min(most);
+            let getfd = |fd: i32| {
+                Call::syscall(Sysno::fcntl, [fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0])
+            };
+            let calls = numbers.clone().map(getfd).collect();
+            let there = self.connection().submit(calls, move |replies| {
+                let answers = numbers.zip(replies);
+                let there = answers.filter(|(_, reply)| reply.value() != Err(Errno::EBADF));
+                Ok(there.map(|(number, _)| number).collect::<Vec<_>>())
+            });
+            open.extend(there.await?);
+        }
+        Ok(open)
+    }
+
+    /// Below that all descriptors are: RLIMIT_NOFILE, or 65,536 if there are more.
+    async fn fd_limit(&self) -> Result<i32> {
+        const MOST: u64 = 65_536;
+        let mut chain = self.chain();
+        let limit = chain.output(16);
+        let zero = 0.into();
+        let which = u64::from(libc::RLIMIT_NOFILE).into();
+        chain.syscall(Sysno::prlimit64, [zero, which, zero, limit, zero, zero]);
+        let soft = chain.load(limit, 8);
+        Ok(chain.run().await?.value(soft).min(MOST) as i32)
+    }
+
+    async fn link_of(&self, number: i32) -> Option<String> {
+        let mut chain = self.chain();
+        let path = chain.input(format!("/proc/self/fd/{number}\0"));
+        let buffer = chain.output(4096);
+        let at = libc::AT_FDCWD.into();
+        let zero = 0.into();
+        let n = chain.syscall(Sysno::readlinkat, [at, path, buffer, 4096.into(), zero, zero]);
+        let bytes = chain.copy_out(buffer, n);
+        let bytes = chain.run().await.ok()?.bytes(bytes);
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// The names in what getdents64(2) has left.
+fn names(mut bytes: &[u8]) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let len = usize::from(u16::from_le_bytes(*bytes.get(LEN..)?.first_chunk()?));
+        let name = bytes.get(NAME..len)?;
+        bytes = bytes.get(len..)?;
+        let name = name.split(|byte| *byte == 0).next()?;
+        Some(std::str::from_utf8(name).unwrap_or_default())
+    })
+}

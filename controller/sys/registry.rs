@@ -1,0 +1,144 @@
+//! The registry of a persistent process: reading it, making it larger, and naming what there is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nix::libc;
+use syscalls::Sysno;
+
+use super::{Task, last};
+use crate::abi::registry::{ENTRY_SIZE, Entry, NAME_SIZE, USER_SIZE};
+use crate::abi::wire::Operation;
+use crate::call::{Call, Error, Reply, Result};
+use crate::handle::{Kept, Registry, Slots, Unready, kind};
+
+/// Where registries lie: each process has one address for it, by its pid, so that one that was made
+/// larger by a controller that died meanwhile is not in anybody's way.
+const REGISTRIES: u64 = 0x3000_0000_0000;
+/// Bytes of a registry at most.
+const MOST: u64 = 4 << 20;
+/// Entries of one that is new.
+const FIRST: u64 = 64;
+
+/// Whether a resource can have that name.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > NAME_SIZE || name.contains('\0') {
+        let reason = "a name has 1 to 48 bytes, none of them zero";
+        return Err(Error::Name { name: name.into(), reason });
+    }
+    Ok(())
+}
+
+/// An entry that is prepared.
+pub(crate) fn entry(name: &str, kind: u64, details: [u64; 3]) -> Entry {
+    let mut bytes = [0; NAME_SIZE];
+    // The name was checked, or its chain is not run.
+    let len = name.len().min(NAME_SIZE);
+    bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
+    let state = Entry::FREE;
+    Entry { value: 0, state, kind, details, name: bytes, user: [0; USER_SIZE] }
+}
+
+impl Task {
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Sets entries aside for resources of these names, once what is in the registry is known.
+    pub(crate) async fn slots(&self, count: u64, names: &[String]) -> Result<Slots> {
+        if self.connection.version() == 0 {
+            return Err(Error::Protocol("names need a server of version 1"));
+        }
+        let _turn = self.registry.turn.lock().await;
+        loop {
+            match self.registry.prepare(count, names) {
+                Ok(slots) => return Ok(slots),
+                Err(unready) => self.ready(unready, count).await?,
+            }
+        }
+    }
+
+    /// What is in the registry.
+    pub(crate) async fn kept(&self) -> Result<BTreeMap<u64, Kept>> {
+        let _turn = self.registry.turn.lock().await;
+        loop {
+            match self.registry.kept() {
+                Ok(kept) => return Ok(kept),
+                Err(unready) => self.ready(unready, 0).await?,
+            }
+        }
+    }
+
+    async fn ready(&self, unready: Unready, count: u64) -> Result<()> {
+        match unready {
+            Unready::Disabled => Err(Error::Protocol("only a persistent process keeps names")),
+            Unready::Taken(name) => {
+                Err(Error::Name { name, reason: "the process has something of that name" })
+            }
+            Unready::Unread { address, len } => {
+                let (calls, read) = self.reading(address, len);
+                self.connection.submit(calls, read).await
+            }
+            Unready::Full { address, capacity } => self.enlarge(address, capacity, count).await,
+        }
+    }
+
+    /// The call that reads the registry, and what takes it in: descriptors with names are closed by
+    /// nobody else then.
+    pub(crate) fn reading(
+        &self,
+        address: u64,
+        len: usize,
+    ) -> (Vec<Call>, impl FnOnce(Vec<Reply>) -> Result<()> + Send + 'static) {
+        let (registry, table) = (self.registry.clone(), self.table());
+        let read = move |mut replies: Vec<Reply>| {
+            let reply = replies.pop().ok_or(Error::Protocol("no reply"))?;
+            reply.value().map_err(Error::call("COPY_OUT"))?;
+            if reply.data.len() < len {
+                return Err(Error::Fault { address, len });
+            }
+            registry.read(&reply.data);
+            if let Ok(kept) = registry.kept() {
+                let fds = kept.values().filter(|kept| kept.entry.kind == kind::FD);
+                table.set_named(fds.map(|kept| kept.entry.value as i32));
+            }
+            Ok(())
+        };
+        (vec![Call::copy_out(address, len)], read)
+    }
+
+    /// Makes the registry larger, in place, or a new one.
+    async fn enlarge(&self, address: u64, capacity: u64, count: u64) -> Result<()> {
+        let pid = self.getpid().await?;
+        let (address, capacity) = match address {
+            0 => (REGISTRIES + u64::from(pid.unsigned_abs()) * MOST, 0),
+            address => (address, capacity),
+        };
+        let entries = (2 * capacity).max(FIRST).max((capacity + count).next_power_of_two());
+        if entries * ENTRY_SIZE as u64 > MOST {
+            let reason = "the registry is full: give some of the names up";
+            return Err(Error::Name { name: String::new(), reason });
+        }
+        let end = capacity * ENTRY_SIZE as u64;
+        let size = entries * ENTRY_SIZE as u64 - end;
+        let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        // What is there is of a controller that died before it could say so.
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+        let map = [address + end, size, protection, flags, u64::MAX, 0];
+        let calls = vec![
+            Call::syscall(Sysno::mmap, map),
+            Call::operation(Operation::Registry, [address, entries, 0, 0, 0, 0]).linked(),
+        ];
+        let registry = self.registry.clone();
+        self.connection
+            .submit(calls, move |replies| {
+                if let [mapped, ..] = replies.as_slice() {
+                    mapped.value().map_err(Error::call("mmap"))?;
+                }
+                last(&replies)?.value().map_err(Error::call("REGISTRY"))?;
+                registry.entered(address, entries);
+                Ok(())
+            })
+            .await
+    }
+}
