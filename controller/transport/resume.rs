@@ -66,7 +66,8 @@ impl Unanswered {
         let mut again = Vec::new();
         let mut results = Vec::with_capacity(executed);
         for (i, call) in calls[..executed].iter().enumerate() {
-            let Some(record) = record(i) else { return Resumed::ResultLost };
+            let same = |record: &&Record| what(record.request.word) == what(call.request.word);
+            let Some(record) = record(i).filter(same) else { return Resumed::ResultLost };
             let reply = Reply { result: record.result, data: Vec::new() };
             results.push(record.result);
             match (call.data_len(), reply.value()) {
@@ -103,8 +104,13 @@ impl Unanswered {
 
 const CANCELED: i64 = -(nix::libc::ECANCELED as i64);
 
+/// What a word asks for, whatever else it says.
+fn what(word: u64) -> u64 {
+    word & (Word::OP | Word::NUMBER)
+}
+
 fn is_keep(call: &Call) -> bool {
-    call.request.word & (Word::OP | Word::NUMBER) == Word::OP | Operation::Keep as u64
+    what(call.request.word) == Word::OP | Operation::Keep as u64
 }
 
 /// The call, with what `earlier` knows in the place of references to it.

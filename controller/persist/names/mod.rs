@@ -174,7 +174,7 @@ impl Process {
     ) -> Result<()> {
         check_name(name)?;
         let mut bytes = entry(name, kind, details).to_bytes().to_vec();
-        bytes.extend_from_slice(behind);
+        bytes.extend(Kept::parts(behind));
         let len = bytes.len() as u64;
         bytes.resize(bytes.len().next_multiple_of(8), 0);
         let at = bytes.len() as u64;
