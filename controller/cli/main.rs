@@ -6,6 +6,7 @@ mod constants;
 mod demo;
 mod image;
 mod list;
+mod log;
 mod output;
 mod progress;
 mod start;
@@ -34,6 +35,7 @@ enum Command {
     Start(start::Start),
     Ls(list::List),
     Call(call::CallCommand),
+    Log(log::LogCommand),
     Stop(stop::Stop),
     Image(image::Image),
     Bench(bench::Bench),
@@ -54,6 +56,7 @@ async fn main() -> ExitCode {
         Command::Start(command) => command.run().await,
         Command::Ls(command) => command.run(),
         Command::Call(command) => command.run().await,
+        Command::Log(command) => command.run().await,
         Command::Stop(command) => command.run().await,
         Command::Image(command) => command.run(),
         Command::Bench(command) => command.run().await,
