@@ -50,11 +50,27 @@ pub(crate) mod kind {
     pub(crate) const BYTES: u64 = 4;
 }
 
+/// Where in an entry bytes lie that belong to one before it. Where its state would be are zeros: nobody
+/// takes it for one that is taken, when that one is given up or has never been kept.
+const BEHIND: usize = 16;
+/// How many of them.
+const BEHIND_SIZE: usize = ENTRY_SIZE - BEHIND;
+
+/// Bytes as they lie in the entries behind the one that they belong to.
+pub(crate) fn entries_behind(bytes: &[u8]) -> Vec<u8> {
+    let entries = bytes.chunks(BEHIND_SIZE).map(|bytes| {
+        let mut entry = [0; ENTRY_SIZE];
+        entry[BEHIND..BEHIND + bytes.len()].copy_from_slice(bytes);
+        entry
+    });
+    entries.flatten().collect()
+}
+
 impl Kept {
     /// How many entries it takes.
     fn size(entry: &Entry) -> u64 {
         let bytes = if entry.kind == kind::BYTES { entry.details[0] } else { 0 };
-        1 + bytes.div_ceil(ENTRY_SIZE as u64)
+        1 + bytes.div_ceil(BEHIND_SIZE as u64)
     }
 
     /// Its name, as far as it is one.
@@ -105,11 +121,13 @@ impl Registry {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The process is persistent, and has none yet.
+    /// The process is persistent, or about to become so, and has none yet unless this was said before.
     pub(crate) fn begin(&self) {
         let mut state = self.lock();
-        state.enabled = true;
-        state.taken = Some(BTreeMap::new());
+        if !state.enabled {
+            state.enabled = true;
+            state.taken = Some(BTreeMap::new());
+        }
     }
 
     /// The process says where it lies. What is in it may be others' doing.
@@ -144,7 +162,8 @@ impl Registry {
             let end = usize::try_from(size).map_or(entries.len(), |size| slot.saturating_add(size));
             let behind = entries.get(slot + 1..end.min(entries.len())).unwrap_or_default();
             if entry.state == Entry::TAKEN {
-                let mut bytes = behind.as_flattened().to_vec();
+                let mut bytes: Vec<u8> =
+                    behind.iter().flat_map(|entry| &entry[BEHIND..]).copied().collect();
                 if entry.kind == kind::BYTES {
                     bytes.truncate(usize::try_from(entry.details[0]).unwrap_or(usize::MAX));
                 }

@@ -19,4 +19,4 @@ pub use attach::{Attach, attach};
 pub use handshake::{Hold, answer, hello};
 pub use home::{Home, Incarnation, Name, Place, Reserved, State};
 pub use make::SharedMemory;
-pub use names::{MAX_BYTES, Named, Resource, Sameness, Unclaimed};
+pub use names::{Kind, MAX_BYTES, Named, Resource, Sameness, Unclaimed};
