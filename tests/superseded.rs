@@ -209,8 +209,7 @@ async fn what_was_executed_in_part_says_so_and_what_was_interrupted_has_its_resu
         Call::syscall(Sysno::lseek, args)
     };
     let connection = old.connection();
-    let first =
-        vec![Call::syscall(Sysno::getpid, [0; 6]), Call::syscall(Sysno::pause, [0; 6])];
+    let first = vec![Call::syscall(Sysno::getpid, [0; 6]), Call::syscall(Sysno::pause, [0; 6])];
     let blocked = connection.submit(first, Ok);
     // More than the server executes before it looks who else is there.
     let begun = connection.submit(vec![seek(1); 500], Ok);

@@ -8,6 +8,8 @@ mod bulk;
 mod credentials;
 mod file;
 mod memory;
+mod pidfd;
+mod proc;
 mod process;
 pub(crate) mod registry;
 mod rights;
@@ -19,7 +21,7 @@ use std::time::Duration;
 
 pub(crate) use credentials::exit_group;
 pub use process::WaitStatus;
-pub(crate) use process::set_pdeathsig;
+pub(crate) use process::{SIGINFO_SIZE, pid_of_siginfo, set_pdeathsig, waitid};
 pub(crate) use rights::{DataSocket, Message, receive};
 pub use shared::SharedBuffer;
 pub(crate) use socket::{ADDRESS_SIZE, address_bytes, socket_address};

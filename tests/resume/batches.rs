@@ -19,16 +19,32 @@ pub struct Piece {
 
 #[derive(Clone, Debug)]
 enum What {
-    Mix { blocks: bool },
+    Mix {
+        blocks: bool,
+    },
     Error,
-    In { len: usize, fault: bool },
-    Fill { len: u16, real: Index },
+    In {
+        len: usize,
+        fault: bool,
+    },
+    Fill {
+        len: u16,
+        real: Index,
+    },
     /// Memory that nothing has been put into, of which not all is there.
-    Edge { len: u16, real: Index },
+    Edge {
+        len: u16,
+        real: Index,
+    },
     /// What a fill has just put there.
-    FillAndOut { len: u16, real: Index },
+    FillAndOut {
+        len: u16,
+        real: Index,
+    },
     Store,
-    Keep { error: bool },
+    Keep {
+        error: bool,
+    },
 }
 
 fn piece() -> impl Strategy<Value = Piece> {
@@ -45,8 +61,11 @@ fn piece() -> impl Strategy<Value = Piece> {
         1 => Just(What::Store),
         3 => prop::bool::weighted(0.1).prop_map(|error| What::Keep { error }),
     ];
-    (what, any::<bool>(), prop::option::of(any::<Index>()))
-        .prop_map(|(what, link, refer)| Piece { what, link, refer })
+    (what, any::<bool>(), prop::option::of(any::<Index>())).prop_map(|(what, link, refer)| Piece {
+        what,
+        link,
+        refer,
+    })
 }
 
 /// A few calls, sometimes more than a log has records.

@@ -122,14 +122,16 @@ impl Server {
     }
 
     fn log(&self) -> Vec<u8> {
-        let LogHead { calls, first, memory, registry, capacity, used, controllers, past } = self.head;
+        let LogHead { calls, first, memory, registry, capacity, used, controllers, past } =
+            self.head;
         let mut numbers = vec![calls, first, memory, registry, capacity, used, controllers];
         for Tenure { token, end } in past {
             numbers.extend([token.0[0], token.0[1], end]);
         }
         assert_eq!(numbers.len() * 8, LOG_HEAD_SIZE);
         for Record { request, result } in &self.records {
-            numbers.extend([&[request.word][..], &request.args, &[result.cast_unsigned()]].concat());
+            numbers
+                .extend([&[request.word][..], &request.args, &[result.cast_unsigned()]].concat());
         }
         numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
     }
@@ -192,7 +194,10 @@ impl Server {
         }
         let before = self.last.insert(id, executed.clone());
         if what(request) == op(Operation::Keep) {
-            assert!(!self.last.contains_key(&(id + 1)), "KEEP {id} after the call that it is about");
+            assert!(
+                !self.last.contains_key(&(id + 1)),
+                "KEEP {id} after the call that it is about"
+            );
         } else {
             assert_eq!(before, None, "call {id} for the second time");
         }
