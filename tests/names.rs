@@ -4,10 +4,14 @@
 mod common;
 
 use std::fs;
-use std::os::fd::AsFd;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
-use common::TestHome;
-use farcall::persist::{Attach, Place, Resource, Sameness, SharedMemory, attach};
+use common::{Role, TestHome, hear, role, tell};
+use farcall::call::Polling;
+use farcall::persist::{Attach, Named, Place, Resource, Sameness, SharedMemory, attach};
 use farcall::process::Child;
 use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Error, Local, Process};
@@ -22,7 +26,7 @@ async fn persistent(home: &TestHome, root: &Process) -> (Child, Place) {
     (child, Place::at(socket))
 }
 
-fn names_of(named: &[farcall::persist::Named]) -> Vec<&str> {
+fn names_of(named: &[Named]) -> Vec<&str> {
     named.iter().map(|named| named.name.as_str()).collect()
 }
 
@@ -128,7 +132,7 @@ async fn what_is_something_else_now_is_said_to_be() {
     let event = child.syscall(Sysno::eventfd2, [0; 6]).await.unwrap() as i32;
     let event = child.adopt_fd(event).unwrap();
     child.keep_fd("event", &event).await.unwrap();
-    let number = |named: &[farcall::persist::Named], name: &str| {
+    let number = |named: &[Named], name: &str| {
         let found = named.iter().find(|named| named.name == name).unwrap();
         match &found.what {
             Resource::Fd(fd) => fd.number() as u64,
@@ -219,4 +223,138 @@ async fn the_registry_grows_and_names_stay() {
     next.reconnect().await.unwrap();
     assert_eq!(next.names().await.unwrap().len(), 300);
     next.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn bytes_that_look_like_a_registry_are_bytes() {
+    let home = TestHome::new();
+    let root = Local::new().start().await.unwrap();
+    let (child, place) = persistent(&home, &root).await;
+    // Entry after entry with the state of one that is taken, wherever one may be looked for.
+    let forged: Vec<u8> = (0..1024).flat_map(|_| 1u64.to_le_bytes()).collect();
+    child.keep_bytes("forged", &forged).await.unwrap();
+    child.keep_bytes("other", b"other").await.unwrap();
+    let named = child.names().await.unwrap();
+    assert!(matches!(&named[0].what, Resource::Bytes(bytes) if *bytes == forged));
+    // What is left of them when the name is gone is nothing.
+    child.release("forged").await.unwrap();
+    assert_eq!(names_of(&child.names().await.unwrap()), ["other"]);
+    child.prepare_for_reconnect().await.unwrap();
+    let next = attach(place).await.unwrap();
+    assert_eq!(names_of(&next.names().await.unwrap()), ["other"]);
+    next.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_number_that_the_server_has_taken_since_is_said_to_be_its_own() {
+    let home = TestHome::new();
+    let root = Local::new().start().await.unwrap();
+    let (child, place) = persistent(&home, &root).await;
+    // All anonymous inodes are one: by that nobody could tell them from the bells of a ring.
+    let events: Vec<u64> = {
+        let mut events = Vec::new();
+        for i in 0..8 {
+            let event = child.syscall(Sysno::eventfd2, [0; 6]).await.unwrap();
+            let fd = child.adopt_fd(event as i32).unwrap();
+            child.keep_fd(&format!("event {i}"), &fd).await.unwrap();
+            events.push(event);
+        }
+        events
+    };
+    for event in events {
+        child.syscall(Sysno::close, [event, 0, 0, 0, 0, 0]).await.unwrap();
+    }
+    child.prepare_for_reconnect().await.unwrap();
+    let next = attach(place).await.unwrap();
+    next.enter_ring(Polling::Adaptive).await.unwrap();
+    let named = next.names().await.unwrap();
+    assert!(named.iter().all(|named| matches!(named.state, Sameness::Changed(_))), "{named:?}");
+    let own =
+        |named: &Named| matches!(&named.state, Sameness::Changed(what) if what.contains("own"));
+    assert!(named.iter().any(own), "{named:?}");
+    assert_eq!(named.len(), 8);
+    next.exit(0).await.unwrap();
+}
+
+/// What is known of what has names, without the handles.
+fn summary(named: &[Named]) -> Vec<String> {
+    let line = |named: &Named| {
+        let Named { name, kind, state, .. } = named;
+        let what = match &named.what {
+            Resource::Fd(fd) => format!("{}", fd.number()),
+            other => format!("{other:?}"),
+        };
+        format!("{name}: {kind:?} {what}, {state:?}")
+    };
+    named.iter().map(line).collect()
+}
+
+/// The controller that writes random bytes all over the memory that it shares with the process.
+async fn scribble(place: Place) {
+    let process = attach(place).await.unwrap();
+    process.enter_ring(Polling::Always).await.unwrap();
+    for _ in 0..100 {
+        process.getpid().await.unwrap();
+    }
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let ring = maps.lines().find(|line| line.contains("memfd:farcall-ring")).unwrap();
+    let (first, last) = ring.split(' ').next().unwrap().split_once('-').unwrap();
+    let [first, last] = [first, last].map(|at| u64::from_str_radix(at, 16).unwrap());
+    let memory = fs::OpenOptions::new().write(true).open("/proc/self/mem").unwrap();
+    let bells = common::fds(std::process::id() as i32);
+    let bells = bells.iter().filter(|(_, what)| what.ends_with("anon_inode:[eventfd]"));
+    let bells: Vec<i32> = bells.map(|(number, _)| *number).collect();
+    assert!(!bells.is_empty());
+    let mut random = fs::File::open("/dev/urandom").unwrap();
+    let mut bytes = vec![0; 1 << 20];
+    // From here on nothing in this process looks at that memory: the runtime's thread is this one.
+    for round in 0..200 {
+        // All of it at first, then what the server reads.
+        let last = if round == 0 { last } else { first + (64 << 10) };
+        for at in (first..last).step_by(bytes.len()) {
+            let n = (last - at).min(bytes.len() as u64) as usize;
+            random.read_exact(&mut bytes[..n]).unwrap();
+            memory.write_all_at(&bytes[..n], at).unwrap();
+        }
+        for bell in &bells {
+            // SAFETY: the descriptor is open as long as the process's ring is, which nobody ends here;
+            // nothing is closed by borrowing it.
+            let bell = unsafe { BorrowedFd::borrow_raw(*bell) };
+            nix::unistd::write(bell, &1u64.to_le_bytes()).unwrap();
+        }
+    }
+    tell("scribbled");
+    hear();
+}
+
+#[tokio::test]
+async fn what_a_controller_writes_into_shared_memory_does_not_reach_the_registry() {
+    if let Some(socket) = role() {
+        scribble(Place::at(PathBuf::from(socket))).await;
+        return;
+    }
+    let home = TestHome::new();
+    let root = Local::new().start().await.unwrap();
+    let (child, place) = persistent(&home, &root).await;
+    let pid = child.pid();
+    let mut chain = child.chain();
+    chain.keep("root");
+    chain.openat(None, "/", OFlag::O_RDONLY, Mode::empty());
+    chain.run().await.unwrap();
+    child.keep_bytes("state", &[7; 1000]).await.unwrap();
+    drop(child.child().named("worker").spawn().await.unwrap());
+    let before = summary(&child.names().await.unwrap());
+    assert_eq!(before.len(), 3);
+    child.prepare_for_reconnect().await.unwrap();
+    for _ in 0..3 {
+        let test = "what_a_controller_writes_into_shared_memory_does_not_reach_the_registry";
+        let mut other = Role::start(test, place.socket());
+        assert_eq!(other.told(), "scribbled");
+        other.kill();
+        let next = attach(place.clone()).await.unwrap();
+        assert_eq!(next.pid(), pid);
+        assert_eq!(summary(&next.names().await.unwrap()), before);
+        next.prepare_for_reconnect().await.unwrap();
+    }
+    attach(place).await.unwrap().exit(0).await.unwrap();
 }

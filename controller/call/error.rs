@@ -155,6 +155,15 @@ pub enum Error {
         /// What is wrong with it, and what can be done.
         reason: &'static str,
     },
+    /// The exit status of a process that is another one's child can't be told by its pidfd.
+    #[error(
+        "this kernel does not tell the exit status of a process that is another one's child ({}): that needs Linux 6.15 or newer (PIDFD_GET_INFO with PIDFD_INFO_EXIT), asked in a pid namespace that has the process; what remains is to reap it in its parent (Process::wait_for_child), which tells the status once",
+        errno.map_or("it answers without it".to_owned(), errno_name)
+    )]
+    ExitStatusUntold {
+        /// How the kernel refused; none if it has answered, and left the status out.
+        errno: Option<Errno>,
+    },
     /// The sockets' directory, or a name in it, can't be used.
     #[error("{}: {reason}", path.display())]
     Home {

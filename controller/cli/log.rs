@@ -93,8 +93,7 @@ fn row(number: u64, record: &Record, own: bool) -> Row {
         Sysno::new(what as usize)
             .map_or_else(|| format!("syscall {what}"), |number| number.name().into())
     } else {
-        Operation::from_number(what)
-            .map_or_else(|| format!("operation {what}"), |operation| name_of(operation).into())
+        Operation::from_number(what).map_or_else(|| format!("operation {what}"), name_of)
     };
     let failed = (-MAX_ERRNO..0).contains(&result);
     // In range: it was just compared.

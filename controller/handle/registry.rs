@@ -119,11 +119,13 @@ impl Registry {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The process is persistent, and has none yet.
+    /// The process is persistent, or about to become so, and has none yet unless this was said before.
     pub(crate) fn begin(&self) {
         let mut state = self.lock();
-        state.enabled = true;
-        state.taken = Some(BTreeMap::new());
+        if !state.enabled {
+            state.enabled = true;
+            state.taken = Some(BTreeMap::new());
+        }
     }
 
     /// The process says where it lies. What is in it may be others' doing.

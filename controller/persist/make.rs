@@ -12,7 +12,7 @@ use syscalls::Sysno;
 use super::home::Reserved;
 use crate::abi::wire::{Operation, Spares};
 use crate::call::{Call, Error, Result};
-use crate::process::{Child, ChildBuilder, Process, to_the_end};
+use crate::process::{Child, ChildBuilder, Legacy, Process, to_the_end};
 
 /// What becomes of memory that a process shares when it becomes persistent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -126,12 +126,20 @@ impl Process {
 
 impl ChildBuilder {
     /// Makes a child that is persistent from the start: it holds nothing of this process, its
-    /// standard streams are /dev/null, and what it inherited from its parent besides is closed.
+    /// standard streams are /dev/null, and what it inherited from its parent besides is closed, except
+    /// for what [`ChildBuilder::inherit`] names. That has its names before the process can be reached:
+    /// there is no instant at which it is persistent and lacks any of them.
     ///
     /// # Errors
     ///
-    /// Those of [`ChildBuilder::spawn`] and [`Process::make_persistent`]; nothing is left then.
-    pub async fn spawn_persistent(self, reserved: Reserved, memory: SharedMemory) -> Result<Child> {
+    /// Those of [`ChildBuilder::spawn`], [`Process::keep_fd_of`] and [`Process::make_persistent`];
+    /// nothing is left then.
+    pub async fn spawn_persistent(
+        mut self,
+        reserved: Reserved,
+        memory: SharedMemory,
+    ) -> Result<Child> {
+        let legacy = std::mem::take(&mut self.legacy);
         let child = self.spawn().await?;
         child.unshare(CloneFlags::CLONE_FILES).await?;
         for call in child.table().sweep() {
@@ -142,6 +150,12 @@ impl ChildBuilder {
             child.dup2(&null, number).await?;
         }
         null.close().await?;
+        if !legacy.is_empty() {
+            child.registry().begin();
+        }
+        for Legacy { name, owner, fd } in legacy {
+            child.keep_fd_of(&name, &owner, &fd).await?;
+        }
         child.make_persistent(reserved, memory).await?;
         Ok(child)
     }

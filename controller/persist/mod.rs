@@ -21,4 +21,4 @@ pub use handshake::{Hold, answer, hello};
 pub use home::{Home, Incarnation, Name, Place, Reserved, State};
 pub use log::{Flight, flight};
 pub use make::SharedMemory;
-pub use names::{MAX_BYTES, Named, Resource, Sameness, Unclaimed};
+pub use names::{Kind, MAX_BYTES, Named, Resource, Sameness, Unclaimed};

@@ -353,17 +353,21 @@ impl Drop for Child {
 
 impl Process {
     /// Waits until the child with this pid (in the process's own pid namespace) has ended, and
-    /// reaps it: for a child that an earlier controller made. The process is never blocked by it.
+    /// reaps it: for a child that an earlier controller made, or that the process got as a
+    /// [subreaper](crate::sys::Task::set_child_subreaper). The process is never blocked by it. If this is
+    /// dropped while it is under way, the next that waits in this controller is told the status.
     ///
     /// # Errors
     ///
     /// ECHILD or ESRCH if the process has no such child.
     pub async fn wait_for_child(&self, pid: i32) -> Result<WaitStatus> {
+        if let Some(status) = self.untold(pid) {
+            return Ok(status);
+        }
         let call = Call::syscall(Sysno::pidfd_open, [pid as u64, 0, 0, 0, 0, 0]);
         let pidfd = self.opens("pidfd_open", call).await?;
         let readable = readable(Arc::new(self.fetch_fd(&pidfd).await?))?;
         let _ = readable.readable().await;
-        let status = self.waitid_pidfd(&pidfd).await?;
-        status.ok_or(Error::Protocol("a child that ended can't be reaped"))
+        self.reap_pidfd(&pidfd).await
     }
 }

@@ -8,10 +8,11 @@ use nix::sys::signal::Signal;
 use syscalls::Sysno;
 
 use super::child::{self, Child, Remains};
+use super::naming::Naming;
 use super::start::{Started, start};
 use super::{Parts, Process, ServerFds, Sockets, to_the_end};
 use crate::call::{self, Connection, Error, Outcome, Result};
-use crate::handle::{AddressSpace, FdTable};
+use crate::handle::{AddressSpace, Fd, FdTable};
 use crate::memory::Arena;
 use crate::sys::{DataSocket, Guardian};
 
@@ -22,6 +23,19 @@ use crate::sys::{DataSocket, Guardian};
 pub struct ChildBuilder {
     parent: Process,
     flags: CloneFlags,
+    name: Option<String>,
+    /// What a child that is made persistent has from the start.
+    pub(crate) legacy: Vec<Legacy>,
+}
+
+/// A descriptor that is handed over.
+#[derive(Clone, Debug)]
+pub(crate) struct Legacy {
+    pub(crate) name: String,
+    /// Whose it is.
+    pub(crate) owner: Process,
+    /// Kept open until then.
+    pub(crate) fd: Arc<Fd>,
 }
 
 /// The flags that a server's child may be made with.
@@ -41,7 +55,7 @@ const ALLOWED: CloneFlags = CloneFlags::CLONE_VM
 
 impl ChildBuilder {
     pub(super) fn new(parent: Process) -> Self {
-        Self { parent, flags: CloneFlags::empty() }
+        Self { parent, flags: CloneFlags::empty(), name: None, legacy: Vec::new() }
     }
 
     /// Adds flags of clone(2): CLONE_VM, CLONE_FILES, CLONE_FS, CLONE_SIGHAND and namespaces.
@@ -66,26 +80,58 @@ impl ChildBuilder {
         self.flags(CloneFlags::CLONE_FS)
     }
 
+    /// The child has that name in its parent's registry from the instant on at which it is made:
+    /// whatever becomes of this controller, the next one finds it by its name, with its exit status. The
+    /// parent is persistent; the child need not be.
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// The child, which is made persistent, inherits that descriptor of `owner`, its parent or any other
+    /// process, and has it under that name when it comes to be persistent: what was set up step by step
+    /// in short-lived processes, and the pidfds of their children, go to one that stays. The descriptor
+    /// is kept open until then. See [`spawn_persistent`](ChildBuilder::spawn_persistent).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ForeignFd`] if it is not the owner's.
+    pub fn inherit(mut self, name: impl Into<String>, owner: &Process, fd: &Fd) -> Result<Self> {
+        owner.number(fd)?;
+        // One more handle: it stays open, also if the other one is dropped.
+        let fd = Arc::new(owner.adopt_fd(fd.number())?);
+        self.legacy.push(Legacy { name: name.into(), owner: owner.clone(), fd });
+        Ok(self)
+    }
+
     /// Makes the child. It dies with its parent.
     ///
     /// # Errors
     ///
-    /// [`Error::CloneFlags`] for flags that can't go together, and the errno of clone(2).
+    /// [`Error::CloneFlags`] for flags that can't go together, [`Error::Name`] for a name that can't
+    /// be, and the errno of clone(2).
     pub async fn spawn(self) -> Result<Child> {
         self.check()?;
+        if !self.legacy.is_empty() {
+            return Err(Error::Protocol("only a child that is persistent from the start inherits"));
+        }
         // A child that nobody waits for any more is dropped there, which ends and reaps it: until
         // then it runs on memory that must not be given back.
         to_the_end(self.make()).await
     }
 
     async fn make(self) -> Result<Child> {
-        let Self { parent, flags } = self;
+        let Self { parent, flags, name, .. } = self;
         let shares_memory = flags.contains(CloneFlags::CLONE_VM);
         let shares_files = flags.contains(CloneFlags::CLONE_FILES);
         let sockets = Sockets::new()?;
         // While the child's descriptors are in the table and nothing accounts for them yet, no
         // other child may be made that would inherit them, nor the table be copied.
         let (table, quiet) = parent.quiet_table().await;
+        let naming = match &name {
+            Some(name) => Some(Naming::new(&parent, name).await?),
+            None => None,
+        };
         let stack = parent.stack().await?;
         // Its first request waits in its stream when it begins. It is the same image under the same
         // kernel: what its parent can, it can.
@@ -94,7 +140,7 @@ impl ChildBuilder {
         let ready = connection.call("HELLO", call::hello(version, stack.top()));
         connection.set_version(version);
         let there = [sockets.stream_there.as_fd(), sockets.data_there.as_fd()];
-        let started = match start(&parent, flags, &stack, &there).await {
+        let started = match start(&parent, flags, &stack, &there, naming).await {
             Ok(started) => started,
             Err(error) => {
                 if shares_memory && matches!(error, Error::Lost(Outcome::PossiblyExecuted)) {
@@ -134,6 +180,10 @@ impl ChildBuilder {
             Ok(here) => here,
             Err(error) => {
                 end(&parent, pid, &remains).await;
+                if let Some(name) = &name {
+                    // It may be reaped, and the name is nobody's then.
+                    let _ = parent.forget(name).await;
+                }
                 return Err(error);
             }
         };

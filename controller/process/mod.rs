@@ -1,8 +1,10 @@
 //! Processes that are driven from here: what they are made of, and their children.
 
 mod child;
+mod children;
 mod clone;
 mod exec;
+mod naming;
 mod ring;
 mod start;
 
@@ -23,7 +25,9 @@ use tokio::sync::{OwnedMutexGuard, watch};
 
 pub use child::Child;
 pub(crate) use child::watch_attached;
+pub use children::{ChildState, Children, ListedChild};
 pub use clone::ChildBuilder;
+pub(crate) use clone::Legacy;
 
 use crate::abi::handshake::Token;
 use crate::call::{Call, Connection, Error, Outcome, Polling, Result, Socket};
@@ -59,6 +63,7 @@ pub(crate) struct Inner {
     pub(crate) reconnecting: Arc<tokio::sync::Mutex<()>>,
     /// Where a persistent process can be reached.
     pub(crate) place: Mutex<Option<Arc<crate::persist::Place>>>,
+    untold: Arc<children::Untold>,
     /// Held while one waits to make a ring.
     entering: tokio::sync::Mutex<()>,
     /// Where this controller's rings are.
@@ -160,6 +165,7 @@ impl Process {
                 token: parts.token,
                 reconnecting: Arc::default(),
                 place: Mutex::new(None),
+                untold: Arc::default(),
                 entering: tokio::sync::Mutex::default(),
                 rings: Mutex::default(),
                 interregna: Arc::default(),

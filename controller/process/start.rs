@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use syscalls::Sysno;
 
 use super::Process;
+use super::naming::Naming;
 use crate::abi::entry::TrampolineFrame;
 use crate::abi::wire::Operation;
 use crate::call::{Call, Error, Reply, Result};
@@ -32,15 +33,17 @@ pub(super) struct Started {
 }
 
 /// Starts a child on `stack`, with the other ends of its stream and its data socket, in this
-/// process, as `there`. Its descriptors stay in the parent's table only if it shares that.
+/// process, as `there`. Its descriptors stay in the parent's table only if it shares that. A name, which
+/// only servers of version 1 keep, it has as soon as there is the child.
 pub(super) async fn start(
     parent: &Process,
     flags: CloneFlags,
     stack: &Stack,
     there: &[BorrowedFd<'_>; 2],
+    naming: Option<Naming>,
 ) -> Result<Started> {
     if parent.connection.version() > 0 {
-        at_once(parent, flags, stack.top(), there).await
+        at_once(parent, flags, stack.top(), there, naming).await
     } else {
         step_by_step(parent, flags, stack.top(), there).await
     }
@@ -97,6 +100,7 @@ async fn at_once(
     flags: CloneFlags,
     top: u64,
     there: &[BorrowedFd<'_>; 2],
+    naming: Option<Naming>,
 ) -> Result<Started> {
     let outgoing = top - SLOT as u64;
     let incoming = outgoing - SLOT as u64;
@@ -126,6 +130,9 @@ async fn at_once(
         steps.store(sp + 16, input);
         // The kernel puts the pidfd right into the message.
         let slot = outgoing + Message::FDS as u64;
+        // Directly before clone, which it is about.
+        let calls = naming.iter().flat_map(Naming::calls);
+        let kept = calls.map(|call| steps.linked(call)).last();
         let cloned = steps.linked(clone(flags, sp, slot));
         let pidfd = steps.load(slot);
         let sent = steps.linked(socket.sendmsg(outgoing));
@@ -136,8 +143,9 @@ async fn at_once(
             steps.close(data);
         }
         let here = socket.here.clone();
-        let places = Places { received, input, data, both, cloned, sent };
+        let places = Places { received, input, data, both, kept, cloned, sent };
         parent.connection.submit_on_link(steps.0, move |replies| {
+            let _naming = naming;
             places.started(&replies, &table, &here, shares_files)
         })
     };
@@ -150,6 +158,8 @@ struct Places {
     input: usize,
     data: usize,
     both: usize,
+    /// If it gets a name.
+    kept: Option<usize>,
     cloned: usize,
     sent: usize,
 }
@@ -169,7 +179,10 @@ impl Places {
         value(self.received, "recvmsg")?;
         let fds = [self.input, self.data].map(|place| value(place, "LOAD").map(|fd| fd as i32));
         let cloned = match value(self.both, "recvmsg") {
-            Ok(_) => value(self.cloned, "clone"),
+            Ok(_) => match self.kept.map(|kept| value(kept, "KEEP")) {
+                Some(Err(error)) => Err(error),
+                _ => value(self.cloned, "clone"),
+            },
             Err(_) => Err(Error::Call { call: "recvmsg", errno: Errno::EMFILE }),
         };
         let pid = match cloned {

@@ -83,6 +83,18 @@ impl Task {
         self.connection.call("prctl", set_pdeathsig(signal)).await.map(|_| ())
     }
 
+    /// Makes the target process the parent that its orphaned descendants get, in the place of process 1
+    /// of their pid namespace, or ends that: prctl(2) PR_SET_CHILD_SUBREAPER. Their exit statuses wait
+    /// for it from then on. execve(2) keeps the attribute, children do not inherit it.
+    ///
+    /// # Errors
+    ///
+    /// What became of the connection.
+    pub async fn set_child_subreaper(&self, on: bool) -> Result<()> {
+        let args = [nix::libc::PR_SET_CHILD_SUBREAPER as u64, u64::from(on), 0, 0, 0, 0];
+        self.syscall(Sysno::prctl, args).await.map(|_| ())
+    }
+
     /// Blocks the target process for a time: nanosleep(2). Calls sent meanwhile wait.
     ///
     /// # Errors
@@ -129,10 +141,7 @@ impl Task {
         id: u64,
         keep: Arc<OnceLock<WaitStatus>>,
     ) -> Result<Option<WaitStatus>> {
-        const SIGINFO_SIZE: usize = 128;
-        let flags = (nix::libc::WEXITED | nix::libc::WNOHANG) as u64;
-        let kind = u64::from(kind);
-        let call = |at| Call::syscall(Sysno::waitid, [kind, id, at, flags, 0, 0]);
+        let call = |at| waitid(kind, id, at, 0);
         self.call_fills("waitid", SIGINFO_SIZE, call, move |info| {
             let status = WaitStatus::from_siginfo(&info);
             if let Some(status) = status {
@@ -145,14 +154,39 @@ impl Task {
     }
 }
 
+/// Bytes of a siginfo_t.
+pub(crate) const SIGINFO_SIZE: usize = size_of::<nix::libc::siginfo_t>();
+
+/// waitid(2) that does not wait, for children that have ended, whatever signal their end sends. Its
+/// siginfo_t goes to `at`. With WNOWAIT nothing is reaped.
+pub(crate) fn waitid(kind: nix::libc::idtype_t, id: u64, at: u64, options: i32) -> Call {
+    let options = nix::libc::WEXITED | nix::libc::WNOHANG | nix::libc::__WALL | options;
+    Call::syscall(Sysno::waitid, [u64::from(kind), id, at, options as u64, 0, 0])
+}
+
+/// The number at `at` of a siginfo_t: signal, errno, code, padding, pid, uid, status.
+fn field(info: &[u8], at: usize) -> i32 {
+    let bytes = info.get(at..).and_then(|bytes| bytes.first_chunk());
+    bytes.map_or(0, |bytes| i32::from_le_bytes(*bytes))
+}
+
+/// Whose end a siginfo_t tells of.
+pub(crate) fn pid_of_siginfo(info: &[u8]) -> i32 {
+    field(info, 16)
+}
+
 impl WaitStatus {
+    /// From the status that wait(2) gives, and PIDFD_GET_INFO.
+    pub(super) fn from_wait(status: i32) -> Self {
+        match status & 0x7f {
+            0 => Self::Exited(status >> 8 & 0xff),
+            signal => Self::Signaled { signal, core_dumped: status & 0x80 != 0 },
+        }
+    }
+
     /// None if the child has not ended.
-    fn from_siginfo(info: &[u8]) -> Option<Self> {
-        let field = |at: usize| {
-            let bytes = info.get(at..).and_then(|bytes| bytes.first_chunk());
-            bytes.map_or(0, |bytes| i32::from_le_bytes(*bytes))
-        };
-        // siginfo_t: signal, errno, code, padding, pid, uid, status.
+    pub(crate) fn from_siginfo(info: &[u8]) -> Option<Self> {
+        let field = |at| field(info, at);
         let (code, status) = (field(8), field(24));
         match (field(0), code) {
             (nix::libc::SIGCHLD, nix::libc::CLD_EXITED) => Some(WaitStatus::Exited(status)),

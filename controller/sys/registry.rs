@@ -1,15 +1,17 @@
 //! The registry of a persistent process: reading it, making it larger, and naming what there is.
 
 use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use nix::libc;
+use nix::sys::stat::fstat;
 use syscalls::Sysno;
 
-use super::{Task, last};
+use super::{Buffer, Task, last};
 use crate::abi::registry::{ENTRY_SIZE, Entry, NAME_SIZE, USER_SIZE};
 use crate::abi::wire::Operation;
-use crate::call::{Call, Error, Reply, Result};
+use crate::call::{Call, Connection, Error, Reply, Result};
 use crate::handle::{Kept, Registry, Slots, Unready, kind};
 
 /// Where registries lie: each process has one address for it, by its pid, so that one that was made
@@ -37,6 +39,67 @@ pub(crate) fn entry(name: &str, kind: u64, details: [u64; 3]) -> Entry {
     bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
     let state = Entry::FREE;
     Entry { value: 0, state, kind, details, name: bytes, user: [0; USER_SIZE] }
+}
+
+/// Entries that are set aside for descriptors that the next call makes, and memory for what is written
+/// there. Both are kept until the replies are here.
+pub(super) struct Keeping {
+    slots: Slots,
+    buffer: Buffer,
+    entries: Vec<u8>,
+    count: u64,
+}
+
+impl Keeping {
+    /// For duplicates of descriptors of this process: what they are is known beforehand.
+    pub(super) async fn new(task: &Task, fds: &[BorrowedFd<'_>], names: &[String]) -> Result<Self> {
+        if fds.len() != names.len() {
+            return Err(Error::Protocol("as many names as descriptors"));
+        }
+        let mut entries = Vec::new();
+        for (fd, name) in fds.iter().zip(names) {
+            check_name(name)?;
+            let stat = fstat(fd).map_err(Error::local("fstat"))?;
+            let details = [stat.st_dev, stat.st_ino, u64::from(stat.st_mode)];
+            entries.extend(entry(name, kind::FD, details).to_bytes());
+        }
+        let count = names.len() as u64;
+        let slots = task.slots(count, names).await?;
+        let buffer = task.buffer(entries.len()).await?;
+        Ok(Self { slots, buffer, entries, count })
+    }
+
+    /// The calls directly before the one that leaves the descriptors' numbers at `from`.
+    pub(super) fn calls(&self, from: u64) -> [Call; 2] {
+        let source = self.buffer.address();
+        let args = [self.slots.first, source, self.entries.len() as u64, from, self.count, 0];
+        let keep = Call::operation(Operation::Keep, args).linked();
+        [Call::copy_in(source, self.entries.clone()), keep]
+    }
+
+    /// Takes the replies to these calls out, which are behind the first one.
+    pub(super) fn kept(&self, replies: &mut Vec<Reply>) -> Result<()> {
+        if replies.len() < 3 {
+            return Err(Error::Protocol("too few replies"));
+        }
+        for reply in replies.drain(1..3) {
+            reply.value().map_err(Error::call("KEEP"))?;
+        }
+        Ok(())
+    }
+
+    /// Frees the entries: fewer descriptors have come. Nobody waits for that.
+    pub(super) fn give_up(self, connection: &Connection) {
+        let slots = self.slots.first..self.slots.first + self.count;
+        let calls = slots.flat_map(|slot| {
+            let clear = Call::operation(Operation::Keep, [0, 0, 0, 0, 0, slot + 1]);
+            [clear, Call::syscall(Sysno::getpid, [0; 6])]
+        });
+        drop(connection.submit_soon(calls.collect(), move |_| {
+            drop(self);
+            Ok(())
+        }));
+    }
 }
 
 impl Task {

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use syscalls::Sysno;
 
+use super::registry::Keeping;
 use super::{Buffer, Task, finish};
 use crate::call::{Call, Connection, Error, Receipt, Reply, Result};
 use crate::handle::{Fd, FdTable};
@@ -162,15 +163,22 @@ impl Task {
     ///
     /// EMFILE if they do not all fit into its table: none is left there then.
     pub async fn send_fds(&self, fds: &[BorrowedFd<'_>]) -> Result<Vec<Fd>> {
-        self.send_fds_as(fds, |table, numbers| {
-            Ok(numbers.into_iter().map(|number| table.made(number)).collect())
-        })
-        .await
+        self.send_fds_as(fds, None, made).await
+    }
+
+    /// The same for descriptors that have these names from the instant on at which they arrive.
+    pub(crate) async fn send_named_fds(
+        &self,
+        fds: &[BorrowedFd<'_>],
+        names: &[String],
+    ) -> Result<Vec<Fd>> {
+        let keeping = Keeping::new(self, fds, names).await?;
+        self.send_fds_as(fds, Some(keeping), made).await
     }
 
     /// Passes descriptors to be a server's own.
     pub(crate) async fn send_server_fds(&self, fds: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
-        self.send_fds_as(fds, |table, numbers| {
+        self.send_fds_as(fds, None, |table, numbers| {
             table.reserve(numbers.iter().copied());
             Ok(numbers)
         })
@@ -180,6 +188,7 @@ impl Task {
     async fn send_fds_as<R: Send + 'static>(
         &self,
         fds: &[BorrowedFd<'_>],
+        keeping: Option<Keeping>,
         own: impl FnOnce(&Arc<FdTable>, Vec<i32>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
         if fds.is_empty() || fds.len() > MAX_RIGHTS {
@@ -193,17 +202,30 @@ impl Task {
             // The order of messages is the order of the calls that take them.
             let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
             data.pass(fds)?;
-            let calls = vec![
-                Call::copy_in(address, Message::receiving(address, count)),
-                data.recvmsg(address),
-                Call::copy_out(address, Message::size(1)),
-            ];
-            self.connection.submit_on_link(calls, move |replies| {
+            let mut calls = vec![Call::copy_in(address, Message::receiving(address, count))];
+            if let Some(keeping) = &keeping {
+                calls.extend(keeping.calls(address + Message::FDS as u64));
+            }
+            // Whether or not there are names for what it brings: else the next one would take that.
+            calls.extend([data.recvmsg(address), Call::copy_out(address, Message::size(1))]);
+            let connection = self.connection.clone();
+            self.connection.submit_on_link(calls, move |mut replies| {
                 let _buffer = buffer;
+                let kept = match &keeping {
+                    Some(keeping) => keeping.kept(&mut replies),
+                    None => Ok(()),
+                };
                 let (numbers, lost) = taken(&replies)?;
-                if lost || numbers.len() != count {
+                if lost || numbers.len() != count || kept.is_err() {
                     table.close_later(numbers);
+                    if let Some(keeping) = keeping {
+                        keeping.give_up(&connection);
+                    }
+                    kept?;
                     return Err(Error::Call { call: "recvmsg", errno: Errno::EMFILE });
+                }
+                if keeping.is_some() {
+                    numbers.iter().for_each(|number| table.name(*number));
                 }
                 own(&table, numbers)
             })
@@ -228,6 +250,12 @@ impl Task {
         };
         receipt.await
     }
+}
+
+/// Handles to descriptors that have come.
+#[expect(clippy::unnecessary_wraps, reason = "what else becomes of them may fail")]
+fn made(table: &Arc<FdTable>, numbers: Vec<i32>) -> Result<Vec<Fd>> {
+    Ok(numbers.into_iter().map(|number| table.made(number)).collect())
 }
 
 /// What a target process has received.

@@ -4,11 +4,14 @@ use nix::errno::Errno;
 use nix::libc;
 use syscalls::Sysno;
 
-use super::{Named, Resource, Sameness};
+use super::{Kind, Named, Resource, Sameness};
 use crate::abi::registry::Entry;
-use crate::call::{Error, Result};
+use crate::call::{Call, Error, Result};
 use crate::handle::{Kept, Mapping, kind};
 use crate::process::Process;
+
+/// PID_FS_MAGIC of linux/magic.h, which libc does not have.
+const PIDFS_MAGIC: i64 = 0x5049_4446;
 
 /// What a descriptor is open on: device, inode and type.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -47,15 +50,7 @@ impl Process {
     pub(super) async fn named(&self, kept: Kept) -> Result<Named> {
         let name = kept.name();
         let Entry { value, kind, details, .. } = kept.entry;
-        let state = match kind {
-            kind::FD => self.check_fd(value, details).await?,
-            kind::CHILD => self.check_child(value).await?,
-            kind::MAPPING => self.check_mapping(value, details[0]).await?,
-            kind::BYTES => Sameness::Same,
-            other => {
-                Sameness::Changed(format!("of kind {other}, which this farcall does not know"))
-            }
-        };
+        let state = self.check(&kept).await?;
         let nothing = Resource::Nothing { value };
         let what = match (kind, &state) {
             (_, Sameness::Changed(_)) => nothing,
@@ -72,13 +67,24 @@ impl Process {
             (kind::BYTES, _) => Resource::Bytes(kept.bytes),
             _ => nothing,
         };
-        Ok(Named { name, what, state })
+        let kind = match kind {
+            kind::FD => Kind::Fd,
+            kind::CHILD => Kind::Child,
+            kind::MAPPING => Kind::Mapping,
+            kind::BYTES => Kind::Bytes,
+            other => Kind::Unknown(other),
+        };
+        Ok(Named { name, kind, what, state })
     }
 
     /// Whether what is there is what got the name.
     pub(super) async fn check(&self, kept: &Kept) -> Result<Sameness> {
         let Entry { value, kind, details, .. } = kept.entry;
         match kind {
+            // Where the one that got the name was closed, the server may have taken its number.
+            kind::FD if self.server_descriptors().contains(&(value as i32)) => {
+                Ok(Sameness::Changed(format!("descriptor {value} is the server's own")))
+            }
             kind::FD => self.check_fd(value, details).await,
             kind::CHILD => self.check_child(value).await,
             kind::MAPPING => self.check_mapping(value, details[0]).await,
@@ -118,17 +124,25 @@ impl Process {
         if now != before {
             return Ok(Sameness::Changed(format!("it was {before}, and is {now}")));
         }
-        if now.kind == 0 {
+        if now.kind == 0 && !self.is_on_pidfs(number).await? {
             return Ok(Sameness::Unverified("all anonymous inodes are one"));
         }
         Ok(Sameness::Same)
     }
 
+    /// Whether a descriptor is a pidfd of a kernel that has an inode for each process (Linux 6.9).
+    async fn is_on_pidfs(&self, number: u64) -> Result<bool> {
+        const STATFS_SIZE: usize = size_of::<libc::statfs>();
+        let call = |at| Call::syscall(Sysno::fstatfs, [number, at, 0, 0, 0, 0]);
+        // f_type is the first of its fields.
+        let magic = |bytes: Vec<u8>| bytes.first_chunk().map(|bytes| i64::from_le_bytes(*bytes));
+        let magic = self.call_fills("fstatfs", STATFS_SIZE, call, magic).await?;
+        Ok(magic == Some(PIDFS_MAGIC))
+    }
+
     /// A pid is not used anew before the process reaps its child.
     async fn check_child(&self, pid: u64) -> Result<Sameness> {
-        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        let args = [u64::from(libc::P_PID), pid, 0, flags as u64, 0, 0];
-        match self.syscall(Sysno::waitid, args).await {
+        match self.child_state(pid as i32).await {
             Ok(_) => Ok(Sameness::Same),
             Err(Error::Call { errno: Errno::ECHILD, .. }) => {
                 Ok(Sameness::Changed(format!("{pid} is no child: it has been reaped")))

@@ -9,6 +9,8 @@ mod unclaimed;
 
 pub use unclaimed::Unclaimed;
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use syscalls::Sysno;
 
 use crate::abi::registry::{ENTRY_SIZE, Entry};
@@ -27,10 +29,28 @@ pub const MAX_BYTES: usize = 64 * 1024;
 pub struct Named {
     /// Its name.
     pub name: String,
+    /// Of what kind it is, also where there is nothing of it any more.
+    pub kind: Kind,
     /// What it is.
     pub what: Resource,
     /// Whether it is still what it was when it got its name.
     pub state: Sameness,
+}
+
+/// What can have a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A descriptor.
+    Fd,
+    /// A child.
+    Child,
+    /// Memory.
+    Mapping,
+    /// Bytes.
+    Bytes,
+    /// Something that another farcall has kept and this one does not know.
+    Unknown(u64),
 }
 
 /// What a name stands for. Dropping a handle in here does not give up the resource:
@@ -117,6 +137,31 @@ impl Process {
         chain.run().await.map(drop)
     }
 
+    /// Passes descriptors of this process to the process, where each has its name from the instant on
+    /// at which it arrives: see [`Task::send_fds`](crate::sys::Task::send_fds).
+    ///
+    /// # Errors
+    ///
+    /// As of [`Process::keep_fd`] and `send_fds`.
+    pub async fn keep_sent(&self, fds: &[(&str, BorrowedFd<'_>)]) -> Result<Vec<Fd>> {
+        let names: Vec<String> = fds.iter().map(|(name, _)| (*name).into()).collect();
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|(_, fd)| *fd).collect();
+        self.send_named_fds(&fds, &names).await
+    }
+
+    /// Hands a duplicate of another process's descriptor over to the process, where it has a name from
+    /// the instant on at which it arrives, whatever becomes of the other one: a file, a listening
+    /// socket, or a [pidfd](crate::sys::Task::exit_status) of the other one's child.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ForeignFd`] if it is not the other one's; and as of [`Process::keep_sent`].
+    pub async fn keep_fd_of(&self, name: &str, other: &Process, fd: &Fd) -> Result<Fd> {
+        let here = other.fetch_fd(fd).await?;
+        let mut fds = self.keep_sent(&[(name, here.as_fd())]).await?;
+        fds.pop().ok_or(Error::Protocol("no descriptor has come"))
+    }
+
     /// Gives mapped memory a name: it stays mapped.
     ///
     /// # Errors
@@ -176,20 +221,18 @@ impl Process {
         let mut bytes = entry(name, kind, details).to_bytes().to_vec();
         bytes.extend(Kept::parts(behind));
         let len = bytes.len() as u64;
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
-        let at = bytes.len() as u64;
         bytes.extend(value.to_le_bytes());
         let buffer = self.buffer(bytes.len()).await?;
         // What is replaced has the name, and loses it at the same instant.
         let names = if clear.is_some() { Vec::new() } else { vec![name.to_owned()] };
-        let slots = self.slots(len.div_ceil(ENTRY_SIZE as u64), &names).await?;
+        let slots = self.slots(len / ENTRY_SIZE as u64, &names).await?;
         let from = buffer.address();
         let clear = clear.map_or(0, |slot| slot + 1);
         let calls = vec![
             Call::copy_in(from, bytes),
             Call::operation(Operation::Keep, [slots.first, from, len, 0, 1, clear]).linked(),
             // Its result is the value.
-            Call::operation(Operation::Load, [from + at, 8, 0, 0, 0, 0]).linked(),
+            Call::operation(Operation::Load, [from + len, 8, 0, 0, 0, 0]).linked(),
         ];
         self.connection()
             .submit(calls, move |replies| {

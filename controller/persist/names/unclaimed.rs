@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
-use nix::sys::stat::Mode;
 use syscalls::Sysno;
 
 use crate::call::{Call, Error, Result};
@@ -22,12 +20,6 @@ pub struct Unclaimed {
     pub what: Option<String>,
 }
 
-/// Bytes of entries that are read at once from a directory.
-const DIRECTORY: usize = 32 * 1024;
-/// Where d_name lies in a struct linux_dirent64, and d_reclen.
-const NAME: usize = 19;
-const LEN: usize = 16;
-
 impl Process {
     /// The descriptors that nobody accounts for: what a controller that died had opened and not
     /// named, and what it was passing.
@@ -38,7 +30,7 @@ impl Process {
     pub async fn unclaimed(&self) -> Result<Vec<Unclaimed>> {
         // Those that have names are known then.
         self.kept().await?;
-        let (open, has_proc) = match self.open_by_proc().await {
+        let (open, has_proc) = match self.numbers_in("/proc/self/fd").await {
             Ok(open) => (open, true),
             Err(Error::Call { .. } | Error::Chain(_)) => (self.open_by_asking().await?, false),
             Err(error) => return Err(error),
@@ -46,7 +38,7 @@ impl Process {
         let known = self.table().known();
         let mut unclaimed = Vec::new();
         for number in open.difference(&known) {
-            let what = if has_proc { self.link_of(*number).await } else { None };
+            let what = if has_proc { self.fd_link(*number).await } else { None };
             unclaimed.push(Unclaimed { number: *number, what });
         }
         Ok(unclaimed)
@@ -62,29 +54,6 @@ impl Process {
         self.kept().await?;
         let connection = self.connection();
         sweep_when_idle(&self.table(), connection, connection.clone()).await
-    }
-
-    async fn open_by_proc(&self) -> Result<BTreeSet<i32>> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-        let directory = self.openat(None, "/proc/self/fd", flags, Mode::empty()).await?;
-        let mut open = BTreeSet::new();
-        loop {
-            let mut chain = self.chain();
-            let buffer = chain.output(DIRECTORY);
-            let zero = 0.into();
-            let args =
-                [directory.number().into(), buffer, (DIRECTORY as u64).into(), zero, zero, zero];
-            let n = chain.syscall(Sysno::getdents64, args);
-            let bytes = chain.copy_out(buffer, n);
-            let bytes = chain.run().await?.bytes(bytes);
-            if bytes.is_empty() {
-                break;
-            }
-            open.extend(names(&bytes).filter_map(|name| name.parse::<i32>().ok()));
-        }
-        // Claimed by its handle, which closes it.
-        open.remove(&directory.number());
-        Ok(open)
     }
 
     /// Without /proc: every number below the limit is asked for.
@@ -119,27 +88,4 @@ impl Process {
         let soft = chain.load(limit, 8);
         Ok(chain.run().await?.value(soft).min(MOST) as i32)
     }
-
-    async fn link_of(&self, number: i32) -> Option<String> {
-        let mut chain = self.chain();
-        let path = chain.input(format!("/proc/self/fd/{number}\0"));
-        let buffer = chain.output(4096);
-        let at = libc::AT_FDCWD.into();
-        let zero = 0.into();
-        let n = chain.syscall(Sysno::readlinkat, [at, path, buffer, 4096.into(), zero, zero]);
-        let bytes = chain.copy_out(buffer, n);
-        let bytes = chain.run().await.ok()?.bytes(bytes);
-        Some(String::from_utf8_lossy(&bytes).into_owned())
-    }
-}
-
-/// The names in what getdents64(2) has left.
-fn names(mut bytes: &[u8]) -> impl Iterator<Item = &str> {
-    std::iter::from_fn(move || {
-        let len = usize::from(u16::from_le_bytes(*bytes.get(LEN..)?.first_chunk()?));
-        let name = bytes.get(NAME..len)?;
-        bytes = bytes.get(len..)?;
-        let name = name.split(|byte| *byte == 0).next()?;
-        Some(std::str::from_utf8(name).unwrap_or_default())
-    })
 }

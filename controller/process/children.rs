@@ -1,0 +1,259 @@
+//! The children that a process has, whoever made them, and their exit statuses: nothing is reaped that
+//! nobody has asked to be.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use nix::errno::Errno;
+use nix::libc;
+
+use super::Process;
+use crate::call::{Call, Error, Result};
+use crate::handle::{Fd, kind};
+use crate::sys::{SIGINFO_SIZE, WaitStatus, pid_of_siginfo, waitid};
+
+/// The children of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Children {
+    /// Those that are known, in the order of their pids.
+    pub known: Vec<ListedChild>,
+    /// Whether these are all. They are not where neither the process nor this one has a /proc that
+    /// lists them: then they are those that have names, and one that has ended, if any has.
+    pub complete: bool,
+}
+
+/// A child of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListedChild {
+    /// Its pid, in the process's own pid namespace.
+    pub pid: i32,
+    /// Whether it runs.
+    pub state: ChildState,
+}
+
+/// What has become of a child that has not been reaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildState {
+    /// It has not ended.
+    Lives,
+    /// It has ended, and keeps its status until it is reaped.
+    Ended(WaitStatus),
+}
+
+/// The statuses of children that were reaped for somebody who does not wait for them any more.
+#[derive(Debug, Default)]
+pub(super) struct Untold(Mutex<Vec<Reaped>>);
+
+#[derive(Debug)]
+struct Reaped {
+    pid: i32,
+    status: WaitStatus,
+    /// Whoever it is for, as long as that one waits.
+    waits: Weak<()>,
+}
+
+/// How many children are looked at together: two calls for each.
+const AT_ONCE: usize = 32;
+
+impl Untold {
+    fn take(&self, which: impl Fn(&Reaped) -> bool) -> Option<(i32, WaitStatus)> {
+        let mut reaped = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = reaped.iter().position(which)?;
+        let Reaped { pid, status, .. } = reaped.remove(place);
+        Some((pid, status))
+    }
+
+    /// One that nobody waits for.
+    fn abandoned(&self, which: impl Fn(i32) -> bool) -> Option<(i32, WaitStatus)> {
+        self.take(|reaped| reaped.waits.strong_count() == 0 && which(reaped.pid))
+    }
+
+    fn put(&self, reaped: Reaped) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(reaped);
+    }
+}
+
+impl Process {
+    /// The children of the process with what has become of them: those that it has made itself, and,
+    /// where it is a [subreaper](crate::sys::Task::set_child_subreaper) or process 1 of a pid namespace,
+    /// those that it got when their parents ended. None is reaped: who wants to lose no status whatever
+    /// happens writes down what this tells, and reaps then.
+    ///
+    /// They are read from the process's own /proc, else from this one's: proc_tid_children(5), which
+    /// the kernel may be built without; and looked at by waitid(2) with WNOWAIT.
+    ///
+    /// # Errors
+    ///
+    /// Those of the calls.
+    pub async fn children(&self) -> Result<Children> {
+        let (pids, complete) = match self.children_by_its_proc().await? {
+            Some(pids) => (pids, true),
+            None => match self.children_by_our_proc() {
+                Some(pids) => (pids, true),
+                None => (self.children_by_waiting().await?, false),
+            },
+        };
+        let pids: Vec<i32> = pids.into_iter().collect();
+        let mut known = Vec::new();
+        for some in pids.chunks(AT_ONCE) {
+            known.extend(self.look_at(some).await?);
+        }
+        Ok(Children { known, complete })
+    }
+
+    /// What has become of the child with that pid, which is not reaped: waitid(2) with WNOWAIT.
+    ///
+    /// # Errors
+    ///
+    /// ECHILD if the process has no such child.
+    pub async fn child_state(&self, pid: i32) -> Result<ChildState> {
+        let children = self.look_at(&[pid]).await?;
+        let child = children.first().ok_or(Error::Call { call: "waitid", errno: Errno::ECHILD })?;
+        Ok(child.state)
+    }
+
+    /// Reaps one of the children that have ended, and tells its pid and its status; none if there is no
+    /// such child: waitid(2) with WNOHANG.
+    ///
+    /// If this is dropped while it is under way, the status is not lost with it: the next that asks
+    /// in this controller is told.
+    ///
+    /// # Errors
+    ///
+    /// What became of the connection: a status may be lost with that.
+    pub async fn reap_any(&self) -> Result<Option<(i32, WaitStatus)>> {
+        if let Some(reaped) = self.inner().untold.abandoned(|_| true) {
+            return Ok(Some(reaped));
+        }
+        match self.reap_one(libc::P_ALL, 0).await {
+            Err(Error::Call { errno: Errno::ECHILD, .. }) => Ok(None),
+            reaped => reaped,
+        }
+    }
+
+    /// Reaps the child with that pid, behind a pidfd of its own.
+    pub(super) async fn reap_pidfd(&self, pidfd: &Fd) -> Result<WaitStatus> {
+        let reaped = self.reap_one(libc::P_PIDFD, self.number(pidfd)?).await?;
+        let (_, status) = reaped.ok_or(Error::Protocol("a child that ended can't be reaped"))?;
+        Ok(status)
+    }
+
+    /// The status of a child that was reaped for somebody who has not waited for it.
+    pub(super) fn untold(&self, pid: i32) -> Option<WaitStatus> {
+        self.inner().untold.abandoned(|other| other == pid).map(|(_, status)| status)
+    }
+
+    async fn reap_one(&self, kind: libc::idtype_t, id: u64) -> Result<Option<(i32, WaitStatus)>> {
+        let waits = Arc::new(());
+        let (untold, weak) = (self.inner().untold.clone(), Arc::downgrade(&waits));
+        let call = |at| waitid(kind, id, at, 0);
+        self.call_fills("waitid", SIGINFO_SIZE, call, move |info| {
+            if let Some(status) = WaitStatus::from_siginfo(&info) {
+                untold.put(Reaped { pid: pid_of_siginfo(&info), status, waits: weak });
+            }
+        })
+        .await?;
+        let mine = Arc::downgrade(&waits);
+        Ok(self.inner().untold.take(|reaped| reaped.waits.ptr_eq(&mine)))
+    }
+
+    /// Those of the pids that are children's.
+    async fn look_at(&self, pids: &[i32]) -> Result<Vec<ListedChild>> {
+        let buffer = self.buffer(pids.len() * SIGINFO_SIZE).await?;
+        let mut calls = Vec::new();
+        for (place, pid) in pids.iter().enumerate() {
+            let at = buffer.address() + (place * SIGINFO_SIZE) as u64;
+            calls.push(waitid(libc::P_PID, *pid as u64, at, libc::WNOWAIT));
+            calls.push(Call::copy_out(at, SIGINFO_SIZE));
+        }
+        let pids = pids.to_vec();
+        self.connection
+            .submit(calls, move |replies| {
+                let _buffer = buffer;
+                let mut children = Vec::new();
+                for (pid, replies) in pids.into_iter().zip(replies.chunks_exact(2)) {
+                    match replies[0].value() {
+                        Ok(_) => {}
+                        // It has been reaped meanwhile, or is another one's.
+                        Err(Errno::ECHILD) => continue,
+                        Err(errno) => return Err(Error::Call { call: "waitid", errno }),
+                    }
+                    replies[1].value().map_err(Error::call("COPY_OUT"))?;
+                    let state = WaitStatus::from_siginfo(&replies[1].data)
+                        .map_or(ChildState::Lives, ChildState::Ended);
+                    children.push(ListedChild { pid, state });
+                }
+                Ok(children)
+            })
+            .await
+    }
+
+    /// Those that the process's own /proc lists, if it is one of its own pid namespace.
+    async fn children_by_its_proc(&self) -> Result<Option<BTreeSet<i32>>> {
+        let read = async {
+            if pids_by_namespace(&self.text_of("/proc/self/status").await?).len() != 1 {
+                return Ok(None);
+            }
+            let mut pids = BTreeSet::new();
+            for thread in self.numbers_in("/proc/self/task").await? {
+                pids.extend(numbers(
+                    &self.text_of(&format!("/proc/self/task/{thread}/children")).await?,
+                ));
+            }
+            Ok(Some(pids))
+        };
+        match read.await {
+            // There is no /proc, or not this file of it.
+            Err(Error::Call { .. } | Error::Chain(_)) => Ok(None),
+            pids => pids,
+        }
+    }
+
+    /// Those that /proc lists here. What has another pid there has it told by its status.
+    fn children_by_our_proc(&self) -> Option<BTreeSet<i32>> {
+        let pid = self.pid()?;
+        let status = |pid: i32| fs::read_to_string(format!("/proc/{pid}/status")).ok();
+        // In this one's pid namespace, in those below it, in its own.
+        let own = pids_by_namespace(&status(pid)?).len().checked_sub(1)?;
+        let mut pids = BTreeSet::new();
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+            let list = fs::read_to_string(thread.ok()?.path().join("children")).ok()?;
+            // One without a status has been reaped meanwhile.
+            let all = numbers(&list).filter_map(status);
+            pids.extend(all.filter_map(|status| pids_by_namespace(&status).get(own).copied()));
+        }
+        Some(pids)
+    }
+
+    /// One that has ended, if any has, and those that have names.
+    async fn children_by_waiting(&self) -> Result<BTreeSet<i32>> {
+        let mut pids = BTreeSet::new();
+        if self.is_persistent() {
+            let kept = self.kept().await?;
+            let named = kept.values().filter(|kept| kept.entry.kind == kind::CHILD);
+            pids.extend(named.map(|kept| kept.entry.value as i32));
+        }
+        let call = |at| waitid(libc::P_ALL, 0, at, libc::WNOWAIT);
+        let ended = self.call_fills("waitid", SIGINFO_SIZE, call, |info| {
+            WaitStatus::from_siginfo(&info).map(|_| pid_of_siginfo(&info))
+        });
+        match ended.await {
+            Ok(ended) => pids.extend(ended),
+            Err(Error::Call { errno: Errno::ECHILD, .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(pids)
+    }
+}
+
+/// The pids of a process in the pid namespaces that it is in, from the one of the /proc that tells them
+/// to its own: NSpid of proc_pid_status(5).
+fn pids_by_namespace(status: &str) -> Vec<i32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers(line.unwrap_or_default()).collect()
+}
+
+fn numbers(text: &str) -> impl Iterator<Item = i32> {
+    text.split_whitespace().filter_map(|number| number.parse().ok())
+}
