@@ -23,7 +23,8 @@ use crate::{Done, Failure};
 ///
 /// The process itself remembers its last 128 calls, over all controllers: also those of one that was
 /// killed in the middle. It is only asked, and whoever is attached stays so. Arguments are shown as
-/// the kernel got them: the results of earlier calls are in their places.
+/// the kernel got them: the results of earlier calls are in their places, and zeros at the end are left
+/// out. What is in capitals are operations of the server itself.
 #[derive(Args)]
 pub struct LogCommand {
     /// Its name
