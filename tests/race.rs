@@ -49,7 +49,7 @@ async fn compete(home: &Path, id: u64, take_over: bool) -> BTreeMap<u64, u64> {
         };
         let round = id + written.len() as u64;
         written.insert(round, hold(&process, home, round, take_over).await);
-        if round % 2 == 0 {
+        if round.is_multiple_of(2) {
             // The end of the connection without a word is as good.
             let _ = process.prepare_for_reconnect().await;
         }

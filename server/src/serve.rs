@@ -18,7 +18,7 @@ use crate::registry::Prepared;
 use crate::ring::Queue;
 use crate::stream::{Buffers, Progress, earlier, is_error, is_later};
 use crate::sys::{
-    self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, Patience, PollFd,
+    self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd,
 };
 
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
