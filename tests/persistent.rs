@@ -7,8 +7,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::{Role, TestHome, alive, fds, hear, role, tell, until, until_async};
+use farcall::call::{Call, Polling};
 use farcall::host::local::Stdio;
-use farcall::persist::{Attach, Home, Name, Place, SharedMemory, attach};
+use farcall::persist::{Attach, Home, Name, Place, SharedMemory, attach, flight};
 use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Child, Error, Local, Outcome, Process};
 use nix::fcntl::OFlag;
@@ -215,7 +216,7 @@ fn getpid() -> farcall::call::Call {
 }
 
 #[tokio::test]
-async fn calls_in_flight_at_a_disconnect_have_their_result_or_may_have_been_executed() {
+async fn calls_in_flight_at_a_disconnect_have_their_results() {
     let test = TestHome::new();
     let root = root().await;
     let process = start(&test.home, &root, "one").await;
@@ -227,8 +228,7 @@ async fn calls_in_flight_at_a_disconnect_have_their_result_or_may_have_been_exec
     let args = [reading.number() as u64, page.address(), 1, 0, 0, 0];
     let read = farcall::call::Call::syscall(Sysno::read, args);
     let blocked = process.connection().call("read", read);
-    let mut behind: Vec<_> =
-        (0..20).map(|_| process.connection().call("getpid", getpid())).collect();
+    let behind: Vec<_> = (0..300).map(|_| process.connection().call("getpid", getpid())).collect();
     until_async("it reads", || in_call(pid, Sysno::read)).await;
     // The same controller reconnects over the hanging connection: answered after the call.
     let mut reconnect = Box::pin(process.reconnect());
@@ -237,11 +237,9 @@ async fn calls_in_flight_at_a_disconnect_have_their_result_or_may_have_been_exec
     nix::unistd::write(&writing, b"x").unwrap();
     reconnect.await.unwrap();
     assert_eq!(blocked.await.unwrap(), 1);
-    let last = behind.pop().unwrap().await;
-    // What the server had read ahead was executed, and its results were there.
-    match last {
-        Ok(result) => assert_eq!(result, pid as u64),
-        Err(error) => assert!(matches!(error, Error::Lost(Outcome::PossiblyExecuted)), "{error}"),
+    // Those that the server had executed, and those that it was sent again.
+    for call in behind {
+        assert_eq!(call.await.unwrap(), pid as u64);
     }
     process.getpid().await.unwrap();
 }
@@ -494,4 +492,73 @@ async fn root_leaves_a_users_state_to_the_user() {
     assert_eq!((state.uid(), state.gid()), (65_533, 65_532));
     assert_eq!(state.permissions().mode() & 0o777, 0o600);
     other.exit(0).await.unwrap();
+}
+
+/// Its process writes a byte at each offset of a file, one after the other.
+fn the_last_calls_of_a_killed_controller_are_on_record(test: &str, in_a_ring: bool) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if let Some(path) = role() {
+        runtime.block_on(async {
+            let root = root().await;
+            let process = start(&Home::at(&path), &root, "one").await;
+            let path = Path::new(&path).join("bytes");
+            let flags = OFlag::O_CREAT | OFlag::O_WRONLY;
+            let file = process.openat(None, &path, flags, Mode::S_IRUSR).await.unwrap();
+            if in_a_ring {
+                process.enter_ring(Polling::Adaptive).await.unwrap();
+            }
+            let byte = process.mmap(1, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, None);
+            let byte = byte.await.unwrap().into_raw();
+            tell(process.pid().unwrap());
+            for offset in 0.. {
+                let args = [file.number() as u64, byte, 1, offset, 0, 0];
+                let call = Call::syscall(Sysno::pwrite64, args);
+                drop(process.connection().call("pwrite64", call));
+                if offset % 10 == 0 {
+                    process.connection().room().await;
+                    process.getppid().await.unwrap();
+                }
+            }
+        });
+    }
+    let test_home = TestHome::new();
+    let mut controller = Role::start(test, test_home.path());
+    let pid: i32 = controller.told().parse().unwrap();
+    let bytes = test_home.path().join("bytes");
+    let written = || std::fs::metadata(&bytes).map_or(0, |file| file.len());
+    until("it writes", || written() > 1000);
+    controller.kill();
+    let place = test_home.home.place(&name("one"));
+    runtime.block_on(async {
+        // Who only asks is told the same as who attaches.
+        until("it has seen the end of its controller", || in_call(pid, Sysno::ppoll));
+        let asked = flight(&place, common::LIMIT).await.unwrap();
+        assert_eq!(asked.holder, None);
+        let process = attach(place).await.unwrap();
+        let log = process.log_before().unwrap();
+        assert!(log.calls().eq(asked.log.calls()));
+        let writes = log.calls().filter(|(_, call)| call.request.word == Sysno::pwrite64 as u64);
+        let writes: Vec<_> = writes.collect();
+        assert!(writes.len() > 100, "{}", writes.len());
+        let offset = |at: usize| writes[at].1.request.args[3];
+        for (at, (number, write)) in writes.iter().enumerate() {
+            assert_eq!(write.result, 1);
+            assert_eq!(write.request.args[2..5], [1, offset(0) + at as u64, 0]);
+            assert_eq!(log.controller_of(*number), Some(1));
+        }
+        assert_eq!(offset(writes.len() - 1) + 1, written());
+        process.exit(0).await.unwrap();
+    });
+}
+
+#[test]
+fn the_last_calls_of_a_controller_that_was_killed_are_on_record() {
+    const TEST: &str = "the_last_calls_of_a_controller_that_was_killed_are_on_record";
+    the_last_calls_of_a_killed_controller_are_on_record(TEST, false);
+}
+
+#[test]
+fn so_are_those_in_the_ring_of_a_controller_that_was_killed() {
+    const TEST: &str = "so_are_those_in_the_ring_of_a_controller_that_was_killed";
+    the_last_calls_of_a_killed_controller_are_on_record(TEST, true);
 }

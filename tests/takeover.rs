@@ -6,16 +6,20 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{Role, TestHome, alive, blocked_in, hear, role, tell, until, until_async};
+use common::{Role, TestHome, alive, blocked_in, hear, role, state, tell, until, until_async};
 use farcall::call::{Call, Polling};
 use farcall::host::local::Stdio;
 use farcall::persist::{Attach, Home, Place, SharedMemory};
 use farcall::sys::Sysno;
 use farcall::{Error, Local, Process};
 use nix::fcntl::OFlag;
+use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
+
+/// More bytes than a socket holds.
+const MUCH: usize = 8 << 20;
 
 /// The controller that loses the process: starts it, and does then what it is told until its calls
 /// fail.
@@ -27,6 +31,8 @@ async fn holder(home: &str) {
     let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_APPEND;
     let log = home.join("appended");
     let file = process.openat(None, &log, flags, Mode::S_IRUSR).await.unwrap();
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = process.mmap(MUCH, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
     process.enter_ring(Polling::Adaptive).await.unwrap();
     tell(process.pid().unwrap());
     let word = tokio::task::spawn_blocking(hear).await.unwrap();
@@ -42,6 +48,13 @@ async fn holder(home: &str) {
                 }
             },
             "block" => drop(process.nanosleep(Duration::from_secs(3600)).await),
+            "copy in" => loop {
+                let bytes = vec![1; MUCH];
+                if process.write_memory(memory.address(), bytes).await.is_err() {
+                    break;
+                }
+            },
+            "copy out" => while process.read_memory(memory.address(), MUCH).await.is_ok() {},
             "idle" => {}
             other => panic!("{other}"),
         }
@@ -146,6 +159,39 @@ fn from_one_that_is_stopped_and_whose_later_calls_reach_nothing() {
         assert_eq!(appended(), now);
         keep(process);
     });
+}
+
+/// The process can't go on with what the old controller has begun, and gives it up.
+fn from_one_that_stops_within_bytes(test: &str, word: &str, call: Sysno) {
+    run(test, word, async |old, place, pid| {
+        let holder = Pid::from_raw(old.pid());
+        until("it stops in the middle of bytes", || {
+            kill(holder, Signal::SIGSTOP).unwrap();
+            until("it is stopped", || state(old.pid()) == Some('T'));
+            until("the process waits", || state(pid) == Some('S'));
+            let within = blocked_in(pid) == Some(call as usize);
+            if !within {
+                kill(holder, Signal::SIGCONT).unwrap();
+            }
+            within
+        });
+        let process = take_over(place).await;
+        assert_eq!(process.getpid().await.unwrap(), pid);
+        kill(holder, Signal::SIGCONT).unwrap();
+        keep(process);
+    });
+}
+
+#[test]
+fn from_one_that_is_stopped_and_has_sent_a_part_of_its_bytes() {
+    const TEST: &str = "from_one_that_is_stopped_and_has_sent_a_part_of_its_bytes";
+    from_one_that_stops_within_bytes(TEST, "copy in", Sysno::read);
+}
+
+#[test]
+fn from_one_that_is_stopped_and_reads_no_results() {
+    const TEST: &str = "from_one_that_is_stopped_and_reads_no_results";
+    from_one_that_stops_within_bytes(TEST, "copy out", Sysno::write);
 }
 
 #[test]

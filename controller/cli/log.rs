@@ -1,26 +1,30 @@
 //! `farcall log`: what a persistent process has executed last.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use farcall::abi::log::Record;
+use farcall::Error;
+use farcall::abi::log::{LogHead, Record};
 use farcall::abi::wire::{MAX_ERRNO, Operation, Word};
 use farcall::call::errno_name;
-use farcall::persist::{Flight, Home, Name, flight};
+use farcall::persist::{Flight, Home, Incarnation, Name, Place, flight};
 use farcall::sys::Sysno;
+use farcall::transport::log::Log;
 use nix::errno::Errno;
 use serde::Serialize;
 
-use crate::Done;
 use crate::output::{print, print_json};
+use crate::{Done, Failure};
 
 /// Shows what a persistent process has executed last, the latest call at the end.
 ///
 /// The process itself remembers its last 128 calls, over all controllers: also those of one that was
 /// killed in the middle. It is only asked, and whoever is attached stays so. Arguments are shown as
-/// the kernel got them: the results of earlier calls are in their places.
+/// the kernel got them: the results of earlier calls are in their places, and zeros at the end are left
+/// out. What is in capitals are operations of the server itself.
 #[derive(Args)]
 pub struct LogCommand {
     /// Its name
@@ -31,9 +35,10 @@ pub struct LogCommand {
     /// Wait so many seconds for a process that is busy with a call
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     timeout: u64,
-    /// Print one object: name, holder {pid, since} or null, calls (how many there were) and records,
-    /// an array of {number, call, args, result, errno, own}; own is true for calls of the connection
-    /// that there is, or was last
+    /// Print one object: name, holder {pid, since} or null, calls (how many there were), controllers
+    /// (how many there were) and records, an array of {number, call, args, result, errno, controller,
+    /// own}; controller counts them from 1, 0 is who came without a token, null is not known any more;
+    /// own is true for calls of the connection that there is, or was last
     #[arg(long)]
     json: bool,
 }
@@ -43,6 +48,7 @@ struct Report {
     name: String,
     holder: Option<Holder>,
     calls: u64,
+    controllers: u64,
     records: Vec<Row>,
 }
 
@@ -59,24 +65,31 @@ struct Row {
     args: [u64; 6],
     result: i64,
     errno: Option<String>,
+    controller: Option<u64>,
     own: bool,
 }
 
 impl LogCommand {
     pub async fn run(self) -> Done {
         let place = Home::find()?.place(&self.name);
-        let flight = flight(&place, Duration::from_secs(self.timeout)).await?;
+        let flight = flight(&place, Duration::from_secs(self.timeout)).await;
+        let flight = flight.map_err(|error| explained(error, &place))?;
+        let head = flight.log.head;
+        if head.memory == 0 {
+            return Err(Failure::new(format!(
+                "{}: it keeps no log yet; from the first `farcall call` or attach on it does",
+                self.name
+            )));
+        }
         // Calls that came before the process had memory for them left nothing.
         let there = || flight.log.calls().skip_while(|(_, record)| **record == Record::default());
         let skip = there().count().saturating_sub(self.lines.unwrap_or(usize::MAX));
-        let rows: Vec<Row> = there()
-            .skip(skip)
-            .map(|(number, record)| row(number, record, number >= flight.log.head.first))
-            .collect();
+        let rows: Vec<Row> =
+            there().skip(skip).map(|(number, record)| row(&flight.log, number, record)).collect();
         if self.json {
             let holder = flight.holder.map(|(pid, since)| Holder { pid, since });
-            let (name, calls) = (self.name.to_string(), flight.log.head.calls);
-            print_json(&Report { name, holder, calls, records: rows })?;
+            let (name, LogHead { calls, controllers, .. }) = (self.name.to_string(), head);
+            print_json(&Report { name, holder, calls, controllers, records: rows })?;
         } else if rows.is_empty() {
             eprintln!("{}: no call is on record", self.name);
         } else {
@@ -86,7 +99,24 @@ impl LogCommand {
     }
 }
 
-fn row(number: u64, record: &Record, own: bool) -> Row {
+/// Of a process that does not answer, which call keeps it, where that can be seen.
+fn explained(error: Error, place: &Place) -> Failure {
+    let called = || {
+        let state = place.state().filter(|state| state.process.is_alive())?;
+        let text = fs::read_to_string(format!("/proc/{}/syscall", state.process.pid)).ok()?;
+        let number = Sysno::new(text.split_whitespace().next()?.parse().ok()?)?;
+        let holder = state.holder.filter(Incarnation::is_alive);
+        let by = holder.map_or(String::new(), |holder| format!(", called by pid {}", holder.pid));
+        Some(format!(
+            "\n  it is in {}(2){by}; with --timeout the answer is waited for",
+            number.name()
+        ))
+    };
+    let called = if matches!(error, Error::Attach { .. }) { called() } else { None };
+    Failure::new(format!("{error}{}", called.unwrap_or_default()))
+}
+
+fn row(log: &Log, number: u64, record: &Record) -> Row {
     let Record { request, result } = *record;
     let what = (request.word & Word::NUMBER) as u32;
     let call = if request.word & Word::OP == 0 {
@@ -98,7 +128,9 @@ fn row(number: u64, record: &Record, own: bool) -> Row {
     let failed = (-MAX_ERRNO..0).contains(&result);
     // In range: it was just compared.
     let errno = failed.then(|| errno_name(Errno::from_raw(-result as i32)));
-    Row { number, call, args: request.args, result, errno, own }
+    let controller = log.controller_of(number);
+    let own = number >= log.head.first;
+    Row { number, call, args: request.args, result, errno, controller, own }
 }
 
 /// Operations are in capitals, as in the protocol's text.
@@ -116,12 +148,14 @@ fn name_of(operation: Operation) -> String {
 
 fn text(flight: &Flight, rows: &[Row]) -> String {
     let mut text = String::new();
-    let mut own = rows.first().is_some_and(|row| row.own);
+    let mut before = rows.first();
     for row in rows {
-        if row.own && !own {
-            own = true;
-            text.push_str("-- the present connection, or the last one --\n");
+        if before.is_some_and(|before| before.controller != row.controller) {
+            text.push_str("-- another controller --\n");
+        } else if before.is_some_and(|before| before.own != row.own) {
+            text.push_str("-- another connection of the same controller --\n");
         }
+        before = Some(row);
         // Arguments that are zero at the end are mostly those that the call does not have.
         let used = row.args.iter().rposition(|argument| *argument != 0).map_or(0, |last| last + 1);
         let args: Vec<String> = row.args[..used].iter().map(|value| number(*value)).collect();

@@ -70,6 +70,7 @@ impl Attach {
 
     /// Attaches to the persistent process at `place`, as a new controller. The process's state is
     /// as the last controller left it; the descriptors of that controller's connection are closed.
+    /// [`Process::log_before`] tells what was called last.
     ///
     /// # Errors
     ///
@@ -121,6 +122,7 @@ impl Attach {
         });
         // Until here an end of the link was the end of the attempt.
         process.registry().told(&log.head);
+        let _ = process.inner().before.set(log);
         process.set_persistent();
         place.write_holder(here)?;
         process.set_place(place);

@@ -83,6 +83,14 @@ pub fn answer(bytes: &[u8; ANSWER_SIZE]) -> Hold {
                 answer.version
             ));
         }
+        // This side makes no mistakes that the server's own version would have to refuse.
+        status if status == -(Errno::EINVAL as i32) => {
+            return Hold::Refused(format!(
+                "the server speaks version {} of the handshake and does not understand all that this \
+                 farcall, with version {HANDSHAKE_VERSION}, asks for: use the farcall that started it",
+                answer.version
+            ));
+        }
         status => {
             let errno = Errno::from_raw(status.saturating_neg());
             return Hold::Refused(format!("the server refused the handshake: {}", errno.desc()));
@@ -90,7 +98,8 @@ pub fn answer(bytes: &[u8; ANSWER_SIZE]) -> Hold {
     }
     if answer.stream_version > STREAM_VERSION {
         return Hold::Refused(format!(
-            "the server goes on in version {} of the stream, which this farcall does not speak",
+            "the server goes on in version {} of the stream, this farcall speaks up to version \
+             {STREAM_VERSION}: use the farcall that started it",
             answer.stream_version
         ));
     }

@@ -9,7 +9,7 @@ use super::handshake::Hold;
 use super::home::Place;
 use super::meet::{Heard, ask};
 use crate::call::Result;
-use crate::process::random_token;
+use crate::process::{Process, random_token};
 use crate::transport::log::Log;
 
 /// What a persistent process has executed last, and who holds it.
@@ -43,4 +43,18 @@ pub async fn flight(place: &Place, timeout: Duration) -> Result<Flight> {
         Hold::Ours { .. } => return Err(refused(place, "the server attached what only asked")),
     };
     Ok(Flight { log, holder })
+}
+
+impl Process {
+    /// What the process had executed when this controller [attached](super::Attach::to) to it: the last
+    /// calls of the controllers before, each with its result. Their own ends with the last one that was
+    /// executed for it, whether or not it has heard the result; what it had sent beyond that was not
+    /// executed and never will be, and there is no trace of it.
+    ///
+    /// Of a server that had no memory for its log the records are missing. `None`: it is the process of
+    /// the controller that has made it.
+    #[must_use]
+    pub fn log_before(&self) -> Option<&Log> {
+        self.inner().before.get()
+    }
 }

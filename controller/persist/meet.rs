@@ -187,11 +187,14 @@ pub(super) async fn ask(place: &Place, token: Token, end: Instant) -> Result<Hea
     }
 }
 
-fn heard(answered: io::Result<([u8; ANSWER_SIZE], Log)>) -> Heard {
-    match answered {
-        Ok((answer, log)) => Heard { hold: handshake::answer(&answer), log },
-        Err(_) => closed(),
+fn heard(answered: io::Result<([u8; ANSWER_SIZE], Option<Log>)>) -> Heard {
+    let Ok((answer, log)) = answered else { return closed() };
+    let mut hold = handshake::answer(&answer);
+    if log.is_none() && matches!(hold, Hold::Ours { .. }) {
+        // Without it nobody knows how its calls are counted.
+        hold = Hold::Refused("the server's answer ends before its log".into());
     }
+    Heard { hold, log: log.unwrap_or_default() }
 }
 
 fn closed() -> Heard {
@@ -216,13 +219,18 @@ async fn interrupting<T>(place: &Place, answer: &mut (impl Future<Output = T> + 
     }
 }
 
-/// The answer, and the log behind it.
-async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Log)> {
+/// The answer, and the log behind it: not every server sends one that refuses.
+async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Option<Log>)> {
     let mut bytes = Vec::with_capacity(ANSWER_SIZE + LOG_HEAD_SIZE + LOG_SIZE);
     loop {
         stream.readable().await?;
         match stream.try_read_buf(&mut bytes) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => {
+                let answer = bytes.first_chunk().copied();
+                return answer
+                    .map(|answer| (answer, None))
+                    .ok_or_else(|| io::ErrorKind::UnexpectedEof.into());
+            }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
@@ -230,7 +238,7 @@ async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Log)
         if let Some((answer, log)) = bytes.split_first_chunk()
             && let Some(log) = Log::from_bytes(log)
         {
-            return Ok((*answer, log));
+            return Ok((*answer, Some(log)));
         }
     }
 }

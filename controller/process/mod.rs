@@ -72,6 +72,8 @@ pub(crate) struct Inner {
     interregna: Arc<AtomicU64>,
     /// How many controllers there had been when this one came to hold it, itself included.
     pub(crate) controllers: AtomicU64,
+    /// What the process had executed when this controller attached to it.
+    pub(crate) before: OnceLock<crate::transport::log::Log>,
     pub(crate) polling: Option<Polling>,
 }
 
@@ -170,6 +172,7 @@ impl Process {
                 rings: Mutex::default(),
                 interregna: Arc::default(),
                 controllers: AtomicU64::new(parts.controllers),
+                before: OnceLock::new(),
                 polling: parts.polling,
             }),
         };

@@ -1,7 +1,7 @@
 //! The call log, as a server tells it at a handshake: see [`crate::abi::log`].
 
 use crate::abi::handshake::Token;
-use crate::abi::log::{LOG_CAPACITY, LOG_HEAD_SIZE, LOG_SIZE, LogHead, Record};
+use crate::abi::log::{LOG_CAPACITY, LOG_HEAD_SIZE, LOG_SIZE, LogHead, PAST, Record};
 
 /// What a server has executed last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,10 +39,49 @@ impl Log {
         (first..self.head.calls).filter_map(|number| Some((number, self.record(number)?)))
     }
 
+    /// For which controller call `number` was executed, counted from 0, which is nobody or one of version
+    /// 0; the last one is [`LogHead::controllers`]. One that came back after others counts again. `None`
+    /// if so many have come since that nobody knows.
+    #[must_use]
+    pub fn controller_of(&self, number: u64) -> Option<u64> {
+        let LogHead { controllers, past, .. } = self.head;
+        // Controller n begins where the one before it ends.
+        let begin = |n: &u64| past[(n % PAST as u64) as usize].end;
+        let known = controllers.saturating_sub(PAST as u64 - 1).max(1);
+        (known..=controllers).rev().find(|n| begin(n) <= number).or((known == 1).then_some(0))
+    }
+
     /// The number of the first call that was not executed for the controller with this token, which
     /// was or was not (`last`) the last one to hold the process. `None` if nobody knows any more.
     #[must_use]
     pub fn end_of(&self, token: Token, last: bool) -> Option<u64> {
         if last { Some(self.head.calls) } else { self.head.end_of(token) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::log::Tenure;
+
+    #[test]
+    fn each_call_is_the_controllers_that_held_the_process_then_as_far_back_as_that_is_known() {
+        let mut log = Log::default();
+        let mut owners = Vec::new();
+        for controller in 0..12 {
+            if controller > 0 {
+                let end = log.head.calls;
+                log.head.controllers = controller;
+                log.head.past[controller as usize % PAST] = Tenure { end, ..Tenure::default() };
+            }
+            // Some make no call.
+            owners.extend(vec![controller; [3, 0, 5, 1][controller as usize % 4]]);
+            log.head.calls = owners.len() as u64;
+            let oldest = if controller <= PAST as u64 { 0 } else { controller - PAST as u64 + 1 };
+            for (number, owner) in (0..).zip(&owners) {
+                let expected = (*owner >= oldest).then_some(*owner);
+                assert_eq!(log.controller_of(number), expected, "{number} of {controller}");
+            }
+        }
     }
 }

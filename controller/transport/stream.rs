@@ -246,13 +246,16 @@ impl<T> Stream<T> {
             window = window.checked_sub(usize::from(is_under_way))?;
             Some(call)
         });
-        for piece in calls.flat_map(|(call, bytes)| [bytes.as_slice(), &call.payload]) {
-            let gone = skip.min(piece.len());
-            skip -= gone;
-            if gone < piece.len() {
-                slices.push(IoSlice::new(&piece[gone..]));
+        for (call, bytes) in calls {
+            for piece in [bytes.as_slice(), &call.payload] {
+                let gone = skip.min(piece.len());
+                skip -= gone;
+                if gone < piece.len() {
+                    slices.push(IoSlice::new(&piece[gone..]));
+                }
             }
-            if slices.len() == PIECES {
+            // A server that has a request waits for what belongs to it.
+            if slices.len() + 1 >= PIECES {
                 break;
             }
         }

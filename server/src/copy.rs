@@ -35,7 +35,8 @@ impl Server {
             self.flush()?;
         }
         if result == len as i64 {
-            let rest = sys::transfer(&mut self.watched.input, addr.wrapping_add(here), left);
+            let [input, others @ .., _] = self.watched.entries();
+            let rest = sys::transfer(input, others, addr.wrapping_add(here), left);
             left = rest.left;
             if left != 0 {
                 if rest.stop != EFAULT {
@@ -44,7 +45,8 @@ impl Server {
                 result = EFAULT;
             }
         }
-        pad(&mut self.watched.input, left)?;
+        let [input, others @ .., _] = self.watched.entries();
+        pad(input, others, left)?;
         self.finish(result)
     }
 
@@ -68,11 +70,12 @@ impl Server {
             unsafe { to.add(real as usize).write_bytes(0, left as usize) };
         } else {
             self.flush()?;
+            let [_, others @ .., _] = self.watched.entries();
             let mut step = u64::MAX;
             while left > 0 {
                 let from = addr.wrapping_add(len - left);
                 let size = step.min(left);
-                let part = sys::transfer(&mut self.output, from, size);
+                let part = sys::transfer(&mut self.output, others, from, size);
                 left -= size - part.left;
                 if part.left != 0 {
                     if part.stop != EFAULT {
@@ -84,18 +87,18 @@ impl Server {
                 }
                 step = PAGE - addr.wrapping_add(len - left) % PAGE;
             }
-            pad(&mut self.output, left)?;
+            pad(&mut self.output, others, left)?;
         }
         self.push((len - left) as i64)
     }
 }
 
 /// Consumes bytes that have no place, or sends zeros for bytes that are not there.
-fn pad(end: &mut PollFd, mut len: u64) -> Result<(), HangUp> {
+fn pad(end: &mut PollFd, others: &mut [PollFd], mut len: u64) -> Result<(), HangUp> {
     let mut scratch = [0u8; 512];
     while len > 0 {
         let step = len.min(scratch.len() as u64);
-        transfer(end, scratch.as_mut_ptr() as u64, step)?;
+        transfer(end, others, scratch.as_mut_ptr() as u64, step)?;
         len -= step;
     }
     Ok(())

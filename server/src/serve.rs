@@ -18,7 +18,7 @@ use crate::registry::Prepared;
 use crate::ring::Queue;
 use crate::stream::{Buffers, Progress, earlier, is_error, is_later};
 use crate::sys::{
-    self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, Patience, PollFd,
+    self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd,
 };
 
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
@@ -39,11 +39,11 @@ pub struct Watched {
 }
 
 impl Watched {
-    fn poll(&mut self, patience: Patience) -> i64 {
-        const COUNT: usize = size_of::<Watched>() / size_of::<PollFd>();
-        let entries = (self as *mut Self).cast();
+    /// All of them: first the connection, then those from whom a next one may come, then the bell.
+    pub fn entries(&mut self) -> &mut [PollFd; 4] {
+        const { assert!(size_of::<Self>() == size_of::<[PollFd; 4]>()) };
         // SAFETY: laid out as C does, this is that many entries in a row, and borrowed mutably.
-        sys::poll(unsafe { core::slice::from_raw_parts_mut(entries, COUNT) }, patience)
+        unsafe { &mut *(self as *mut Self).cast() }
     }
 }
 
@@ -144,7 +144,7 @@ impl Server {
                 return false;
             }
             let patience = self.serve_ring();
-            let ready = self.watched.poll(patience);
+            let ready = sys::poll(self.watched.entries(), patience);
             let Watched { input, listen, client, bell } = &mut self.watched;
             if bell.revents != 0 {
                 sys::hear(bell.fd);

@@ -60,7 +60,12 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
         Some(Err(error)) => {
             const TEXT: &[u8] =
                 b"farcall: cannot listen: path in use or too long, or fd 3 no listener\n";
-            sys::transfer(&mut PollFd::new(2, POLLOUT), TEXT.as_ptr() as u64, TEXT.len() as u64);
+            sys::transfer(
+                &mut PollFd::new(2, POLLOUT),
+                &mut [],
+                TEXT.as_ptr() as u64,
+                TEXT.len() as u64,
+            );
             sys::exit_group(if error == EINVAL { 2 } else { 1 });
         }
     }

@@ -180,14 +180,20 @@ impl Server {
     pub fn flush(&mut self) -> Result<(), HangUp> {
         let (input, size) = self.buffers();
         let len = core::mem::take(&mut self.stream.filled);
-        transfer(&mut self.output, input as u64 + size as u64, len as u64)
+        let [_, others @ .., _] = self.watched.entries();
+        transfer(&mut self.output, others, input as u64 + size as u64, len as u64)
     }
 }
 
 /// Moves all of the bytes, or the connection is over.
 #[inline(always)]
-pub fn transfer(end: &mut PollFd, address: u64, len: u64) -> Result<(), HangUp> {
-    match sys::transfer(end, address, len) {
+pub fn transfer(
+    end: &mut PollFd,
+    others: &mut [PollFd],
+    address: u64,
+    len: u64,
+) -> Result<(), HangUp> {
+    match sys::transfer(end, others, address, len) {
         Transferred { left: 0, .. } => Ok(()),
         _ => Err(HangUp),
     }

@@ -145,21 +145,32 @@ pub struct Transferred {
     pub stop: i64,
 }
 
-/// read(2), on a descriptor with POLLIN, or write(2), with POLLOUT, until all of the bytes are moved:
-/// through interruptions, and waiting for a descriptor that is non-blocking. The memory may be
-/// anybody's: the kernel checks it.
-pub fn transfer(end: &mut PollFd, mut address: u64, mut left: u64) -> Transferred {
+/// read(2), on a descriptor with POLLIN, or write(2), with POLLOUT, until all of the bytes are moved,
+/// waiting for a descriptor that is non-blocking. An interruption stops it only if one of `others` is
+/// ready. The memory may be anybody's: the kernel checks it.
+pub fn transfer(
+    end: &mut PollFd,
+    others: &mut [PollFd],
+    mut address: u64,
+    mut left: u64,
+) -> Transferred {
     let number = if end.events == POLLIN { Sysno::read } else { Sysno::write };
     let mut stop = 0;
     while left > 0 {
         // SAFETY: as for `read`; a write only reads memory.
-        let n = unsafe { raw_syscall!(number, end.fd, address, left) as i64 };
+        let mut n = unsafe { raw_syscall!(number, end.fd, address, left) as i64 };
         if n > 0 {
             address = address.wrapping_add(n as u64);
             left -= n as u64;
-        } else if n == EAGAIN {
-            poll(core::slice::from_mut(end), Patience::Endless);
-        } else if n != EINTR {
+            continue;
+        }
+        if n == EAGAIN {
+            n = poll(core::slice::from_mut(end), Patience::Endless);
+            if n != EINTR {
+                continue;
+            }
+        }
+        if n != EINTR || poll(others, Patience::None) > 0 {
             stop = n;
             break;
         }
