@@ -7,6 +7,8 @@ mod command;
 mod common;
 #[path = "cli/life.rs"]
 mod life;
+#[path = "cli/names.rs"]
+mod names;
 #[path = "cli/others.rs"]
 mod others;
 #[path = "cli/transfer.rs"]

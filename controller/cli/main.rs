@@ -1,4 +1,5 @@
-//! The command line: starts persistent processes, lists them, calls into them and stops them.
+//! The command line: starts persistent processes, lists them, calls into them, shows what they keep and
+//! stops them.
 
 mod bench;
 mod call;
@@ -6,6 +7,7 @@ mod constants;
 mod demo;
 mod image;
 mod list;
+mod names;
 mod output;
 mod progress;
 mod start;
@@ -34,6 +36,7 @@ enum Command {
     Start(start::Start),
     Ls(list::List),
     Call(call::CallCommand),
+    Names(names::Names),
     Stop(stop::Stop),
     Image(image::Image),
     Bench(bench::Bench),
@@ -54,6 +57,7 @@ async fn main() -> ExitCode {
         Command::Start(command) => command.run().await,
         Command::Ls(command) => command.run(),
         Command::Call(command) => command.run().await,
+        Command::Names(command) => command.run().await,
         Command::Stop(command) => command.run().await,
         Command::Image(command) => command.run(),
         Command::Bench(command) => command.run().await,
