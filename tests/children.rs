@@ -384,7 +384,7 @@ async fn deny(process: &Process, call: Sysno, second: Option<u64>, errno: Errno)
     for (code, yes, no, value) in program {
         bytes.extend((code as u16).to_le_bytes());
         bytes.extend([yes, no]);
-        bytes.extend((value as u32).to_le_bytes());
+        bytes.extend(value.to_le_bytes());
     }
     process.write_memory(at, bytes).await.unwrap();
     let option = libc::PR_SET_NO_NEW_PRIVS as u64;
