@@ -9,6 +9,8 @@ mod common;
 mod life;
 #[path = "cli/log.rs"]
 mod log;
+#[path = "cli/names.rs"]
+mod names;
 #[path = "cli/others.rs"]
 mod others;
 #[path = "cli/transfer.rs"]

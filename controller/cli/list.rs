@@ -9,7 +9,7 @@ use farcall::persist::{Home, Incarnation, Name};
 use serde::Serialize;
 
 use crate::Done;
-use crate::output::{print, print_json};
+use crate::output::{columns, print, print_json};
 
 /// Lists persistent processes, without connecting to any.
 ///
@@ -167,22 +167,8 @@ fn table(rows: &[Row]) -> String {
             size(row.private_bytes),
         ]
     }));
-    let widths: Vec<usize> = (0..8)
-        .map(|column| lines.iter().map(|line| line[column].len()).max().unwrap_or(0))
-        .collect();
-    lines.iter().fold(String::new(), |mut text, line| {
-        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
-            // Names and states to the left, numbers to the right.
-            if column == 0 || column == 2 {
-                text.push_str(&format!("{cell:<width$}  "));
-            } else {
-                text.push_str(&format!("{cell:>width$}  "));
-            }
-        }
-        text.truncate(text.trim_end().len());
-        text.push('\n');
-        text
-    })
+    // Names and states to the left, numbers to the right.
+    columns(&lines, [true, false, true, false, false, false, false, false])
 }
 
 fn duration(seconds: u64) -> String {

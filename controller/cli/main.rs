@@ -1,4 +1,5 @@
-//! The command line: starts persistent processes, lists them, calls into them and stops them.
+//! The command line: starts persistent processes, lists them, calls into them, shows what they keep and
+//! stops them.
 
 mod bench;
 mod call;
@@ -7,6 +8,7 @@ mod demo;
 mod image;
 mod list;
 mod log;
+mod names;
 mod output;
 mod progress;
 mod start;
@@ -36,6 +38,7 @@ enum Command {
     Ls(list::List),
     Call(call::CallCommand),
     Log(log::LogCommand),
+    Names(names::Names),
     Stop(stop::Stop),
     Image(image::Image),
     Bench(bench::Bench),
@@ -57,6 +60,7 @@ async fn main() -> ExitCode {
         Command::Ls(command) => command.run(),
         Command::Call(command) => command.run().await,
         Command::Log(command) => command.run().await,
+        Command::Names(command) => command.run().await,
         Command::Stop(command) => command.run().await,
         Command::Image(command) => command.run(),
         Command::Bench(command) => command.run().await,

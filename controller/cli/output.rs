@@ -18,6 +18,24 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(&format!("{}\n", serde_json::to_string(value)?))
 }
 
+/// Lines of a table, its header the first, with columns to the left or to the right.
+pub fn columns<const N: usize>(lines: &[[String; N]], left: [bool; N]) -> String {
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
+    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
+    lines.iter().fold(String::new(), |mut text, line| {
+        for ((cell, width), left) in line.iter().zip(&widths).zip(left) {
+            if left {
+                text.push_str(&format!("{cell:<width$}  "));
+            } else {
+                text.push_str(&format!("{cell:>width$}  "));
+            }
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+        text
+    })
+}
+
 /// Bytes that are kept until there are so many of them, or the end.
 const KEPT: usize = 1 << 20;
 
