@@ -95,15 +95,21 @@ pub enum Error {
         crate::abi::ring::INTERRUPT_SIGNAL
     )]
     Signal,
-    /// The image in a process is not one that this build can drive.
+    /// An image, in a process or for one, is not one that this build can drive.
     #[error(
-        "the process runs a server image of layout {}, this farcall drives layout {}: use the farcall that started it",
-        version.map_or("unknown".to_owned(), |v| v.to_string()),
+        "a server image of {}, and this farcall drives version {}: use the farcall that it comes from",
+        version.map_or("no version that it knows".to_owned(), |v| format!("version {v}")),
         crate::abi::entry::IMAGE_VERSION
     )]
     ForeignImage {
-        /// The layout that its entry table names, if it has one.
+        /// The version that its entry table names, if it has one.
         version: Option<u32>,
+    },
+    /// A process can't go on as another image; it goes on as the one that it runs.
+    #[error("the process can't be upgraded: {reason}")]
+    Upgrade {
+        /// What is in the way, and what can be done.
+        reason: String,
     },
     /// Flags of clone(2) that can't go together, or that would break the child.
     #[error("a child with {0}")]

@@ -86,6 +86,8 @@ impl ChildBuilder {
         // While the child's descriptors are in the table and nothing accounts for them yet, no
         // other child may be made that would inherit them, nor the table be copied.
         let (table, quiet) = parent.quiet_table().await;
+        // The one that it will run, whatever becomes of its parent meanwhile.
+        let image = parent.image();
         let stack = parent.stack().await?;
         // Its first request waits in its stream when it begins. It is the same image under the same
         // kernel: what its parent can, it can.
@@ -152,7 +154,7 @@ impl ChildBuilder {
             arena,
             data: DataSocket::new(sockets.data, data),
             guardian,
-            image: parent.image(),
+            image,
             fds: ServerFds { input, output: input, data, ..ServerFds::default() },
             pidfd: here,
             remains: Some(remains),
