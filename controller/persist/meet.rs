@@ -222,7 +222,12 @@ async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Log)
     loop {
         stream.readable().await?;
         match stream.try_read_buf(&mut bytes) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            // Servers of other versions say no more than which one they speak.
+            Ok(0) => {
+                let answer =
+                    handshake::other_version(&bytes).map(|answer| (answer, Log::default()));
+                return answer.ok_or_else(|| io::ErrorKind::UnexpectedEof.into());
+            }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
