@@ -13,3 +13,5 @@ mod log;
 mod others;
 #[path = "cli/transfer.rs"]
 mod transfer;
+#[path = "cli/upgrade.rs"]
+mod upgrade;

@@ -97,8 +97,10 @@ pub enum Error {
     Signal,
     /// An image, in a process or for one, is not one that this build can drive.
     #[error(
-        "a server image of {}, and this farcall drives version {}: use the farcall that it comes from",
-        version.map_or("no version that it knows".to_owned(), |v| format!("version {v}")),
+        "{}, and this farcall drives server images of version {}",
+        version.map_or("no server image".to_owned(), |version| {
+            format!("a server image of version {version}, which needs the farcall that it is from")
+        }),
         crate::abi::entry::IMAGE_VERSION
     )]
     ForeignImage {

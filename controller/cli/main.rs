@@ -11,6 +11,7 @@ mod output;
 mod progress;
 mod start;
 mod stop;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ enum Command {
     Call(call::CallCommand),
     Log(log::LogCommand),
     Stop(stop::Stop),
+    Upgrade(upgrade::Upgrade),
     Image(image::Image),
     Bench(bench::Bench),
     #[command(hide = true)]
@@ -58,6 +60,7 @@ async fn main() -> ExitCode {
         Command::Call(command) => command.run().await,
         Command::Log(command) => command.run().await,
         Command::Stop(command) => command.run().await,
+        Command::Upgrade(command) => command.run().await,
         Command::Image(command) => command.run(),
         Command::Bench(command) => command.run().await,
         Command::BenchServer(command) => return command.run(),
