@@ -303,7 +303,7 @@ async fn an_upgrade_that_another_controller_has_made_is_noticed() {
 async fn whenever_the_connection_is_lost_one_of_the_two_serves() {
     let home = TestHome::new();
     let root = Local::new().start().await.unwrap();
-    let (process, _place) = persistent(&home, &root).await;
+    let (process, place) = persistent(&home, &root).await;
     let pid = process.pid().unwrap();
     let mut failed = 0;
     for round in 0..60 {
@@ -314,6 +314,12 @@ async fn whenever_the_connection_is_lost_one_of_the_two_serves() {
         tokio::time::sleep(Duration::from_micros(round * 20)).await;
         cut(&process);
         until_async("the link is lost", || !process.connection().is_connected()).await;
+        if round % 3 == 0 {
+            // Whoever comes in between may upgrade it too, to the same place.
+            let other = Attach::default().take_over().to(place.clone()).await.unwrap();
+            other.upgrade().await.unwrap();
+            other.prepare_for_reconnect().await.unwrap();
+        }
         process.reconnect().await.unwrap();
         failed += i32::from(upgrading.await.unwrap().is_err());
         serves(&process).await;
