@@ -14,5 +14,7 @@ pub mod log;
 pub mod registry;
 #[path = "../embedded/abi/ring.rs"]
 pub mod ring;
+#[path = "../embedded/abi/upgrade.rs"]
+pub mod upgrade;
 #[path = "../embedded/abi/wire.rs"]
 pub mod wire;

@@ -15,3 +15,5 @@ mod names;
 mod others;
 #[path = "cli/transfer.rs"]
 mod transfer;
+#[path = "cli/upgrade.rs"]
+mod upgrade;

@@ -7,7 +7,8 @@ pub const ENTRY_TABLE_OFFSET: usize = 64 + 2 * 56;
 /// What [`EntryTable::magic`] holds: "farcall" and a zero byte.
 pub const IMAGE_MAGIC: u64 = u64::from_le_bytes(*b"farcall\0");
 
-/// The layout of this table. An image with another one can't be driven by this build.
+/// The layout of this table. An image with another one can't be driven by this build, and no other
+/// image hands over to it. Fields that are added at the table's end leave the version as it is.
 pub const IMAGE_VERSION: u32 = 1;
 
 /// No image is larger: two pages. The build refuses one that is.
@@ -37,13 +38,17 @@ pub struct EntryTable {
     /// `raw_syscall(a0, a1, a2, a3, a4, a5, number)`: out of line, `syscall` directly followed by
     /// `ret`.
     pub raw_syscall: u32,
+    /// Where the image takes a process over from another one: see [`super::upgrade`].
+    pub resume: u32,
+    /// How many bytes of a [`Handover`](super::upgrade::Handover) it understands.
+    pub handover: u32,
 }
 
 /// Bytes of an [`EntryTable`].
 pub const ENTRY_TABLE_SIZE: usize = size_of::<EntryTable>();
 
 const _: () = {
-    assert!(ENTRY_TABLE_SIZE == 32);
+    assert!(ENTRY_TABLE_SIZE == 40);
     assert!(ENTRY_TABLE_OFFSET == 176);
     assert!(ENTRY_TABLE_OFFSET.is_multiple_of(align_of::<EntryTable>()));
     assert!(core::mem::offset_of!(EntryTable, version) == 8);
@@ -52,6 +57,8 @@ const _: () = {
     assert!(core::mem::offset_of!(EntryTable, serve_persistent) == 20);
     assert!(core::mem::offset_of!(EntryTable, trampoline) == 24);
     assert!(core::mem::offset_of!(EntryTable, raw_syscall) == 28);
+    assert!(core::mem::offset_of!(EntryTable, resume) == 32);
+    assert!(core::mem::offset_of!(EntryTable, handover) == 36);
 };
 
 impl EntryTable {
@@ -73,6 +80,8 @@ impl EntryTable {
             serve_persistent: word(20),
             trampoline: word(24),
             raw_syscall: word(28),
+            resume: word(32),
+            handover: word(36),
         };
         (table.magic == IMAGE_MAGIC).then_some(table)
     }

@@ -15,6 +15,7 @@ pub mod handshake;
 pub mod log;
 pub mod registry;
 pub mod ring;
+pub mod upgrade;
 pub mod wire;
 
 #[cfg(not(target_endian = "little"))]

@@ -296,19 +296,19 @@ impl Ring {
         self.controller.patience.load(Ordering::Relaxed).min(MAX_PATIENCE)
     }
 
-    /// Call `index`, if it has been handed over: a copy, which nobody changes any more.
+    /// Copies call `index`, if it has been handed over, to where nobody else changes it.
     #[inline]
-    pub fn take(&self, index: u64) -> Option<Request> {
+    pub fn take(&self, index: u64, request: &mut Request) -> bool {
         let record = self.record(index);
         let word = record.word.load(Ordering::Acquire);
         if word >> MARK != asked(index) {
-            return None;
+            return false;
         }
-        let mut request = Request { word: word & !(u64::MAX << MARK), args: [0; 6] };
+        request.word = word & !(u64::MAX << MARK);
         for (to, from) in request.args.iter_mut().zip(&record.args) {
             *to = from.load(Ordering::Relaxed);
         }
-        Some(request)
+        true
     }
 
     /// Call `index` has this result. The word is the request's.

@@ -165,6 +165,10 @@ pub enum Operation {
     /// eventfd(2), are the server's from here on, and closed when the connection ends. The result is
     /// where the ring of the connection before was, or 0.
     Ring = 10,
+    /// `UPGRADE(image)`: the server goes on as the image at that address, see [`super::upgrade`]. The
+    /// result, which that one sends, is where the image before lies; or `-EFAULT` or `-EINVAL` if
+    /// there is none that can take over, or what mprotect(2) says. Only in version 1.
+    Upgrade = 11,
 }
 
 impl Operation {
@@ -183,6 +187,7 @@ impl Operation {
             8 => Self::Serve,
             9 => Self::Image,
             10 => Self::Ring,
+            11 => Self::Upgrade,
             _ => return None,
         })
     }
@@ -207,9 +212,16 @@ impl HelloResult {
     pub const LOG: u32 = 1 << 4;
     /// KEEP and REGISTRY are there.
     pub const KEEP: u32 = 1 << 5;
+    /// UPGRADE is there.
+    pub const UPGRADE: u32 = 1 << 6;
     /// What a server built from this source offers.
-    pub const OFFERED: u32 =
-        Self::COPY | Self::SERVE | Self::IMAGE | Self::RING | Self::LOG | Self::KEEP;
+    pub const OFFERED: u32 = Self::COPY
+        | Self::SERVE
+        | Self::IMAGE
+        | Self::RING
+        | Self::LOG
+        | Self::KEEP
+        | Self::UPGRADE;
 
     /// The answer of a server that speaks `version` and offers `features`.
     #[must_use]
@@ -237,6 +249,7 @@ pub const SPARES: usize = 3;
 /// The numbers of a server's spare descriptors, packed into one result: each takes 21 bits and is
 /// stored plus one, so that zero means "none".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
 pub struct Spares(pub i64);
 
 impl Spares {
@@ -250,6 +263,19 @@ impl Spares {
     #[must_use]
     pub const fn with(self, fd: i32) -> Self {
         Self((self.0 << Self::BITS) | (fd as i64 + 1))
+    }
+
+    /// Whether there is room for no more.
+    #[must_use]
+    pub const fn is_full(self) -> bool {
+        self.0 >> (Self::BITS * (SPARES as u32 - 1)) != 0
+    }
+
+    /// Takes out the last one added, of those that are there.
+    pub const fn pop(&mut self) -> i32 {
+        let fd = (self.0 & Self::MASK) as i32 - 1;
+        self.0 >>= Self::BITS;
+        fd
     }
 
     /// The numbers, the last one added first.

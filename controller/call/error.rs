@@ -95,15 +95,23 @@ pub enum Error {
         crate::abi::ring::INTERRUPT_SIGNAL
     )]
     Signal,
-    /// The image in a process is not one that this build can drive.
+    /// An image, in a process or for one, is not one that this build can drive.
     #[error(
-        "the process runs a server image of layout {}, this farcall drives layout {}: use the farcall that started it",
-        version.map_or("unknown".to_owned(), |v| v.to_string()),
+        "{}, and this farcall drives server images of version {}",
+        version.map_or("no server image".to_owned(), |version| {
+            format!("a server image of version {version}, which needs the farcall that it is from")
+        }),
         crate::abi::entry::IMAGE_VERSION
     )]
     ForeignImage {
-        /// The layout that its entry table names, if it has one.
+        /// The version that its entry table names, if it has one.
         version: Option<u32>,
+    },
+    /// A process can't go on as another image; it goes on as the one that it runs.
+    #[error("the process can't be upgraded: {reason}")]
+    Upgrade {
+        /// What is in the way, and what can be done.
+        reason: String,
     },
     /// Flags of clone(2) that can't go together, or that would break the child.
     #[error("a child with {0}")]

@@ -28,6 +28,11 @@ pub struct Image {
     json: bool,
 }
 
+/// The hash by which an image is known, in hexadecimal digits.
+pub fn sha256(image: &[u8]) -> String {
+    Sha256::digest(image).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl Image {
     pub fn run(self) -> Done {
         if let Some(path) = &self.output {
@@ -41,8 +46,9 @@ impl Image {
             ("serve_persistent", table.serve_persistent),
             ("trampoline", table.trampoline),
             ("raw_syscall", table.raw_syscall),
+            ("resume", table.resume),
         ];
-        let hash: String = Sha256::digest(IMAGE).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = sha256(IMAGE);
         if self.json {
             let entries: serde_json::Map<_, _> =
                 entries.iter().map(|(name, offset)| ((*name).into(), json!(offset))).collect();

@@ -13,6 +13,7 @@ mod output;
 mod progress;
 mod start;
 mod stop;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,7 @@ enum Command {
     Log(log::LogCommand),
     Names(names::Names),
     Stop(stop::Stop),
+    Upgrade(upgrade::Upgrade),
     Image(image::Image),
     Bench(bench::Bench),
     #[command(hide = true)]
@@ -62,6 +64,7 @@ async fn main() -> ExitCode {
         Command::Log(command) => command.run().await,
         Command::Names(command) => command.run().await,
         Command::Stop(command) => command.run().await,
+        Command::Upgrade(command) => command.run().await,
         Command::Image(command) => command.run(),
         Command::Bench(command) => command.run().await,
         Command::BenchServer(command) => return command.run(),

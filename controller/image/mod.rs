@@ -20,6 +20,30 @@ pub fn entries() -> EntryTable {
     bytes.and_then(EntryTable::from_bytes).expect("build.rs has checked the entry table")
 }
 
+/// The entry table of an image that a process can be upgraded to.
+///
+/// # Errors
+///
+/// [`Error::ForeignImage`] if it has none or one of another layout; [`Error::Upgrade`] if it is not as
+/// long as the table says, or its entries lie elsewhere.
+pub fn table_of(image: &[u8]) -> Result<EntryTable, Error> {
+    let table = image.get(ENTRY_TABLE_OFFSET..).and_then(<[u8]>::first_chunk);
+    let Loaded { entries, .. } =
+        Loaded::foreign(0, table.ok_or(Error::ForeignImage { version: None })?)?;
+    if entries.size as usize != image.len() {
+        return Err(Error::Upgrade {
+            reason: format!("the image has {} bytes, and says {}", image.len(), entries.size),
+        });
+    }
+    let EntryTable { serve, serve_persistent, trampoline, raw_syscall, resume, .. } = entries;
+    let code = (ENTRY_TABLE_OFFSET + ENTRY_TABLE_SIZE) as u32..entries.size;
+    if ![serve, serve_persistent, trampoline, raw_syscall, resume].iter().all(|e| code.contains(e))
+    {
+        return Err(Error::Upgrade { reason: "an entry lies outside of the image".into() });
+    }
+    Ok(entries)
+}
+
 /// An image that lies in a process: its address there and its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Loaded {
@@ -45,6 +69,23 @@ impl Loaded {
             Some(entries) => Err(Error::ForeignImage { version: Some(entries.version) }),
             None => Err(Error::ForeignImage { version: None }),
         }
+    }
+
+    /// The image with that table at `base`.
+    pub(crate) fn of_table(base: u64, entries: EntryTable) -> Self {
+        Self { base, entries }
+    }
+
+    /// Its first address.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Its entry table.
+    #[must_use]
+    pub fn entries(&self) -> EntryTable {
+        self.entries
     }
 
     /// The first bytes of a child's stack: the child enters the trampoline, which calls

@@ -13,7 +13,7 @@ use super::home::Place;
 use super::meet::{Heard, Manner, meet};
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
-use crate::call::{self, Call, Connection, Error, Polling, Result};
+use crate::call::{self, Call, Connection, Error, Polling, Reply, Result};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
@@ -170,15 +170,33 @@ pub(super) fn refused(place: &Place, reason: impl Into<String>) -> Error {
 }
 
 /// Where the image lies in the process, and its entries.
-async fn find_image(connection: &Connection) -> Result<Loaded> {
-    let base = connection.call("IMAGE", Call::operation(Operation::Image, [0; 6])).await?;
-    let table = Call::copy_out(base + ENTRY_TABLE_OFFSET as u64, ENTRY_TABLE_SIZE);
-    connection
-        .submit(vec![table], move |replies| {
-            let bytes = replies.first().and_then(|reply| reply.data.first_chunk());
-            Loaded::foreign(base, bytes.ok_or(Error::ForeignImage { version: None })?)
-        })
-        .await
+pub(super) async fn find_image(connection: &Connection) -> Result<Loaded> {
+    let base = connection.submit(vec![image()], |replies| address(&replies)).await?;
+    connection.submit(vec![table(base)], move |replies| loaded(base, &replies)).await
+}
+
+/// The same ahead of everything that is queued, in a pause of the caller's.
+pub(super) async fn find_image_first(connection: &Connection) -> Result<Loaded> {
+    let base = connection.submit_first(vec![image()], |replies| address(&replies)).await?;
+    connection.submit_first(vec![table(base)], move |replies| loaded(base, &replies)).await
+}
+
+fn image() -> Call {
+    Call::operation(Operation::Image, [0; 6])
+}
+
+fn address(replies: &[Reply]) -> Result<u64> {
+    let reply = replies.first().ok_or(Error::Protocol("no reply"))?;
+    reply.value().map_err(Error::call("IMAGE"))
+}
+
+fn table(base: u64) -> Call {
+    Call::copy_out(base.wrapping_add(ENTRY_TABLE_OFFSET as u64), ENTRY_TABLE_SIZE)
+}
+
+fn loaded(base: u64, replies: &[Reply]) -> Result<Loaded> {
+    let bytes = replies.first().and_then(|reply| reply.data.first_chunk());
+    Loaded::foreign(base, bytes.ok_or(Error::ForeignImage { version: None })?)
 }
 
 /// A fresh arena, in place of an earlier controller's.
@@ -212,6 +230,20 @@ async fn map(connection: &Connection, address: u64, size: usize) -> Result<()> {
 fn arena_address(pid: i32) -> u64 {
     ARENAS + u64::from(pid.unsigned_abs()) * (2 * ARENA_SIZE as u64)
 }
+
+/// Where the images of upgrades lie, in turn: behind the arena and what is behind that. So what a
+/// controller has left that died in the middle is in the next one's place.
+pub(super) fn image_places(pid: i32) -> [u64; 2] {
+    const { assert!(ARENA_SIZE + AHEAD_SIZE <= IMAGES && IMAGES + 2 * IMAGE_PLACE <= 2 * ARENA_SIZE) };
+    let first = arena_address(pid) + IMAGES as u64;
+    [first, first + IMAGE_PLACE as u64]
+}
+
+/// How far behind the arena's start they lie.
+const IMAGES: usize = 96 * 1024;
+
+/// The most bytes of an image: twice as many as this build's may have, for those to come.
+pub(super) const IMAGE_PLACE: usize = 16 * 1024;
 
 /// The process, as a pidfd here: it opens one on itself and passes it.
 async fn pidfd_of(

@@ -1,5 +1,7 @@
 //! The controller's half of a handshake, without I/O: what to send, and what an answer means.
 
+use std::mem::offset_of;
+
 use nix::errno::Errno;
 
 use crate::abi::handshake::{
@@ -56,6 +58,18 @@ pub enum Hold {
     Closed,
     /// The server refused, for this reason.
     Refused(String),
+}
+
+/// The answer of a server that speaks another version of the handshake, of which only the start means
+/// the same in all versions; none if it is another one.
+#[must_use]
+pub fn other_version(bytes: &[u8]) -> Option<[u8; ANSWER_SIZE]> {
+    const COMMON: usize = offset_of!(Answer, stream_version);
+    let mut whole = [0; ANSWER_SIZE];
+    whole[..COMMON].copy_from_slice(bytes.get(..COMMON)?);
+    let Answer { magic, status, .. } = Answer::from_bytes(&whole);
+    let refused = magic == HANDSHAKE_MAGIC && status == -(Errno::EPROTONOSUPPORT as i32);
+    refused.then_some(whole)
 }
 
 /// Reads an answer. Nothing in it is trusted to be in range.
@@ -137,6 +151,38 @@ mod tests {
                 prop_assert!(own.iter().all(|fd| *fd >= 0) && own.len() <= 4);
             }
         }
+    }
+
+    fn reason(answered: Answer) -> String {
+        match answer(&answered.to_bytes()) {
+            Hold::Refused(reason) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn where_versions_differ_both_are_named() {
+        let spoken = Answer { magic: HANDSHAKE_MAGIC, ..Answer::default() };
+        let status = -(Errno::EPROTONOSUPPORT as i32);
+        let handshake = reason(Answer { status, version: 7, ..spoken });
+        assert!(handshake.contains("version 7") && handshake.contains("version 1"), "{handshake}");
+        let stream = reason(Answer { stream_version: 9, ..spoken });
+        assert!(stream.contains("version 9") && stream.contains("version 1"), "{stream}");
+    }
+
+    #[test]
+    fn of_another_versions_answer_only_the_start_is_read() {
+        let status = -(Errno::EPROTONOSUPPORT as i32);
+        let refused = Answer { magic: HANDSHAKE_MAGIC, status, version: 7, ..Answer::default() };
+        let mut bytes = refused.to_bytes().to_vec();
+        bytes[16..].fill(0xff);
+        for len in [16, 17, 40, 72, 100] {
+            bytes.resize(len, 0xff);
+            assert_eq!(other_version(&bytes), Some(refused.to_bytes()));
+        }
+        assert_eq!(other_version(&bytes[..15]), None);
+        bytes[8..12].fill(0);
+        assert_eq!(other_version(&bytes), None, "it says that all is well, and not what");
     }
 
     #[test]

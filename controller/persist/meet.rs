@@ -225,9 +225,11 @@ async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Opti
     loop {
         stream.readable().await?;
         match stream.try_read_buf(&mut bytes) {
+            // Servers of other versions say no more than which one they speak.
             Ok(0) => {
                 let answer = bytes.first_chunk().copied();
                 return answer
+                    .or_else(|| handshake::other_version(&bytes))
                     .map(|answer| (answer, None))
                     .ok_or_else(|| io::ErrorKind::UnexpectedEof.into());
             }

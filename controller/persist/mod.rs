@@ -15,6 +15,7 @@ mod meet;
 mod names;
 mod reconnect;
 mod successor;
+mod upgrade;
 
 pub use attach::{Attach, attach};
 pub use handshake::{Hold, answer, hello};

@@ -10,7 +10,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep};
 
-use super::attach::{Taken, refused, taken};
+use super::attach::{Taken, find_image_first, refused, taken};
 use super::home::Place;
 use super::meet::{Heard, Manner, PAUSE, meet, shake_hands};
 use crate::call::{Connection, Error, Past, Result};
@@ -112,6 +112,8 @@ impl Process {
         let last = self.inner().controllers.swap(controllers, Ordering::Relaxed) == controllers;
         if !last {
             self.give_rings_up();
+            // It may have upgraded it, too.
+            self.lose_sight_of_image();
         }
         let past = Past { end: log.end_of(self.inner().token, last), log };
         if version != self.connection.version() {
@@ -135,6 +137,9 @@ impl Process {
         if let Err(Unready::Unread { address, len }) = self.registry().kept() {
             let (calls, read) = self.reading(address, len);
             self.connection.submit_first(calls, read).await?;
+        }
+        if self.image_may_differ() {
+            self.set_image(find_image_first(&self.connection).await?);
         }
         let busy = try_sweep(&table, &self.connection).await;
         drop(pause);

@@ -132,6 +132,8 @@ impl ChildBuilder {
             Some(name) => Some(Naming::new(&parent, name).await?),
             None => None,
         };
+        // The one that it will run, whatever becomes of its parent meanwhile.
+        let image = parent.image();
         let stack = parent.stack().await?;
         // Its first request waits in its stream when it begins. It is the same image under the same
         // kernel: what its parent can, it can.
@@ -202,7 +204,7 @@ impl ChildBuilder {
             arena,
             data: DataSocket::new(sockets.data, data),
             guardian,
-            image: parent.image(),
+            image,
             fds: ServerFds { input, output: input, data, ..ServerFds::default() },
             pidfd: here,
             remains: Some(remains),

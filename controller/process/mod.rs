@@ -47,7 +47,9 @@ pub struct Process {
 
 pub(crate) struct Inner {
     task: Task,
-    image: Loaded,
+    image: Mutex<Loaded>,
+    /// It may be another one than that by now.
+    image_may_differ: AtomicBool,
     fds: Mutex<ServerFds>,
     pidfd: Arc<OwnedFd>,
     /// Tells the end of a process that no parent here made, once somebody depends on it.
@@ -157,7 +159,8 @@ impl Process {
                     parts.data,
                     parts.guardian,
                 ),
-                image: parts.image,
+                image: Mutex::new(parts.image),
+                image_may_differ: AtomicBool::new(false),
                 fds: Mutex::new(parts.fds),
                 end: OnceLock::new(),
                 pidfd: parts.pidfd,
@@ -283,7 +286,22 @@ impl Process {
     }
 
     pub(crate) fn image(&self) -> Loaded {
-        self.inner.image
+        *self.inner.image.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process may run another image, until that is said.
+    pub(crate) fn lose_sight_of_image(&self) {
+        self.inner.image_may_differ.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn image_may_differ(&self) -> bool {
+        self.inner.image_may_differ.load(Ordering::Relaxed)
+    }
+
+    /// The process runs that image.
+    pub(crate) fn set_image(&self, image: Loaded) {
+        self.inner.image_may_differ.store(false, Ordering::Relaxed);
+        *self.inner.image.lock().unwrap_or_else(PoisonError::into_inner) = image;
     }
 
     pub(crate) fn server_fds(&self) -> MutexGuard<'_, ServerFds> {
@@ -292,7 +310,7 @@ impl Process {
 
     /// The table that the process uses, in which nothing comes or goes unaccounted for until the
     /// guard is dropped.
-    async fn quiet_table(&self) -> (Arc<FdTable>, OwnedMutexGuard<()>) {
+    pub(crate) async fn quiet_table(&self) -> (Arc<FdTable>, OwnedMutexGuard<()>) {
         loop {
             let table = self.table();
             let quiet = table.quiet.clone().lock_owned().await;

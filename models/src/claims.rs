@@ -96,12 +96,10 @@ pub fn what_is_handed_over_arrives_whole() {
         let server = thread::spawn(move || {
             let (ring, _) = &*server;
             for index in 0..CALLS {
-                let taken = loop {
-                    match ring.take(index) {
-                        Some(taken) => break taken,
-                        None => thread::yield_now(),
-                    }
-                };
+                let mut taken = Request::default();
+                while !ring.take(index, &mut taken) {
+                    thread::yield_now();
+                }
                 assert_eq!(taken, request(index), "what was submitted");
                 ring.complete(index, taken.word, result(index));
             }
@@ -131,7 +129,7 @@ pub fn what_is_handed_over_arrives_whole() {
 fn serve(shared: &Both, calls: u64) {
     let (ring, kernel) = &**shared;
     for index in 0..calls {
-        while ring.take(index).is_none() {
+        while !ring.take(index, &mut Request::default()) {
             wake_controller(ring, kernel);
             if ring.sleep(index) {
                 kernel.server.wait(|happened| happened.rung);
@@ -273,7 +271,8 @@ impl Interruptible<'_> {
     /// Executes calls that have been handed over, and sleeps until the end.
     fn serve(&mut self, calls: &[Kind]) {
         for (index, kind) in (0..).zip(calls) {
-            let request = self.ring.take(index).expect("submitted before the server ran");
+            let mut request = Request::default();
+            assert!(self.ring.take(index, &mut request), "submitted before the server ran");
             wake_controller(self.ring, self.kernel);
             while !self.ring.begin(index) && self.ring.hold(index) {
                 // Meanwhile there may be calls of the stream.

@@ -11,7 +11,7 @@ use farcall_abi::handshake::{
     MIN_FDS, Token,
 };
 use farcall_abi::log::{LOG_HEAD_SIZE, LOG_SIZE, PAST, Tenure};
-use farcall_abi::wire::{LOG_OFFSET, SPARES, Spares};
+use farcall_abi::wire::{LOG_OFFSET, Spares};
 
 use crate::serve::{HangUp, Server};
 use crate::sys::{
@@ -28,7 +28,8 @@ fn close_all(fds: &mut heapless::VecView<i32, u32>) {
     }
 }
 
-/// Descriptors (duplicates of the listening socket) that make room for a client in a full table.
+/// Takes as many spare descriptors (duplicates of the listening socket) as there is room for: they
+/// make room for a client in a full table.
 ///
 /// They are closed only where there is no room otherwise, and only around the call that needs it:
 /// what the controller calls meanwhile finds the table as full as it was, and the spare descriptors
@@ -37,27 +38,22 @@ fn close_all(fds: &mut heapless::VecView<i32, u32>) {
 /// They exist only while nobody or a version-1 controller, which knows their numbers, is attached:
 /// a client of version 0 may close what it does not know and use the number anew, and then closing
 /// it here would hit a descriptor of its own.
-pub struct SpareFds(Fds<SPARES>);
-
-impl SpareFds {
-    pub const fn new() -> Self {
-        Self(Fds::new())
-    }
-
-    /// Takes as many as there is room for.
-    fn fill(&mut self, listen: i32) {
-        while !self.0.is_full() {
-            let fd = sys::dup(listen) as i32;
-            if !(0..=Spares::MAX_FD).contains(&fd) {
-                sys::close(fd);
-                break;
-            }
-            let _ = self.0.push(fd);
+#[inline(never)]
+fn fill(spares: &mut Spares, listen: i32) {
+    while !spares.is_full() {
+        let fd = sys::dup(listen) as i32;
+        if !(0..=Spares::MAX_FD).contains(&fd) {
+            sys::close(fd);
+            break;
         }
+        *spares = spares.with(fd);
     }
+}
 
-    fn numbers(&self) -> Spares {
-        self.0.iter().fold(Spares(0), |spares, fd| spares.with(*fd))
+#[inline(never)]
+fn give_up(spares: &mut Spares) {
+    while spares.0 != 0 {
+        sys::close(spares.pop());
     }
 }
 
@@ -164,12 +160,12 @@ impl Server {
     #[inline(never)]
     pub fn accept(&mut self) {
         self.make_room();
-        let client = sys::accept(self.watched.listen.fd) as i32;
+        let client = sys::accept(self.state.watched.listen.fd) as i32;
         if client < 0 {
             sys::pause();
         } else if self.admits(client) {
             self.dismiss();
-            self.watched.client.fd = client;
+            self.state.watched.client.fd = client;
         } else {
             sys::close(client);
         }
@@ -178,12 +174,12 @@ impl Server {
 
     /// Room for the descriptors of a handshake.
     fn make_room(&mut self) {
-        let mut room = SpareFds::new();
-        room.fill(self.watched.listen.fd);
-        if !room.0.is_full() {
-            close_all(&mut self.spares.0);
+        let mut room = Spares::default();
+        fill(&mut room, self.state.watched.listen.fd);
+        if !room.is_full() {
+            give_up(&mut self.state.spares);
         }
-        close_all(&mut room.0);
+        give_up(&mut room);
     }
 
     /// Whether the client may attach: the user that called listen, or root.
@@ -194,23 +190,24 @@ impl Server {
     /// have decided.
     fn admits(&self, client: i32) -> bool {
         let peer = sys::peer_uid(client);
-        peer == 0 || peer > 0 && peer == sys::peer_uid(self.watched.listen.fd)
+        peer == 0 || peer > 0 && peer == sys::peer_uid(self.state.watched.listen.fd)
     }
 
     /// Closes the client's socket, and what it has sent and nobody has taken over.
-    fn dismiss(&mut self) {
+    pub fn dismiss(&mut self) {
         close_all(&mut self.pending.fds);
-        sys::close(self.watched.client.fd);
-        self.watched.client.fd = -1;
+        sys::close(self.state.watched.client.fd);
+        self.state.watched.client.fd = -1;
         self.pending.got = 0;
         self.pending.surplus = 0;
         self.refill();
     }
 
     /// Makes the spare descriptors complete, where there may be any.
+    #[inline(never)]
     pub fn refill(&mut self) {
-        if self.owned || self.watched.input.fd < 0 {
-            self.spares.fill(self.watched.listen.fd);
+        if self.state.owned != 0 || self.state.watched.input.fd < 0 {
+            fill(&mut self.state.spares, self.state.watched.listen.fd);
         }
     }
 
@@ -218,7 +215,7 @@ impl Server {
     #[inline(never)]
     pub fn progress(&mut self) {
         self.make_room();
-        match self.pending.receive(self.watched.client.fd) {
+        match self.pending.receive(self.state.watched.client.fd) {
             None => return self.refill(),
             Some(HANDSHAKE_V0_SIZE) => self.attach_version_0(),
             Some(HELLO_SIZE) => self.attach_version_1(),
@@ -246,7 +243,7 @@ impl Server {
     #[inline(never)]
     fn attach_version_1(&mut self) {
         self.answer.pid = sys::getpid();
-        self.answer.listen = self.watched.listen.fd;
+        self.answer.listen = self.state.watched.listen.fd;
         self.answer.fds = [-1; MAX_FDS];
         self.answer.spares = 0;
         let hello = &self.pending.hello;
@@ -259,7 +256,7 @@ impl Server {
                 EINVAL
             } else if hello.version != HANDSHAKE_VERSION {
                 EPROTONOSUPPORT
-            } else if self.attached() && hello.token != self.token && !takes_over {
+            } else if self.attached() && hello.token != self.state.token && !takes_over {
                 EBUSY
             } else if !self.pending.counts() {
                 EBADF
@@ -270,23 +267,28 @@ impl Server {
         if status == 0 {
             self.adopt(true);
         }
-        self.answer.stream_version = self.stream.version;
+        self.answer.magic = HANDSHAKE_MAGIC;
+        self.answer.version = HANDSHAKE_VERSION;
+        self.answer.stream_version = self.state.stream.version;
+        self.answer.generation = self.state.generation;
+        self.answer.holder_pid = self.state.holder_pid;
+        self.answer.holder_since = self.state.holder_since;
         self.reply((&raw const self.answer).cast(), ANSWER_SIZE);
         if asks {
-            self.reply((&raw const self.log).cast(), LOG_HEAD_SIZE);
-            if self.log.memory != 0 {
-                self.reply((self.log.memory as *const u8).wrapping_add(LOG_OFFSET), LOG_SIZE);
+            self.reply((&raw const self.state.log).cast(), LOG_HEAD_SIZE);
+            if self.state.log.memory != 0 {
+                self.reply((self.state.log.memory as *const u8).wrapping_add(LOG_OFFSET), LOG_SIZE);
             }
         }
     }
 
     fn attached(&self) -> bool {
-        self.watched.input.fd >= 0
+        self.state.watched.input.fd >= 0
     }
 
     #[inline(never)]
     fn reply(&self, from: *const u8, len: usize) {
-        sys::send(self.watched.client.fd, from, len);
+        sys::send(self.state.watched.client.fd, from, len);
     }
 
     /// Makes the descriptors that came with the handshake the connection.
@@ -299,38 +301,38 @@ impl Server {
             self.hang_up();
         }
         if let [input, between @ .., data] = self.pending.fds.as_slice() {
-            self.watched.input.fd = *input;
-            self.output.fd = *between.first().unwrap_or(input);
-            self.data = *data;
+            self.state.watched.input.fd = *input;
+            self.state.output.fd = *between.first().unwrap_or(input);
+            self.state.data = *data;
         }
         self.pending.fds.clear();
         let Hello { stream_version, token, pid, .. } = self.pending.hello;
         // What both speak; version 1 needs the memory that an earlier controller gave.
-        self.begin(u32::from(self.log.memory != 0 && stream_version != 0));
+        self.begin(u32::from(self.state.log.memory != 0 && stream_version != 0));
         self.hold(token, pid, owned);
     }
 
     /// A new connection begins.
     fn hold(&mut self, token: Token, holder: i32, owned: bool) {
-        self.owned = owned;
-        if token != self.token {
-            self.log.controllers += 1;
-            let at = self.log.controllers as usize % PAST;
-            if let Some(past) = self.log.past.get_mut(at) {
-                *past = Tenure { token: self.token, end: self.log.calls };
+        self.state.owned = u32::from(owned);
+        if token != self.state.token {
+            self.state.log.controllers += 1;
+            let at = self.state.log.controllers as usize % PAST;
+            if let Some(past) = self.state.log.past.get_mut(at) {
+                *past = Tenure { token: self.state.token, end: self.state.log.calls };
             }
-            self.token = token;
+            self.state.token = token;
         }
-        self.answer.generation += 1;
-        self.answer.holder_pid = holder;
-        self.answer.holder_since = sys::now();
+        self.state.generation += 1;
+        self.state.holder_pid = holder;
+        self.state.holder_since = sys::now();
         if !owned {
-            close_all(&mut self.spares.0);
+            give_up(&mut self.state.spares);
         }
         self.refill();
-        let mut numbers = self.spares.numbers();
-        let client = self.watched.client.fd;
-        if !self.spares.0.is_full() && client >= 0 {
+        let mut numbers = self.state.spares;
+        let client = self.state.watched.client.fd;
+        if !numbers.is_full() && client >= 0 {
             // The table is full: the client's number will be one as soon as it is free.
             numbers = numbers.with(client);
         }
@@ -340,23 +342,23 @@ impl Server {
     /// The operation SERVE: goes on with other descriptors, and with a listener becomes persistent.
     /// The answer goes where the request came from, with all before it.
     pub fn persist(&mut self) -> Result<(), HangUp> {
-        let [stream, sockets, low, high, holder, _] = self.request.args;
+        let [stream, sockets, low, high, holder, _] = self.state.request.args;
         let change = |fd: &mut i32, to: u64| {
             let to = to as i32;
             if to >= 0 {
                 *fd = to;
             }
         };
-        change(&mut self.watched.input.fd, stream);
-        change(&mut self.data, sockets);
+        change(&mut self.state.watched.input.fd, stream);
+        change(&mut self.state.data, sockets);
         let listen = sockets >> 32;
-        self.answer.spares = self.spares.numbers().0;
+        self.answer.spares = self.state.spares.0;
         if listen as i32 >= 0 {
-            change(&mut self.watched.listen.fd, listen);
+            change(&mut self.state.watched.listen.fd, listen);
             self.hold(Token([low, high]), holder as i32, true);
         }
         let sent = self.finish_now(self.answer.spares);
-        change(&mut self.output.fd, stream >> 32);
+        change(&mut self.state.output.fd, stream >> 32);
         sent
     }
 }

@@ -4,7 +4,7 @@
 
 use farcall_abi::wire::Word;
 
-use crate::serve::{HangUp, Server};
+use crate::serve::{HangUp, Server, entries};
 use crate::stream::{OUTPUT, transfer};
 use crate::sys::{self, ECANCELED, EFAULT, EINVAL, PollFd};
 
@@ -17,9 +17,9 @@ impl Server {
     /// is left then is read again, to nowhere.
     pub fn copy_in(&mut self) -> Result<(), HangUp> {
         let skipped = self.resolve();
-        let [addr, len, ..] = self.request.args;
+        let [addr, len, ..] = self.state.request.args;
         // How much follows must not depend on a result.
-        if (len as i64) < 0 || self.request.word & Word::reference(1) != 0 {
+        if (len as i64) < 0 || self.state.request.word & Word::reference(1) != 0 {
             return Err(HangUp);
         }
         let (from, here) = self.payload(len);
@@ -35,7 +35,7 @@ impl Server {
             self.flush()?;
         }
         if result == len as i64 {
-            let [input, others @ .., _] = self.watched.entries();
+            let [input, others @ .., _] = entries(&mut self.state.watched);
             let rest = sys::transfer(input, others, addr.wrapping_add(here), left);
             left = rest.left;
             if left != 0 {
@@ -45,7 +45,7 @@ impl Server {
                 result = EFAULT;
             }
         }
-        let [input, others @ .., _] = self.watched.entries();
+        let [input, others @ .., _] = entries(&mut self.state.watched);
         pad(input, others, left)?;
         self.finish(result)
     }
@@ -56,13 +56,13 @@ impl Server {
     /// write that faults may have had real bytes before the fault: they are sent page by page,
     /// until one page faults by itself.
     pub fn copy_out(&mut self) -> Result<(), HangUp> {
-        let [addr, len, ..] = self.request.args;
+        let [addr, len, ..] = self.state.request.args;
         if (len as i64) < 0 {
             return self.finish(EINVAL);
         }
         self.finish(len as i64)?;
         let mut left = len;
-        if self.stream.version != 0 && len <= OUTPUT as u64 {
+        if self.state.stream.version != 0 && len <= OUTPUT as u64 {
             let to = self.room(len as usize)?;
             let real = sys::copy(to.as_ptr() as u64, addr, len).max(0);
             left -= real as u64;
@@ -70,12 +70,12 @@ impl Server {
             unsafe { to.add(real as usize).write_bytes(0, left as usize) };
         } else {
             self.flush()?;
-            let [_, others @ .., _] = self.watched.entries();
+            let [_, others @ .., _] = entries(&mut self.state.watched);
             let mut step = u64::MAX;
             while left > 0 {
                 let from = addr.wrapping_add(len - left);
                 let size = step.min(left);
-                let part = sys::transfer(&mut self.output, others, from, size);
+                let part = sys::transfer(&mut self.state.output, others, from, size);
                 left -= size - part.left;
                 if part.left != 0 {
                     if part.stop != EFAULT {
@@ -87,7 +87,7 @@ impl Server {
                 }
                 step = PAGE - addr.wrapping_add(len - left) % PAGE;
             }
-            pad(&mut self.output, others, left)?;
+            pad(&mut self.state.output, others, left)?;
         }
         self.push((len - left) as i64)
     }

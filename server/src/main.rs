@@ -27,6 +27,7 @@ mod serve;
 mod start;
 mod stream;
 mod sys;
+mod upgrade;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -12,6 +12,7 @@
 use core::hint::spin_loop;
 
 use farcall_abi::ring::{ARENA_OFFSET, RING_MAGIC, Ring, SHARP};
+use farcall_abi::upgrade::Queue;
 use farcall_abi::wire::{STREAM_VERSION, Word};
 
 use crate::arch;
@@ -21,27 +22,6 @@ use crate::sys::{self, EFAULT, EINVAL, Patience, SI_QUEUE, SigInfo};
 /// After so many calls in a row the server looks at its descriptors, even if there are more: what
 /// that costs is then less than a hundredth of what the calls do.
 const LOOK: u32 = 128;
-
-/// The ring. All zeros: there is none.
-#[repr(C)]
-pub struct Queue {
-    /// Where it is, or was for an earlier connection.
-    address: u64,
-    /// The number of the next call.
-    next: u64,
-    /// Where the controller says which call is to be interrupted, while one of the ring's is being
-    /// executed; else null.
-    pub cancel: *const u64,
-    /// Rings for a controller that sleeps.
-    bell: i32,
-}
-
-impl Queue {
-    /// What `cancel` points to if it means the call that is being executed.
-    pub fn number(&self) -> u64 {
-        self.next + 1
-    }
-}
 
 /// The signal INTERRUPT_SIGNAL: makes the call that is meant return EINTR, unless it has returned by
 /// itself.
@@ -81,16 +61,16 @@ impl Server {
         }
         // SAFETY: `enter_ring` has found it there, made of atomics, for which any bytes are valid.
         // It stays there, unless the controller takes it away from its own server.
-        let ring = unsafe { &*(self.ring.address as *const Ring) };
+        let ring = unsafe { &*(self.state.ring.address as *const Ring) };
         ring.wake();
         let patience = ring.patience();
         let mut looks = 0;
         let mut calls = 0;
         while looks <= patience {
-            let next = self.ring.next;
-            if let Some(request) = ring.take(next) {
-                self.request = request;
-                if request.word & Word::FLUSH == 0 {
+            let next = self.state.ring.next;
+            if ring.take(next, &mut self.state.request) {
+                let word = self.state.request.word;
+                if word & Word::FLUSH == 0 {
                     ring.begin_quick(next);
                 } else {
                     // It may take long.
@@ -100,12 +80,12 @@ impl Server {
                     }
                     ring.wake();
                 }
-                self.ring.cancel = ring.cancel();
+                self.cancel = ring.cancel();
                 let result = self.evaluate(STREAM_VERSION);
-                self.ring.cancel = core::ptr::null();
+                self.cancel = core::ptr::null();
                 self.record(result);
-                ring.complete(next, request.word, result);
-                self.ring.next = next + 1;
+                ring.complete(next, word, result);
+                self.state.ring.next = next + 1;
                 looks = 0;
                 calls += 1;
                 if calls == LOOK {
@@ -122,25 +102,25 @@ impl Server {
                 }
             }
         }
-        if ring.sleep(self.ring.next) { Patience::Endless } else { Patience::None }
+        if ring.sleep(self.state.ring.next) { Patience::Endless } else { Patience::None }
     }
 
     /// Wakes a controller that waits for what has been completed.
     fn wake_controller(&self, ring: &Ring) {
         if ring.controller_waits() {
-            sys::ring(self.ring.bell);
+            sys::ring(self.state.ring.bell);
         }
     }
 
     pub fn has_ring(&self) -> bool {
-        self.watched.bell.fd >= 0
+        self.state.watched.bell.fd >= 0
     }
 
     /// The operation RING: the address of the ring before, or 0.
     pub fn enter_ring(&mut self) -> i64 {
-        let [address, bells, ..] = self.request.args;
+        let [address, bells, ..] = self.state.request.args;
         let size = ARENA_OFFSET as u64;
-        if self.log.memory == 0 {
+        if self.state.log.memory == 0 {
             // Nowhere to remember results that others refer to.
             return EINVAL;
         }
@@ -149,19 +129,19 @@ impl Server {
             return EFAULT;
         }
         self.leave_ring();
-        let before = self.ring.address;
+        let before = self.state.ring.address;
         let bell = (bells >> 32) as i32;
-        self.ring = Queue { address, next: 0, cancel: core::ptr::null(), bell };
-        self.watched.bell.fd = bells as i32;
+        self.state.ring = Queue { address, bell, ..Queue::default() };
+        self.state.watched.bell.fd = bells as i32;
         before as i64
     }
 
     /// Leaves the ring: what has not been executed in it never will be.
     pub fn leave_ring(&mut self) {
         if self.has_ring() {
-            sys::close(self.watched.bell.fd);
-            sys::close(self.ring.bell);
-            self.watched.bell.fd = -1;
+            sys::close(self.state.watched.bell.fd);
+            sys::close(self.state.ring.bell);
+            self.state.watched.bell.fd = -1;
         }
     }
 }

@@ -5,18 +5,16 @@
 
 use core::mem::MaybeUninit;
 
-use farcall_abi::handshake::{Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, Token};
-use farcall_abi::log::{LOG_SIZE, LogHead};
-use farcall_abi::wire::{
-    AHEAD_SIZE, HelloResult, LOG_OFFSET, Operation, Request, STREAM_VERSION, Word,
-};
+use farcall_abi::handshake::Answer;
+use farcall_abi::log::LOG_SIZE;
+use farcall_abi::upgrade::{Handover, Watched};
+use farcall_abi::wire::{AHEAD_SIZE, HelloResult, LOG_OFFSET, Operation, STREAM_VERSION, Word};
 
 use crate::arch;
-use crate::attach::{Pending, SpareFds};
+use crate::attach::Pending;
 use crate::copy::{load, store};
 use crate::registry::Prepared;
-use crate::ring::Queue;
-use crate::stream::{Buffers, Progress, earlier, is_error, is_later};
+use crate::stream::{Buffers, earlier, is_error, is_later};
 use crate::sys::{
     self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd,
 };
@@ -24,57 +22,25 @@ use crate::sys::{
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
 pub struct HangUp;
 
-/// What a server waits for, in the form in which ppoll(2) takes it. A negative descriptor is one
-/// that it does not have.
-#[repr(C)]
-pub struct Watched {
-    /// Requests arrive here; negative while detached.
-    pub input: PollFd,
-    /// Where the next controller arrives; negative if the process is not persistent.
-    pub listen: PollFd,
-    /// The client whose handshake is under way.
-    pub client: PollFd,
-    /// The controller rings it after it has handed over calls in the ring.
-    pub bell: PollFd,
-}
-
-impl Watched {
-    /// All of them: first the connection, then those from whom a next one may come, then the bell.
-    pub fn entries(&mut self) -> &mut [PollFd; 4] {
-        const { assert!(size_of::<Self>() == size_of::<[PollFd; 4]>()) };
-        // SAFETY: laid out as C does, this is that many entries in a row, and borrowed mutably.
-        unsafe { &mut *(self as *mut Self).cast() }
-    }
+/// All of what is waited for: first the connection, then those from whom a next one may come, then the
+/// bell.
+pub fn entries(watched: &mut Watched) -> &mut [PollFd; 4] {
+    const { assert!(size_of::<Watched>() == size_of::<[PollFd; 4]>()) };
+    // SAFETY: laid out as C does, this is that many entries in a row, and borrowed mutably.
+    unsafe { &mut *(watched as *mut Watched).cast() }
 }
 
 /// Everything a server knows.
-///
-/// The order is for the size of the code: what lies within 128 bytes of the start is reached by
-/// shorter instructions.
 #[repr(C)]
 pub struct Server {
-    pub watched: Watched,
-    /// Results leave here.
-    pub output: PollFd,
-    /// The connection's other socket: not used here, but closed with the connection.
-    pub data: i32,
-    /// The connection was made by a version-1 controller: its descriptors are the server's to
-    /// close. Version 0 leaves them to its client, which closes them by number.
-    pub owned: bool,
-    pub spares: SpareFds,
-    pub stream: Progress,
-    /// The request that is being executed.
-    pub request: Request,
-    /// How far the log is, and where it and the registry lie. A handshake may ask for it.
-    pub log: LogHead,
-    /// Calls in shared memory, if there are any.
-    pub ring: Queue,
+    /// What the next image must know too.
+    pub state: Handover,
+    /// Where the controller says which call is to be interrupted, while one of the ring's is being
+    /// executed; else null.
+    pub cancel: *const u64,
     /// What will be entered in the registry.
     pub prepared: Prepared,
-    /// Who holds the process.
-    pub token: Token,
-    /// What a version-1 controller hears when it attaches. The generation, and who holds the
-    /// process since when, are kept here; the other parts are filled in for each answer.
+    /// What a version-1 controller hears when it attaches, filled in for each of them.
     pub answer: Answer,
     pub pending: Pending,
     pub buffers: Buffers,
@@ -88,40 +54,48 @@ pub extern "C" fn serve(input: i32, output: i32) {
 /// Entry: the same, and after the end of input the next connection is awaited on `listen`. Returns
 /// when there is neither a connection nor a listener.
 pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32) {
-    // SAFETY: made of numbers, arrays of them and vectors that zeros say are empty, which all may be
-    // zeros.
-    let mut server: Server = unsafe { MaybeUninit::zeroed().assume_init() };
-    server.watched = Watched {
-        input: PollFd::new(input, POLLIN),
-        listen: PollFd::new(listen, POLLIN),
-        client: PollFd::new(-1, POLLIN),
-        bell: PollFd::new(-1, POLLIN),
+    let mut server = Server::new();
+    let entry = |fd, events| PollFd { fd, events, revents: 0 };
+    server.state.watched = Watched {
+        input: entry(input, POLLIN),
+        listen: entry(listen, POLLIN),
+        client: entry(-1, POLLIN),
+        bell: entry(-1, POLLIN),
     };
-    server.output = PollFd::new(output, POLLOUT);
-    server.data = -1;
-    server.answer.magic = HANDSHAKE_MAGIC;
-    server.answer.version = HANDSHAKE_VERSION;
+    server.state.output = entry(output, POLLOUT);
+    server.state.data = -1;
+    // What lies above is the frame of this function, and of those that called it.
+    server.state.stack = (&raw const server).wrapping_add(1) as u64;
     server.refill();
-    while server.wait() && server.advance() {}
+    server.serve();
 }
 
 impl Server {
-    /// Takes what has arrived and executes what is whole. False: that was the end of the connection,
-    /// and without a listener there won't be another one.
+    /// One that knows nothing.
+    #[inline(always)]
+    pub fn new() -> Self {
+        // SAFETY: made of numbers, pointers, arrays of them and a vector that zeros say is empty, which
+        // all may be zeros.
+        unsafe { MaybeUninit::zeroed().assume_init() }
+    }
+
+    /// Serves until there is neither a connection nor a listener.
     #[inline(never)]
-    fn advance(&mut self) -> bool {
-        let n = self.read();
-        if is_later(n) {
-            return self.wait();
+    pub fn serve(&mut self) {
+        let mut connected = true;
+        loop {
+            if !connected || self.execute_all().is_err() {
+                if self.state.watched.listen.fd < 0 {
+                    return;
+                }
+                self.hang_up();
+            }
+            if !self.wait() {
+                return;
+            }
+            let n = self.read();
+            connected = n > 0 || is_later(n);
         }
-        if n > 0 && self.execute_all().is_ok() {
-            return true;
-        }
-        if self.watched.listen.fd < 0 {
-            return false;
-        }
-        self.hang_up();
-        true
     }
 
     /// Executes what is whole of what has arrived, and sends the results.
@@ -140,12 +114,12 @@ impl Server {
     #[inline(never)]
     fn wait(&mut self) -> bool {
         loop {
-            if self.watched.input.fd < 0 && self.watched.listen.fd < 0 {
+            if self.state.watched.input.fd < 0 && self.state.watched.listen.fd < 0 {
                 return false;
             }
             let patience = self.serve_ring();
-            let ready = sys::poll(self.watched.entries(), patience);
-            let Watched { input, listen, client, bell } = &mut self.watched;
+            let ready = sys::poll(entries(&mut self.state.watched), patience);
+            let Watched { input, listen, client, bell } = &mut self.state.watched;
             if bell.revents != 0 {
                 sys::hear(bell.fd);
             }
@@ -157,7 +131,7 @@ impl Server {
                     }
                     sys::pause();
                 }
-            } else if self.owned && input.revents & POLLHUP != 0 {
+            } else if self.state.owned != 0 && input.revents & POLLHUP != 0 {
                 // A version-1 controller that is gone leaves nothing to be executed, even if
                 // requests of its have not been read yet. And it keeps nobody out.
                 self.hang_up();
@@ -180,20 +154,20 @@ impl Server {
 
     /// Ends the connection; what was read of a request is forgotten.
     pub fn hang_up(&mut self) {
-        let input = self.watched.input.fd;
+        let input = self.state.watched.input.fd;
         sys::shutdown(input);
-        sys::shutdown(self.output.fd);
-        if self.owned {
+        sys::shutdown(self.state.output.fd);
+        if self.state.owned != 0 {
             sys::close(input);
-            if self.output.fd != input {
-                sys::close(self.output.fd);
+            if self.state.output.fd != input {
+                sys::close(self.state.output.fd);
             }
-            sys::close(self.data);
+            sys::close(self.state.data);
         }
-        self.watched.input.fd = -1;
-        self.output.fd = -1;
-        self.data = -1;
-        self.answer.holder_pid = 0;
+        self.state.watched.input.fd = -1;
+        self.state.output.fd = -1;
+        self.state.data = -1;
+        self.state.holder_pid = 0;
         self.prepared.forget();
         self.leave_ring();
         self.refill();
@@ -201,35 +175,38 @@ impl Server {
 
     /// Executes the request that has arrived, and answers it.
     fn execute(&mut self) -> Result<(), HangUp> {
-        let word = self.request.word;
+        let word = self.state.request.word;
         if word & Word::FLUSH != 0 {
             self.flush()?;
         }
         if word & Word::OP == 0 {
-            let result = self.evaluate(self.stream.version);
+            let result = self.evaluate(self.state.stream.version);
             return self.finish(result);
         }
         // How many bytes follow depends on the operation.
         let operation = Operation::from_number(word as u32).ok_or(HangUp)?;
-        if word >> Word::bits(self.stream.version) != 0 {
+        if word >> Word::bits(self.state.stream.version) != 0 {
             return Err(HangUp);
         }
+        use Operation::{CopyIn, CopyOut, Hello, Ring, Serve, Upgrade};
         match operation {
-            Operation::CopyIn => self.copy_in(),
-            Operation::Hello | Operation::CopyOut | Operation::Serve | Operation::Ring
-                if self.resolve() =>
-            {
-                self.finish(ECANCELED)
-            }
-            Operation::Hello => self.greet(),
-            Operation::CopyOut => self.copy_out(),
-            Operation::Serve => self.persist(),
-            Operation::Ring => {
-                let result = self.enter_ring();
-                self.finish(result)
-            }
+            CopyIn => return self.copy_in(),
+            Hello | CopyOut | Serve | Ring | Upgrade => {}
             _ => {
-                let result = self.evaluate(self.stream.version);
+                let result = self.evaluate(self.state.stream.version);
+                return self.finish(result);
+            }
+        }
+        if self.resolve() {
+            return self.finish(ECANCELED);
+        }
+        match operation {
+            Hello => self.greet(),
+            CopyOut => self.copy_out(),
+            Serve => self.persist(),
+            Upgrade => self.hand_over(),
+            _ => {
+                let result = self.enter_ring();
                 self.finish(result)
             }
         }
@@ -239,7 +216,7 @@ impl Server {
     /// the stream.
     #[inline(never)]
     pub fn evaluate(&mut self, version: u32) -> i64 {
-        let word = self.request.word;
+        let word = self.state.request.word;
         if word >> Word::bits(version) != 0 {
             return EINVAL;
         }
@@ -247,13 +224,15 @@ impl Server {
             return ECANCELED;
         }
         if word & Word::OP == 0 {
-            self.request.word = word & Word::NUMBER;
+            self.state.request.word = word & Word::NUMBER;
             // SAFETY: this is what the controller asks for, in its own process; the server's state
             // is only reached by a call that names an address inside the server's memory, and then
             // it is the controller that breaks its own server.
-            return unsafe { arch::call(&self.request, self.ring.cancel, self.ring.number()) };
+            return unsafe {
+                arch::call(&self.state.request, self.cancel, self.state.ring.next + 1)
+            };
         }
-        let [first, second, third, ..] = self.request.args;
+        let [first, second, third, ..] = self.state.request.args;
         match Operation::from_number(word as u32) {
             Some(Operation::Copy) => match sys::copy(first, second, third) {
                 error if error < 0 => EFAULT,
@@ -262,8 +241,10 @@ impl Server {
             Some(Operation::Load) => load(first, second),
             Some(Operation::Store) => store(first, second, third),
             Some(Operation::Image) => arch::image_address() as i64,
-            Some(Operation::Keep) => self.prepared.keep(&mut self.log, &self.request),
-            Some(Operation::Registry) => self.prepared.enter_registry(&mut self.log, &self.request),
+            Some(Operation::Keep) => self.prepared.keep(&mut self.state.log, &self.state.request),
+            Some(Operation::Registry) => {
+                self.prepared.enter_registry(&mut self.state.log, &self.state.request)
+            }
             _ => EINVAL,
         }
     }
@@ -271,12 +252,12 @@ impl Server {
     /// Replaces the arguments that refer to earlier results. True if the request is not to be
     /// executed; then nobody looks at those that there were no results for.
     pub fn resolve(&mut self) -> bool {
-        let word = self.request.word;
-        let mut skipped = word & Word::LINK != 0 && is_error(earlier(&self.log, 1));
+        let word = self.state.request.word;
+        let mut skipped = word & Word::LINK != 0 && is_error(earlier(&self.state.log, 1));
         let mut bit = Word::reference(0);
-        for argument in &mut self.request.args {
+        for argument in &mut self.state.request.args {
             if word & bit != 0 {
-                let result = earlier(&self.log, *argument);
+                let result = earlier(&self.state.log, *argument);
                 *argument = result as u64;
                 skipped |= is_error(result);
             }
@@ -287,25 +268,25 @@ impl Server {
 
     /// The operation HELLO: answers in the version that was spoken, and goes on in the other.
     fn greet(&mut self) -> Result<(), HangUp> {
-        let [version, memory, size, ..] = self.request.args;
+        let [version, memory, size, ..] = self.state.request.args;
         // It can be read and written. Where the kernel forbids this copy, version 1 could not move
         // what it reads ahead either.
-        if self.stream.version == 0
+        if self.state.stream.version == 0
             && version != 0
             && memory.is_multiple_of(64)
             && size >= AHEAD_SIZE as u64
             && sys::copy(memory, memory, AHEAD_SIZE as u64) == AHEAD_SIZE as i64
         {
-            if self.log.memory != 0 {
+            if self.state.log.memory != 0 {
                 // The log of the earlier memory goes on here.
-                let (from, at) = (self.log.memory, LOG_OFFSET as u64);
+                let (from, at) = (self.state.log.memory, LOG_OFFSET as u64);
                 sys::copy(memory.wrapping_add(at), from.wrapping_add(at), LOG_SIZE as u64);
             }
-            self.log.memory = memory;
+            self.state.log.memory = memory;
             self.finish_now(HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0)?;
             self.begin(STREAM_VERSION);
             return Ok(());
         }
-        self.finish(HelloResult::new(self.stream.version, HelloResult::OFFERED).0)
+        self.finish(HelloResult::new(self.state.stream.version, HelloResult::OFFERED).0)
     }
 }

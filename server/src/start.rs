@@ -5,7 +5,9 @@
 //! - With LISTEN_FDS in the environment (systemd's convention): persistent on descriptor 3.
 
 use core::mem::MaybeUninit;
+use core::ptr;
 
+use farcall_abi::entry::IMAGE_MAX_SIZE;
 use farcall_abi::ring::INTERRUPT_SIGNAL;
 
 use crate::arch;
@@ -28,21 +30,9 @@ const LISTEN_FDS_START: i32 = 3;
 ///
 /// `stack` points to argc, followed by the arguments, a null, the environment, a null.
 pub unsafe extern "C" fn start(stack: *const usize) -> ! {
-    // Handlers, unlike ignored signals, do not survive the execve of a program that is run later.
-    let mut action = SigAction {
-        handler: arch::ignore_signal as *const () as usize,
-        flags: arch::SA_RESTORER,
-        restorer: arch::restore_signal as *const () as usize,
-        mask: 0,
-    };
-    sys::sigaction(SIGPIPE, &action);
-    action.handler = ring::interrupt as *const () as usize;
-    action.flags |= arch::SA_INTERRUPT;
-    sys::sigaction(INTERRUPT_SIGNAL as usize, &action);
-    action.flags = arch::SA_RESTORER;
+    handle_signals(0);
     // Inherited as ignored, it would lose the children's exit statuses.
-    action.handler = SIG_DFL;
-    sys::sigaction(SIGCHLD, &action);
+    handle_signal(0, SIGCHLD, SIG_DFL, arch::SA_RESTORER);
 
     // SAFETY: the caller's promise: `argc` pointers and a null, then the environment.
     let (argc, path, environment) =
@@ -61,7 +51,7 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
             const TEXT: &[u8] =
                 b"farcall: cannot listen: path in use or too long, or fd 3 no listener\n";
             sys::transfer(
-                &mut PollFd::new(2, POLLOUT),
+                &mut PollFd { fd: 2, events: POLLOUT, revents: 0 },
                 &mut [],
                 TEXT.as_ptr() as u64,
                 TEXT.len() as u64,
@@ -70,6 +60,33 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
         }
     }
     sys::exit_group(0)
+}
+
+/// Installs the handlers of this image, in the place of those of the image at `left`, and of no
+/// others. With 0 that is in the place of what is no handler, as after execve. Handlers, unlike ignored
+/// signals, do not survive the execve of a program that is run later.
+pub fn handle_signals(left: usize) {
+    let ignore = arch::ignore_signal as *const () as usize;
+    handle_signal(left, SIGPIPE, ignore, arch::SA_RESTORER);
+    let interrupt = ring::interrupt as *const () as usize;
+    handle_signal(left, INTERRUPT_SIGNAL as usize, interrupt, arch::SA_INTERRUPT);
+}
+
+/// Installs a handler, unless the one so far is neither of the image at `left` nor, with 0, none.
+#[inline(never)]
+fn handle_signal(left: usize, signal: usize, handler: usize, flags: u64) {
+    let mut action = SigAction { handler: SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+    // SAFETY: the handlers are functions of this image that the kernel can call with such flags.
+    unsafe {
+        sys::sigaction(signal, ptr::null(), &mut action);
+        if action.handler.wrapping_sub(left) < IMAGE_MAX_SIZE {
+            action.handler = handler;
+            action.flags = flags;
+            action.restorer = arch::restore_signal as *const () as usize;
+            action.mask = 0;
+            sys::sigaction(signal, &action, ptr::null_mut());
+        }
+    }
 }
 
 /// A listening socket at `path`.

@@ -9,9 +9,10 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use farcall_abi::log::{LOG_CAPACITY, LogHead, Record};
+use farcall_abi::upgrade::Progress;
 use farcall_abi::wire::{LOG_OFFSET, MAX_ERRNO, MAX_REF, REQUEST_SIZE, RESULT_SIZE, Request};
 
-use crate::serve::{HangUp, Server};
+use crate::serve::{HangUp, Server, entries};
 use crate::sys::{self, EAGAIN, ECANCELED, EINTR, PollFd, Transferred};
 
 /// Requests for which version 1's input buffer has room: as many as a REF reaches back.
@@ -26,18 +27,6 @@ const _: () = {
     assert!(OUTPUT >= 4096 + AHEAD * RESULT_SIZE);
     assert!(MAX_REF < LOG_CAPACITY);
 };
-
-/// How far a stream is. All zeros: it is of version 0, and nothing has been read, sent or called.
-#[repr(C)]
-pub struct Progress {
-    /// The version that is spoken.
-    pub version: u32,
-    /// The part of the input buffer that has arrived and is not used yet.
-    start: usize,
-    end: usize,
-    /// Bytes of the output buffer that wait to be sent.
-    filled: usize,
-}
 
 /// Where the bytes of a stream of version 0 wait: one request, and room for one result.
 pub type Buffers = [[MaybeUninit<u8>; REQUEST_SIZE]; 2];
@@ -71,63 +60,64 @@ impl Server {
     /// A stream of this version begins.
     #[inline(never)]
     pub fn begin(&mut self, version: u32) {
-        self.stream = Progress { version, start: 0, end: 0, filled: 0 };
-        self.log.first = self.log.calls;
+        self.state.stream = Progress { version, ..Progress::default() };
+        self.state.log.first = self.state.log.calls;
     }
 
     /// The call that was being executed is over: what it made is entered in the registry, it has
     /// its place in the log, and then it counts as executed.
     #[inline(never)]
     pub fn record(&mut self, result: i64) {
-        self.prepared.enter(&self.log, result);
-        if self.log.memory != 0 {
-            let record = Record { request: self.request, result };
+        self.prepared.enter(&self.state.log, result);
+        if self.state.log.memory != 0 {
+            let record = Record { request: self.state.request, result };
             // SAFETY: there is room for the records, as the controller promises that gave the
             // memory, and nobody has a reference to any.
-            unsafe { record_of(&self.log, self.log.calls).write(record) };
+            unsafe { record_of(&self.state.log, self.state.log.calls).write(record) };
         }
-        self.log.calls += 1;
+        self.state.log.calls += 1;
     }
 
     /// The input buffer and its size. Behind it lies the output buffer.
     ///
     /// Both are reached by pointers only: version 1's are memory that the controller could change.
     #[inline(never)]
-    fn buffers(&mut self) -> (*mut u8, usize) {
-        if self.stream.version == 0 {
+    pub fn buffers(&mut self) -> (*mut u8, usize) {
+        if self.state.stream.version == 0 {
             ((&raw mut self.buffers).cast(), REQUEST_SIZE)
         } else {
-            (self.log.memory as *mut u8, INPUT)
+            (self.state.log.memory as *mut u8, INPUT)
         }
     }
 
     /// Reads once. An error, and also 0 for the end of input, is the kernel's.
     pub fn read(&mut self) -> i64 {
         let (input, size) = self.buffers();
-        let start = self.stream.start;
-        let left = self.stream.end - start;
+        let start = self.state.stream.start;
+        let left = self.state.stream.end - start;
         if start != 0 {
             // SAFETY: these bytes are in the buffer. They are less than a request, and a whole one
             // was taken from before `start`: the two ranges do not overlap.
             unsafe { core::ptr::copy_nonoverlapping(input.wrapping_add(start), input, left) };
         }
-        let n = sys::read(self.watched.input.fd, input.wrapping_add(left) as u64, size - left);
-        self.stream.start = 0;
-        self.stream.end = left + n.max(0) as usize;
+        let n =
+            sys::read(self.state.watched.input.fd, input.wrapping_add(left) as u64, size - left);
+        self.state.stream.start = 0;
+        self.state.stream.end = left + n.max(0) as usize;
         n
     }
 
     /// Takes the next request, if the whole of it is here.
     pub fn next(&mut self) -> bool {
         let (input, _) = self.buffers();
-        let start = self.stream.start;
-        if self.stream.end - start < REQUEST_SIZE {
+        let start = self.state.stream.start;
+        if self.state.stream.end - start < REQUEST_SIZE {
             return false;
         }
-        self.stream.start += REQUEST_SIZE;
+        self.state.stream.start += REQUEST_SIZE;
         let from = input.wrapping_add(start).cast::<Request>();
         // SAFETY: that many bytes of `input` are there from `start` on, and any bytes are a request.
-        self.request = unsafe { from.read_unaligned() };
+        self.state.request = unsafe { from.read_unaligned() };
         true
     }
 
@@ -135,9 +125,9 @@ impl Server {
     /// read, and how many.
     pub fn payload(&mut self, len: u64) -> (u64, u64) {
         let (input, _) = self.buffers();
-        let Progress { start, end, .. } = self.stream;
+        let Progress { start, end, .. } = self.state.stream;
         let here = len.min((end - start) as u64);
-        self.stream.start += here as usize;
+        self.state.stream.start += here as usize;
         (input as u64 + start as u64, here)
     }
 
@@ -166,12 +156,12 @@ impl Server {
     #[inline(never)]
     pub fn room(&mut self, len: usize) -> Result<NonNull<u8>, HangUp> {
         let (input, size) = self.buffers();
-        let most = if self.stream.version == 0 { REQUEST_SIZE } else { OUTPUT };
-        if self.stream.filled + len > most {
+        let most = if self.state.stream.version == 0 { REQUEST_SIZE } else { OUTPUT };
+        if self.state.stream.filled + len > most {
             self.flush()?;
         }
-        let at = size + self.stream.filled;
-        self.stream.filled += len;
+        let at = size + self.state.stream.filled;
+        self.state.stream.filled += len;
         NonNull::new(input.wrapping_add(at)).ok_or(HangUp)
     }
 
@@ -179,9 +169,9 @@ impl Server {
     #[inline(never)]
     pub fn flush(&mut self) -> Result<(), HangUp> {
         let (input, size) = self.buffers();
-        let len = core::mem::take(&mut self.stream.filled);
-        let [_, others @ .., _] = self.watched.entries();
-        transfer(&mut self.output, others, input as u64 + size as u64, len as u64)
+        let len = core::mem::take(&mut self.state.stream.filled);
+        let [_, others @ .., _] = entries(&mut self.state.watched);
+        transfer(&mut self.state.output, others, input as u64 + size as u64, len as u64)
     }
 }
 

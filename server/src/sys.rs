@@ -3,6 +3,7 @@
 
 use core::mem::MaybeUninit;
 
+pub use farcall_abi::upgrade::PollFd;
 use syscalls::{Sysno, raw_syscall};
 
 /// A negated errno, as results carry it.
@@ -34,20 +35,6 @@ pub const MSG_CTRUNC: i32 = 0x8;
 pub const MSG_DONTWAIT: usize = 0x40;
 pub const MSG_NOSIGNAL: usize = 0x4000;
 pub const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
-
-/// poll(2)'s entry. A negative descriptor is passed over by the kernel.
-#[repr(C)]
-pub struct PollFd {
-    pub fd: i32,
-    pub events: i16,
-    pub revents: i16,
-}
-
-impl PollFd {
-    pub const fn new(fd: i32, events: i16) -> Self {
-        Self { fd, events, revents: 0 }
-    }
-}
 
 /// unix(7)'s credentials of a peer.
 #[repr(C)]
@@ -294,10 +281,21 @@ pub fn getpid() -> i32 {
     unsafe { raw_syscall!(Sysno::getpid) as i32 }
 }
 
-/// rt_sigaction(2).
-pub fn sigaction(signal: usize, action: &SigAction) {
-    // SAFETY: the kernel only reads `action`; handlers named there are in this image.
-    unsafe { raw_syscall!(Sysno::rt_sigaction, signal, action as *const SigAction, 0, 8) };
+/// mprotect(2): makes memory readable and executable.
+pub fn make_executable(address: u64, len: u32) -> i64 {
+    const READ_AND_EXECUTE: usize = 5;
+    // SAFETY: what is there is the controller's, which asks for it, and no reference covers it.
+    unsafe { raw_syscall!(Sysno::mprotect, address, len, READ_AND_EXECUTE) as i64 }
+}
+
+/// rt_sigaction(2): sets the action, unless it is null, and tells the one before, unless that is null.
+///
+/// # Safety
+///
+/// They are null or valid, and the handler in `action` is one.
+pub unsafe fn sigaction(signal: usize, action: *const SigAction, before: *mut SigAction) {
+    // SAFETY: the kernel only reads `action`, and fills `before`: the caller's promise.
+    unsafe { raw_syscall!(Sysno::rt_sigaction, signal, action, before, 8) };
 }
 
 /// A listening socket of unix(7) at the first `len` bytes of `address`, for the owner alone.

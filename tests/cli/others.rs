@@ -67,7 +67,7 @@ fn the_image_is_described_in_documented_keys() {
     assert_eq!(image["version"], entries().version);
     assert_eq!(image["file"], Value::Null);
     let named = &image["entries"];
-    assert_eq!(keys(named), ["raw_syscall", "serve", "serve_persistent", "trampoline"]);
+    assert_eq!(keys(named), ["raw_syscall", "resume", "serve", "serve_persistent", "trampoline"]);
     assert_eq!(named["serve"], entries().serve);
     assert_eq!(named["raw_syscall"], entries().raw_syscall);
 
@@ -153,6 +153,8 @@ fn an_output_that_nobody_reads_is_no_panic() {
         &["call", "one", "getpid"],
         &["call", "one", "uname", "@390", "--json"],
         &["names", "one", "--json"],
+        &["upgrade", "one"],
+        &["upgrade", "one", "--json"],
         &["image"],
         &["image", "--json"],
         &["start", "two"],
@@ -175,7 +177,8 @@ fn an_output_that_nobody_reads_is_no_panic() {
 fn every_command_has_a_help_text_and_the_hidden_ones_are_not_listed() {
     let test = TestHome::new();
     let help = succeed(&test, &["--help"]);
-    for command in ["demo", "start", "ls", "call", "names", "stop", "image", "bench"] {
+    let all = ["demo", "start", "ls", "call", "names", "stop", "upgrade", "image", "bench"];
+    for command in all {
         assert!(help.contains(&format!("\n  {command}")), "{command}: {help}");
         let own = succeed(&test, &[command, "--help"]);
         assert!(own.contains("--json"), "{command}: {own}");

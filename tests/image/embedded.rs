@@ -5,7 +5,9 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 
-use farcall::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE, IMAGE_MAX_SIZE, IMAGE_VERSION};
+use farcall::abi::entry::{
+    ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE, EntryTable, IMAGE_MAX_SIZE, IMAGE_VERSION,
+};
 use farcall::image::{self, Carrier, IMAGE};
 
 use crate::workshop::readelf;
@@ -31,10 +33,11 @@ fn its_entries_lie_behind_the_table_and_inside_of_it() {
     let table = image::entries();
     assert_eq!(table.version, IMAGE_VERSION);
     assert_eq!(table.size as usize, IMAGE.len());
-    let mut entries = [table.serve, table.serve_persistent, table.trampoline, table.raw_syscall];
+    let EntryTable { serve, serve_persistent, trampoline, raw_syscall, resume, .. } = table;
+    let mut entries = [serve, serve_persistent, trampoline, raw_syscall, resume];
     entries.sort_unstable();
     assert!(entries[0] as usize >= ENTRY_TABLE_OFFSET + ENTRY_TABLE_SIZE, "{table:?}");
-    assert!((entries[3] as usize) < IMAGE.len(), "{table:?}");
+    assert!((entries[4] as usize) < IMAGE.len(), "{table:?}");
     assert!(entries.is_sorted_by(|a, b| a < b), "each entry is one of its own: {table:?}");
 }
 

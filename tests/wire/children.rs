@@ -67,9 +67,9 @@ struct Entries {
 impl Entries {
     fn of(stream: &Stream) -> Self {
         let image = stream.ask(IMAGE, &[]) as u64;
-        assert_eq!(stream.ask(COPY_OUT, &[image + 176, 32]), 32);
-        let table = stream.receive(32);
-        assert_eq!(stream.result(), 32);
+        assert_eq!(stream.ask(COPY_OUT, &[image + 176, 40]), 40);
+        let table = stream.receive(40);
+        assert_eq!(stream.result(), 40);
         crate::vectors::assert_matches(&table, "entry-table");
         let offset = |at: usize| u64::from(u32::from_le_bytes(*table[at..].first_chunk().unwrap()));
         Self { serve: image + offset(16), trampoline: image + offset(24) }

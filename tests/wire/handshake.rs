@@ -316,7 +316,7 @@ fn an_operation_that_is_unknown_detaches_and_does_not_end_a_persistent_process()
     let mut process = Persistent::new();
     let before = process.fds_when_detached();
     let attached = attach(&process.path, &TOKEN);
-    attached.stream.send(&request(crate::stream::OP | 11, &[]));
+    attached.stream.send(&request(crate::stream::UNKNOWN, &[]));
     attached.stream.ends();
     process.is_detached_again(&before, "an unknown operation");
     attach(&process.path, &OTHER);

@@ -10,8 +10,8 @@ use crate::client::{Answer, Attached, Client, Ends, OTHER, TOKEN, attach, count,
 use crate::ring::{Ring, blocked_in, fetch, pack, pipe};
 use crate::server::{Persistent, Server};
 use crate::stream::{
-    COPY_IN, COPY_OUT, HELLO, IMAGE, KEEP, OP, REGISTRY, RING, SERVE, Stream, read_up_to, request,
-    until,
+    COPY_IN, COPY_OUT, HELLO, IMAGE, KEEP, OP, REGISTRY, RING, SERVE, Stream, UNKNOWN, read_up_to,
+    request, until,
 };
 use crate::vectors;
 
@@ -38,7 +38,7 @@ const NOBODY: [u8; 16] = [0; 16];
 const THIRD: [u8; 16] = [0x33; 16];
 
 /// What a handshake was told. Its fields lie where `docs/protocol.md` says.
-struct Log {
+pub struct Log {
     head: Vec<u8>,
     records: Vec<u8>,
 }
@@ -48,19 +48,19 @@ impl Log {
         u64::from_le_bytes(*self.head[at..].first_chunk().unwrap())
     }
 
-    fn calls(&self) -> u64 {
+    pub fn calls(&self) -> u64 {
         self.number(0)
     }
 
-    fn first(&self) -> u64 {
+    pub fn first(&self) -> u64 {
         self.number(8)
     }
 
-    fn memory(&self) -> u64 {
+    pub fn memory(&self) -> u64 {
         self.number(16)
     }
 
-    fn controllers(&self) -> u64 {
+    pub fn controllers(&self) -> u64 {
         self.number(48)
     }
 
@@ -76,7 +76,7 @@ impl Log {
 
     /// The calls from number `from` on are these, and there are no others.
     #[track_caller]
-    fn goes_on(&self, from: u64, records: &[Vec<u8>]) {
+    pub fn goes_on(&self, from: u64, records: &[Vec<u8>]) {
         for (number, expected) in (from..).zip(records) {
             assert_eq!(words(self.record(number)), words(expected), "call {number}");
         }
@@ -90,7 +90,7 @@ fn words(bytes: &[u8]) -> Vec<i64> {
 }
 
 /// The record of a call.
-fn record(word: u64, args: &[u64], result: i64) -> Vec<u8> {
+pub fn record(word: u64, args: &[u64], result: i64) -> Vec<u8> {
     [request(word, args), result.to_le_bytes().to_vec()].concat()
 }
 
@@ -119,13 +119,13 @@ fn told(path: &Path, hello: &[u8], fds: &[RawFd]) -> (Answer, Log) {
 
 /// The log, asked for by somebody who does not attach.
 #[track_caller]
-fn look(process: &Persistent) -> Log {
+pub fn look(process: &Persistent) -> Log {
     told(&process.path, &asking(&THIRD, 0, 0), &[]).1
 }
 
 /// Attaches, in that version of the stream, and is told the log.
 #[track_caller]
-fn attach_and_ask(process: &Persistent, token: &[u8; 16], version: u8) -> (Attached, Log) {
+pub fn attach_and_ask(process: &Persistent, token: &[u8; 16], version: u8) -> (Attached, Log) {
     let ends = Ends::new();
     let (answer, log) = told(&process.path, &asking(token, 0, version), &ends.raw());
     assert_eq!((answer.status(), answer.0[16]), (0, version));
@@ -282,7 +282,7 @@ fn calls_of_a_ring_have_their_records_between_those_of_the_stream() {
     records.push(record(CLOSE | LINK | FLUSH, &[77], CANCELED));
     assert_eq!(ring.ask(STORE, &[memory, 4, 5]), 0);
     records.push(record(STORE, &[memory, 4, 5], 0));
-    for word in [COPY_IN, HELLO, OP | 11, GETPID | 1 << 47] {
+    for word in [COPY_IN, HELLO, UNKNOWN, GETPID | 1 << 47] {
         assert_eq!(ring.ask(word, &[memory, 1]), EINVAL);
         records.push(record(word, &[memory, 1], EINVAL));
     }
@@ -326,7 +326,7 @@ fn calls_before_the_hello_have_records_of_zeros_and_the_hello_has_its_own() {
         assert_eq!(words(log.record(number)), [0; 8], "call {number}");
     }
     let args = [1, log.memory(), 16_384];
-    assert_eq!(words(log.record(3)), words(&record(HELLO, &args, 0x3f_0001)));
+    assert_eq!(words(log.record(3)), words(&record(HELLO, &args, 0x7f_0001)));
     // They lie in the memory that HELLO gave, where this question finds itself as well.
     let own = attached.stream.copy_out(log.memory() + 8192, 5 * RECORD).0;
     assert_eq!(words(&own[..4 * RECORD]), words(&log.records[..4 * RECORD]));
@@ -395,7 +395,7 @@ fn of_a_batch_that_an_unknown_operation_ends_the_calls_before_it_are_in_the_log(
         batch.extend(request(CLOSE, &[1000, n]));
         records.push(record(CLOSE, &[1000, n], EBADF));
     }
-    batch.extend(request(OP | 11, &[]));
+    batch.extend(request(UNKNOWN, &[]));
     batch.extend(request(libc::SYS_exit_group as u64, &[1]).repeat(5));
     attached.stream.send(&batch);
     // Their results were still waiting to be sent.

@@ -20,6 +20,7 @@ mod ring_random;
 mod server;
 mod stream;
 mod unwanted;
+mod upgrade;
 mod users;
 mod vectors;
 mod version_1;

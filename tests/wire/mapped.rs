@@ -75,7 +75,7 @@ impl Drop for Mapped {
 
 /// The entry table's offset at `at`.
 fn entry(at: usize) -> u64 {
-    let table = &farcall::image::IMAGE[176..208];
+    let table = &farcall::image::IMAGE[176..216];
     crate::vectors::assert_matches(table, "entry-table");
     u64::from(u32::from_le_bytes(*table[at..].first_chunk().unwrap()))
 }
@@ -170,7 +170,7 @@ fn everything_works(stream: &Stream, pid: i32) {
     assert_eq!(stream.copy_in(memory + 8000, &[8; 1000]), -i64::from(libc::EFAULT));
     let (bytes, real) = stream.copy_out(memory, 10_000);
     assert_eq!((bytes.len(), real), (10_000, 8192));
-    assert_eq!(stream.ask(crate::stream::HELLO, &[1]), 63 << 16);
+    assert_eq!(stream.ask(crate::stream::HELLO, &[1]), 127 << 16);
     stream.is_in_step();
 }
 
@@ -197,6 +197,13 @@ fn serve_persistent_lives_on_4_kib_of_stack_between_guard_pages() {
     ends.stream.hang_up();
     let attached = attach(&path, &TOKEN);
     everything_works(&attached.stream, copy.pid);
+
+    // And as another image, again and again.
+    attached.stream.speaks_version_1();
+    for _ in 0..20 {
+        crate::upgrade::upgrade(&attached.stream);
+        assert_eq!(attached.stream.getpid(), i64::from(copy.pid));
+    }
 
     // Without its listener it returns from the entry, into the trampoline.
     assert_eq!(attached.answer.listen(), listen);

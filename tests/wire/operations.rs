@@ -16,7 +16,7 @@ fn hello_tells_version_0_and_what_is_offered() {
     stream.send(&vectors::bytes("request-hello"));
     vectors::assert_matches(&stream.receive(8), "result-hello");
     // Whatever the client would speak, this is what there is.
-    assert_eq!(stream.ask(HELLO, &[u64::MAX]), 63 << 16);
+    assert_eq!(stream.ask(HELLO, &[u64::MAX]), 127 << 16);
     stream.is_in_step();
 }
 
@@ -26,8 +26,8 @@ fn image_tells_where_the_image_lies() {
     stream.send(&vectors::bytes("request-image"));
     let image = stream.result() as u64;
     assert_eq!(image % 4096, 0);
-    let (table, real) = stream.copy_out(image + 176, 32);
-    assert_eq!(real, 32);
+    let (table, real) = stream.copy_out(image + 176, 40);
+    assert_eq!(real, 40);
     vectors::assert_matches(&table, "entry-table");
     let size = u32::from_le_bytes(*table[12..].first_chunk().unwrap());
     assert!(size <= 8192);
@@ -40,11 +40,11 @@ fn image_tells_where_the_image_lies() {
 fn every_entry_lies_inside_the_image() {
     let (_server, stream) = Server::on_pipes();
     let image = stream.ask(IMAGE, &[]) as u64;
-    let (table, _) = stream.copy_out(image + 176, 32);
+    let (table, _) = stream.copy_out(image + 176, 40);
     let words: Vec<u32> =
         table.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
-    let [size, entries @ ..] = &words[3..] else { panic!("8 words") };
-    assert!(entries.iter().all(|entry| (208..*size).contains(entry)), "{entries:?} in {size}");
+    let [size, entries @ .., _handover] = &words[3..] else { panic!("10 words") };
+    assert!(entries.iter().all(|entry| (216..*size).contains(entry)), "{entries:?} in {size}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::client::{Attached, OTHER, TOKEN, attach};
 use crate::ring::{FLUSH, LINK, Ring, SIZE};
 use crate::ring_random::{Random, confine};
 use crate::server::{Persistent, Server};
-use crate::stream::{KEEP, OP, REGISTRY, SERVE, Stream, request};
+use crate::stream::{KEEP, OP, REGISTRY, SERVE, Stream, UNKNOWN, request};
 use crate::vectors;
 
 const REF0: u64 = 1 << 35;
@@ -214,7 +214,7 @@ fn the_end_of_the_connection_undoes_it() {
                 attach(&process.path, &OTHER)
             }
             1 => {
-                last.stream.send(&request(OP | 11, &[]));
+                last.stream.send(&request(UNKNOWN, &[]));
                 last.stream.ends();
                 attach(&process.path, &TOKEN)
             }

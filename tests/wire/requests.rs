@@ -147,7 +147,7 @@ fn a_call_with_bits_that_must_be_zero_is_not_executed() {
 
 #[test]
 fn an_unknown_operation_ends_the_connection() {
-    for number in [11, 12, 0x0001_0000, 0xffff_ffff] {
+    for number in [12, 13, 0x0001_0000, 0xffff_ffff] {
         let (mut server, stream) = Server::on_pipes();
         let word = OP | number;
         stream.send(&[request(word, &[]), vectors::bytes("request-getpid")].concat());

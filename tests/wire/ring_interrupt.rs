@@ -9,6 +9,7 @@ use crate::ring::{
 };
 use crate::server::Server;
 use crate::stream::{Stream, request, until};
+use crate::upgrade::upgrade;
 
 const EINTR: i64 = -(libc::EINTR as i64);
 const INTERRUPT_SIGNAL: i32 = 64;
@@ -96,6 +97,22 @@ fn a_call_that_blocks_returns_eintr_and_the_next_one_is_executed() {
             }
             assert_eq!(ring.interrupt(server.pid(), blocked), EINTR, "{number}");
             assert_eq!(ring.wait(next), i64::from(server.pid()), "{number}");
+        }
+        stream.is_in_step();
+    }
+}
+
+#[test]
+fn after_an_upgrade_the_new_image_is_interrupted() {
+    let (server, stream, mut ring) = with_a_ring();
+    for round in 0..20 {
+        upgrade(&stream);
+        for (number, args) in blocking(&stream) {
+            let blocked = ring.submit(number as u64 | FLUSH, &args);
+            if round < 3 {
+                blocks_in(&server, number);
+            }
+            assert_eq!(ring.interrupt(server.pid(), blocked), EINTR, "{number}");
         }
         stream.is_in_step();
     }

@@ -93,7 +93,7 @@ impl Random {
                 if needed { 1000 + number } else { number }
             }
             // An operation that the ring does not have.
-            _ => (1 << 32) + 11 + self.below(1 << 20),
+            _ => (1 << 32) + 12 + self.below(1 << 20),
         };
         let flags = self.next() & (0x7f << 34 | LINK | FLUSH);
         let unknown = if self.below(8) == 0 { 1 << (41 + self.below(7)) } else { 0 };

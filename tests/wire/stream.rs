@@ -24,6 +24,9 @@ pub const REGISTRY: u64 = OP | 7;
 pub const SERVE: u64 = OP | 8;
 pub const IMAGE: u64 = OP | 9;
 pub const RING: u64 = OP | 10;
+pub const UPGRADE: u64 = OP | 11;
+/// The first number that no operation has.
+pub const UNKNOWN: u64 = OP | 12;
 
 /// The bytes of a request; arguments that are not given are zero.
 pub fn request(word: u64, args: &[u64]) -> Vec<u8> {

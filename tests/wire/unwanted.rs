@@ -220,7 +220,7 @@ impl Random {
 
     /// A handshake of either version with some bytes changed and its end cut off, or neither, and
     /// a number of descriptors: never one that attaches somebody by version 0, which would leave
-    /// descriptors behind, and never with TOKEN.
+    /// descriptors behind, never with TOKEN, and never one that takes the process over.
     fn handshake(&mut self) -> (Vec<u8>, usize) {
         let mut fds = [0, 0, 1, 2, 2, 2, 3, 4, 5, 20][self.below(10)];
         let mut bytes = match self.below(4) {
@@ -233,6 +233,9 @@ impl Random {
                 let at = self.below(bytes.len());
                 bytes[at] = self.below(256) as u8;
             }
+        }
+        if let Some(flags) = bytes.get_mut(36) {
+            *flags &= !1;
         }
         bytes.truncate(self.below(2 * bytes.len() + 1));
         let announced = bytes.first_chunk().map(|count| u32::from_le_bytes(*count));

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use farcall::abi::entry::{ENTRY_TABLE_OFFSET, EntryTable, TrampolineFrame};
 use farcall::abi::handshake::{Answer, Hello, Token};
 use farcall::abi::log::{LogHead, Record, Tenure};
+use farcall::abi::upgrade::{Handover, PollFd, Progress, Watched};
 use farcall::abi::wire::{HelloResult, Operation, Request, Spares, Word};
 use nix::libc;
 
@@ -125,6 +126,8 @@ fn encoded() -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("result-serve", number(Spares(0).with(4).with(5).with(6).0)),
         ("request-image", operation(Operation::Image, [0; 6])),
+        ("request-upgrade", operation(Operation::Upgrade, [0x1000_0008_0000, 0, 0, 0, 0, 0])),
+        ("handover", handover()),
         ("trampoline-stack", frame.to_stack(0x7f00_0000_00e1).to_vec()),
         ("entry-table", entry_table().to_vec()),
         ("handshake-version-0", vec![2, 0, 0, 0, 0]),
@@ -159,7 +162,33 @@ fn numbers(first: &[u64], rest: &[[u64; 3]]) -> Vec<u8> {
     first.iter().chain(rest.iter().flatten()).flat_map(|number| number.to_le_bytes()).collect()
 }
 
-fn entry_table() -> [u8; 32] {
+/// The document's handover, with zeros for what varies.
+fn handover() -> Vec<u8> {
+    let poll = |fd, events| PollFd { fd, events, revents: 0 };
+    let handover = Handover {
+        size: 384,
+        watched: Watched {
+            input: poll(0, libc::POLLIN),
+            listen: poll(3, libc::POLLIN),
+            client: poll(-1, libc::POLLIN),
+            bell: poll(-1, libc::POLLIN),
+        },
+        output: poll(0, libc::POLLOUT),
+        owned: 1,
+        stream: Progress { version: 1, start: 56, end: 112, ..Progress::default() },
+        request: Request::operation(Operation::Upgrade, [0; 6]),
+        log: LogHead { controllers: 1, ..LogHead::default() },
+        token: TOKEN,
+        generation: 1,
+        holder_pid: 4711,
+        ..Handover::default()
+    };
+    // SAFETY: made of numbers alone, without bytes between them that are not written: `abi` asserts
+    // where each of them lies.
+    unsafe { std::mem::transmute::<Handover, [u8; 384]>(handover) }.to_vec()
+}
+
+fn entry_table() -> [u8; 40] {
     *farcall::image::IMAGE[ENTRY_TABLE_OFFSET..].first_chunk().unwrap()
 }
 

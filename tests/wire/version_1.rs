@@ -4,7 +4,7 @@ use nix::libc;
 
 use crate::client::{Attached, Client, Ends, TOKEN, attach};
 use crate::server::{Persistent, Server};
-use crate::stream::{COPY_IN, COPY_OUT, OP, SERVE, Stream, request};
+use crate::stream::{COPY_IN, COPY_OUT, OP, SERVE, Stream, UNKNOWN, request};
 use crate::vectors;
 
 const CANCELED: i64 = -(libc::ECANCELED as i64);
@@ -282,7 +282,7 @@ fn what_was_read_ahead_of_an_ended_connection_is_not_executed() {
         (vectors::bytes("request-getpid"), request(libc::SYS_exit_group as u64, &[1]));
     // In one piece, which is read at once: the unknown operation ends it, and half a request is
     // left as well.
-    let bytes = [getpid, request(OP | 11, &[]), exit.clone(), exit[..50].to_vec()].concat();
+    let bytes = [getpid, request(UNKNOWN, &[]), exit.clone(), exit[..50].to_vec()].concat();
     assert_eq!(nix::unistd::write(&first.stream.requests, &bytes), Ok(bytes.len()));
     first.stream.ends();
     let mut second = vectors::bytes("handshake-version-1");

@@ -61,6 +61,24 @@ struct Batch {
     of_link: bool,
 }
 
+/// On which link a batch may be executed that names what a link has.
+#[derive(Clone, Copy)]
+enum Of {
+    /// The one that there is.
+    AnyLink,
+    /// The one of that number, if that is the one that there is.
+    Link(u64),
+}
+
+impl Of {
+    fn is_of(self, epoch: u64) -> bool {
+        match self {
+            Self::AnyLink => true,
+            Self::Link(link) => link == epoch,
+        }
+    }
+}
+
 /// When a batch is written, if nothing is under way.
 #[derive(PartialEq, Eq)]
 enum When {
@@ -290,7 +308,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        self.submit_as(calls, complete, false, When::AtOnce)
+        self.submit_as(calls, complete, None, When::AtOnce)
     }
 
     /// The same for what nobody waits for: it goes out together with what is submitted next, if
@@ -300,7 +318,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        self.submit_as(calls, complete, false, When::Soon)
+        self.submit_as(calls, complete, None, When::Soon)
     }
 
     /// The same for calls that name what exists with this link only, such as its data socket: they
@@ -310,18 +328,31 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        self.submit_as(calls, complete, true, When::AtOnce)
+        self.submit_as(calls, complete, Some(Of::AnyLink), When::AtOnce)
+    }
+
+    /// The same for what was found out on the link of that [`Connection::epoch`] and holds as long as
+    /// that: on another one, before which another controller may have held the process, it is not
+    /// executed.
+    pub(crate) fn submit_on_this_link<R: Send + 'static>(
+        &self,
+        epoch: u64,
+        calls: Vec<Call>,
+        complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
+    ) -> Receipt<R> {
+        self.submit_as(calls, complete, Some(Of::Link(epoch)), When::AtOnce)
     }
 
     fn submit_as<R: Send + 'static>(
         &self,
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
-        of_link: bool,
+        of: Option<Of>,
         when: When,
     ) -> Receipt<R> {
         let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
-        receipt.waited = self.shared().submit(calls, Batch { complete, of_link }, when);
+        let batch = Batch { complete, of_link: of.is_some() };
+        receipt.waited = self.shared().submit(calls, batch, of, when);
         receipt
     }
 
@@ -449,6 +480,7 @@ impl Shared {
         self: &Arc<Self>,
         mut calls: Vec<Call>,
         mut batch: Batch,
+        of: Option<Of>,
         when: When,
     ) -> Option<Waited> {
         let mut state = self.lock_and_count();
@@ -457,6 +489,9 @@ impl Shared {
             _ if state.dead => Some(Err(Error::Gone)),
             Link::Lost(successor) => Some(Err(successor.error(Outcome::NotExecuted))),
             Link::Down if batch.of_link => Some(Err(Error::Lost(Outcome::NotExecuted))),
+            _ if of.is_some_and(|of| !of.is_of(state.epoch)) => {
+                Some(Err(Error::Lost(Outcome::NotExecuted)))
+            }
             // It is complete as it is.
             _ => calls.is_empty().then(|| Ok(Vec::new())),
         };

@@ -1,7 +1,7 @@
 //! What becomes of calls when links end and change.
 
 use super::*;
-use crate::abi::wire::REQUEST_SIZE;
+use crate::abi::wire::{REQUEST_SIZE, Request};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as Peer;
@@ -148,7 +148,7 @@ async fn a_call_with_a_deadline_that_waits_for_a_pause_goes_out_when_that_is_ove
     tokio::task::yield_now().await;
     drop(pause);
     let handed_over = async {
-        while memory.ring().take(0).is_none() {
+        while !memory.ring().take(0, &mut Request::default()) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -184,7 +184,7 @@ async fn no_signal_that_meant_a_call_of_the_ring_can_meet_one_of_the_stream() {
     let pause = Call::syscall(syscalls::Sysno::pause, [0; 6]);
     let in_ring = connection.call("pause", pause);
     let interrupter = in_ring.interrupter().unwrap();
-    assert!(memory.ring().take(0).is_some() && memory.ring().begin(0));
+    assert!(memory.ring().take(0, &mut Request::default()) && memory.ring().begin(0));
     let on_stream = connection.call("COPY_IN", Call::copy_in(0, Vec::new()));
     interrupter.interrupt().await.unwrap();
     let seen = seen.lock().unwrap().take();

@@ -4,6 +4,7 @@
 use core::arch::{global_asm, naked_asm};
 
 use farcall_abi::entry::{ENTRY_TABLE_OFFSET, IMAGE_MAGIC, IMAGE_VERSION};
+use farcall_abi::upgrade::{HANDOVER_SIZE, Handover, STACK_OFFSET};
 use farcall_abi::wire::Request;
 use syscalls::Sysno;
 
@@ -17,6 +18,8 @@ global_asm!(
     ".long {serve_persistent} - farcall_entry_table + {offset}",
     ".long {trampoline} - farcall_entry_table + {offset}",
     ".long {raw_syscall} - farcall_entry_table + {offset}",
+    ".long {resume} - farcall_entry_table + {offset}",
+    ".long {handover}",
     ".popsection",
     magic = const IMAGE_MAGIC,
     version = const IMAGE_VERSION,
@@ -25,6 +28,8 @@ global_asm!(
     serve_persistent = sym crate::serve::serve_persistent,
     trampoline = sym trampoline,
     raw_syscall = sym raw_syscall,
+    resume = sym resume,
+    handover = const HANDOVER_SIZE,
 );
 
 /// Where the image lies in this process.
@@ -206,6 +211,9 @@ unsafe extern "C" fn trampoline() -> ! {
         "pop r8",
         "pop r9",
         "pop rax",
+        ".globl farcall_call",
+        ".hidden farcall_call",
+        "farcall_call:",
         "xor ebp, ebp",
         "and rsp, -16",
         "call rax",
@@ -218,6 +226,32 @@ unsafe extern "C" fn trampoline() -> ! {
         sigkill = const 9,
         exit = const Sysno::exit as u32,
     )
+}
+
+/// Entry: takes over from another image, on the stack where that one's began. Leaves as the
+/// trampoline does.
+#[unsafe(naked)]
+unsafe extern "C" fn resume(handover: *const Handover) -> ! {
+    naked_asm!(
+        "mov rsp, [rdi + {stack}]",
+        "lea rax, [rip + {take_over}]",
+        "jmp farcall_call",
+        stack = const STACK_OFFSET,
+        take_over = sym crate::upgrade::take_over,
+    )
+}
+
+/// Another image's entry at that address, never to come back.
+///
+/// # Safety
+///
+/// It is the entry `resume` of an image that understands the handover.
+pub unsafe fn enter(resume: u64, handover: *const Handover) -> ! {
+    // SAFETY: the caller's promise.
+    let resume: unsafe extern "C" fn(*const Handover) -> ! =
+        unsafe { core::mem::transmute(resume as *const ()) };
+    // SAFETY: as above.
+    unsafe { resume(handover) }
 }
 
 /// A signal handler that does nothing: unlike SIG_IGN it does not survive `execve`.
@@ -233,7 +267,7 @@ pub unsafe extern "C" fn restore_signal() {
 }
 
 /// SA_SIGINFO and SA_RESTART.
-pub const SA_INTERRUPT: u64 = 0x1000_0004;
+pub const SA_INTERRUPT: u64 = SA_RESTORER | 0x1000_0004;
 
 /// What the kernel's sigaction needs besides the handler: SA_RESTORER.
 pub const SA_RESTORER: u64 = 0x0400_0000;

@@ -1,0 +1,236 @@
+//! The live upgrade: a process goes on as another image, and keeps all that it has.
+//!
+//! The new image is put into the process's memory and entered there by the old one. Until then the old
+//! one serves, whatever becomes of this controller; from then on the new one does.
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sched::CloneFlags;
+use syscalls::Sysno;
+
+use super::attach::{IMAGE_PLACE, find_image, image_places};
+use crate::abi::entry::EntryTable;
+use crate::abi::wire::{HelloResult, Operation, STREAM_VERSION};
+use crate::call::{self, Call, Error, Reply, Result};
+use crate::image::{IMAGE, Loaded, table_of};
+use crate::process::{Process, to_the_end};
+
+impl Process {
+    /// The process goes on as the image that this build of farcall carries: see
+    /// [`Process::upgrade_to`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Process::upgrade_to`].
+    pub async fn upgrade(&self) -> Result<()> {
+        self.upgrade_to(IMAGE).await
+    }
+
+    /// The process goes on as `image`, the bytes of a server image: its pid, descriptors, memory,
+    /// children and names, its connection and its log stay as they are. Nothing is executed anew:
+    /// the server that runs hands over to the image in its memory.
+    ///
+    /// Children that are made from here on begin in the new image. Those that share the process's
+    /// memory go on in the old one, which stays in memory then.
+    ///
+    /// Calls that are made meanwhile go out before or after it, in order. No child is made meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ForeignImage`] and [`Error::Upgrade`] if the image can't be used, or not by this
+    /// process, and errors of the calls that prepare it: the process goes on as the image that it runs.
+    pub async fn upgrade_to(&self, image: &[u8]) -> Result<()> {
+        let table = table_of(image)?;
+        if image.len() > IMAGE_PLACE {
+            return refuse(format!("the image is larger than {IMAGE_PLACE} bytes"));
+        }
+        let (process, image) = (self.clone(), image.to_vec());
+        to_the_end(async move { process.go_on_as(image, table).await }).await
+    }
+
+    /// The image that the process runs, byte for byte.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Fault`] if it is not readable.
+    pub async fn read_image(&self) -> Result<Vec<u8>> {
+        let image = self.image();
+        let (address, len) = (image.base(), image.entries().size as usize);
+        let out = Call::copy_out(address, len);
+        self.connection
+            .submit(vec![out], move |mut replies| {
+                let reply = replies.pop().filter(|reply| reply.data.len() == len);
+                Ok(reply.ok_or(Error::Fault { address, len })?.data)
+            })
+            .await
+    }
+
+    async fn go_on_as(&self, image: Vec<u8>, table: EntryTable) -> Result<()> {
+        // No child is on its way into an image.
+        let (_, _quiet) = self.quiet_table().await;
+        // What is found out holds on this link: before another one, others may upgrade it too.
+        let epoch = self.connection.epoch();
+        let old = find_image(&self.connection).await?;
+        self.can_hand_over(&old, &table).await?;
+        let memory = self.sharing(CloneFlags::CLONE_VM).await?;
+        if memory == Sharing::Shared
+            && self.sharing(CloneFlags::CLONE_SIGHAND).await? == Sharing::Shared
+        {
+            return refuse("it shares its signal handlers with another process");
+        }
+        // What others execute must stay.
+        let place = match memory {
+            Sharing::Alone => Some(self.place_for_image(&old).await?),
+            Sharing::Shared | Sharing::Unknown => None,
+        };
+        let new = |base| Loaded::of_table(base, table);
+        let calls = calls(place, image, &old);
+        self.lose_sight_of_image();
+        let done = self.connection.submit_on_this_link(epoch, calls, Done::from_replies).await?;
+        match done {
+            Done::Serves { at } => self.set_image(new(at)),
+            Done::Refused { error, mapped } => {
+                self.set_image(old);
+                if let Some(base) = mapped {
+                    let unmap = vec![munmap(base, table.size)];
+                    // A link that ends now leaves it to the next upgrade.
+                    let _ = self.connection.submit_on_this_link(epoch, unmap, |_| Ok(())).await;
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the server knows how to, and the image takes all that it has to hand over.
+    async fn can_hand_over(&self, old: &Loaded, new: &EntryTable) -> Result<()> {
+        if self.connection.version() == 0 {
+            return refuse(
+                "its server speaks version 0 of the stream, and has no memory to do it in",
+            );
+        }
+        // In version 1 it only tells what is there.
+        let hello = self.connection.call("HELLO", call::hello(STREAM_VERSION, 0)).await?;
+        if HelloResult(hello.cast_signed()).features() & HelloResult::UPGRADE == 0 {
+            return refuse("its server is older than upgrades");
+        }
+        let (has, takes) = (old.entries().handover, new.handover);
+        if takes < has {
+            return refuse(format!(
+                "the image that it runs hands {has} bytes over, and this one, which is older, takes \
+                 {takes}: it would forget something"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the process shares something with another one: unshare(2) of what a process of one thread
+    /// has for itself does nothing, and of these it can't give a process what it shares.
+    async fn sharing(&self, what: CloneFlags) -> Result<Sharing> {
+        // The bits of the flags, as they are.
+        let args = [what.bits() as u32 as u64, 0, 0, 0, 0, 0];
+        match self.connection.call("unshare", Call::syscall(Sysno::unshare, args)).await {
+            Ok(_) => Ok(Sharing::Alone),
+            Err(Error::Call { errno: Errno::EINVAL, .. }) => Ok(Sharing::Shared),
+            // In containers it is often forbidden altogether.
+            Err(Error::Call { .. }) => Ok(Sharing::Unknown),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The one of the two places in which the image does not lie that runs.
+    async fn place_for_image(&self, old: &Loaded) -> Result<u64> {
+        let pid = self.connection.call("getpid", Call::syscall(Sysno::getpid, [0; 6])).await?;
+        let [one, other] = image_places(pid as i32);
+        Ok(if old.base() == one { other } else { one })
+    }
+}
+
+/// The places of calls in the batch.
+const MAPPED: usize = 0;
+const FILLED: usize = 1;
+const ENTERED: usize = 2;
+const UNMAPPED: usize = 3;
+
+/// The batch: after the third call it is the new image that executes and answers. With `place` nobody
+/// else executes the old one, and it is taken away.
+fn calls(place: Option<u64>, image: Vec<u8>, old: &Loaded) -> Vec<Call> {
+    let fixed = if place.is_some() { libc::MAP_FIXED } else { 0 };
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed) as u64;
+    let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let mmap = [place.unwrap_or(0), image.len() as u64, protection, flags, u64::MAX, 0];
+    let mut calls = vec![
+        Call::syscall(Sysno::mmap, mmap),
+        Call::copy_in(0, image).referring(0, FILLED - MAPPED).linked(),
+        Call::operation(Operation::Upgrade, [0; 6]).referring(0, ENTERED - MAPPED).linked(),
+    ];
+    if place.is_some() {
+        let munmap = munmap(0, old.entries().size);
+        // What UPGRADE says is where the old image was.
+        calls.push(munmap.referring(0, UNMAPPED - ENTERED).linked());
+    }
+    calls.push(Call::operation(Operation::Image, [0; 6]));
+    calls
+}
+
+fn munmap(base: u64, size: u32) -> Call {
+    Call::syscall(Sysno::munmap, [base, u64::from(size), 0, 0, 0, 0])
+}
+
+/// What has come of the batch.
+enum Done {
+    /// The new image serves.
+    Serves { at: u64 },
+    /// The old one serves.
+    Refused { error: Error, mapped: Option<u64> },
+}
+
+impl Done {
+    fn from_replies(replies: Vec<Reply>) -> Result<Self> {
+        let value = |place: usize, name| {
+            let reply = replies.get(place).ok_or(Error::Protocol("too few replies"))?;
+            reply.value().map_err(Error::call(name))
+        };
+        let base = match value(MAPPED, "mmap") {
+            Ok(base) => base,
+            Err(error) => return Ok(Self::Refused { error, mapped: None }),
+        };
+        let refused = |error| Ok(Self::Refused { error, mapped: Some(base) });
+        if let Err(error) = value(FILLED, "COPY_IN") {
+            return refused(error);
+        }
+        match value(ENTERED, "UPGRADE") {
+            Ok(_) => {}
+            Err(Error::Call { errno: Errno::EACCES | Errno::EPERM, .. }) => {
+                return refused(cannot(
+                    "the system forbids it to execute memory that it has written (PR_SET_MDWE, or \
+                     a security module)",
+                ));
+            }
+            Err(Error::Call { errno: Errno::EINVAL, .. }) => {
+                return refused(cannot("its server does not take the image"));
+            }
+            Err(error) => return refused(error),
+        }
+        if value(replies.len() - 1, "IMAGE")? != base {
+            return Err(Error::Protocol("another image serves than the one that was entered"));
+        }
+        Ok(Self::Serves { at: base })
+    }
+}
+
+/// Whether a process shares something with another one.
+#[derive(PartialEq, Eq)]
+enum Sharing {
+    Alone,
+    Shared,
+    Unknown,
+}
+
+fn cannot(reason: impl Into<String>) -> Error {
+    Error::Upgrade { reason: reason.into() }
+}
+
+fn refuse<T>(reason: impl Into<String>) -> Result<T> {
+    Err(cannot(reason))
+}
