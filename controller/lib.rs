@@ -57,6 +57,8 @@ pub mod abi;
 pub mod blocking;
 pub mod call;
 pub mod chain;
+#[doc(hidden)]
+pub mod fault;
 pub mod handle;
 pub mod host;
 pub mod image;

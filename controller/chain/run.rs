@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use super::{Chain, ChainError, Done, Kind, Step};
 use crate::abi::wire::{MAX_REF, Request, Word};
 use crate::call::{Call, Error, Reply, Result};
+use crate::fault;
 use crate::handle::{Fd, FdTable};
 use crate::sys::Buffer;
 
@@ -48,6 +49,9 @@ impl Chain<'_> {
         let place = Place { input: base, output: base + behind as u64, slot };
         let mut run = Run { steps, place, replies: Vec::new(), fds: HashMap::new() };
         let buffer = Arc::new((buffer, slots));
+        if buffer.1.is_some() {
+            fault::point("chain.prepared");
+        }
         let mut prefix = (!input.is_empty()).then(|| Call::copy_in(place.input, input));
         let mut round_trips = 0;
         while run.replies.len() < run.steps.len() || prefix.is_some() {
@@ -73,18 +77,23 @@ impl Chain<'_> {
                     batch.steps.iter().position(|step| *step == opened)
                 })
                 .collect();
-            let (replies, fds) = task
-                .connection()
-                .submit(batch.calls, move |mut replies| {
-                    let _keep = keep;
-                    if with_prefix {
-                        let written = replies.remove(0);
-                        written.value().map_err(Error::call("COPY_IN"))?;
-                    }
-                    let fds = own(&table, &replies, &opens, &closed);
-                    Ok((replies, fds))
-                })
-                .await?;
+            let names = buffer.1.is_some();
+            let receipt = task.connection().submit(batch.calls, move |mut replies| {
+                let _keep = keep;
+                if with_prefix {
+                    let written = replies.remove(0);
+                    written.value().map_err(Error::call("COPY_IN"))?;
+                }
+                let fds = own(&table, &replies, &opens, &closed);
+                Ok((replies, fds))
+            });
+            if names {
+                fault::point("chain.sent");
+            }
+            let (replies, fds) = receipt.await?;
+            if names {
+                fault::point("chain.done");
+            }
             run.take(&batch.steps, replies, fds);
         }
         run.done(round_trips)

@@ -13,6 +13,7 @@ mod output;
 mod progress;
 mod start;
 mod stop;
+mod torture;
 mod upgrade;
 
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ enum Command {
     Upgrade(upgrade::Upgrade),
     Image(image::Image),
     Bench(bench::Bench),
+    Torture(torture::Torture),
     #[command(hide = true)]
     BenchServer(bench::BenchServer),
     #[command(hide = true)]
@@ -52,6 +54,8 @@ enum Command {
     DemoController(demo::FirstController),
     #[command(hide = true)]
     DemoChild(demo::DemoChild),
+    #[command(hide = true)]
+    TortureController(torture::TortureController),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -69,7 +73,9 @@ async fn main() -> ExitCode {
         Command::Bench(command) => command.run().await,
         Command::BenchServer(command) => return command.run(),
         Command::BenchIdle(command) => command.run().await,
+        Command::Torture(command) => command.run().await,
         Command::DemoController(command) => command.run().await,
+        Command::TortureController(command) => command.run().await,
         Command::DemoChild(command) => return command.run(),
     };
     result.unwrap_or_else(|failure| {

@@ -14,6 +14,7 @@ use super::meet::{Heard, Manner, meet};
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
 use crate::call::{self, Call, Connection, Error, Polling, Reply, Result};
+use crate::fault;
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
@@ -92,6 +93,7 @@ impl Attach {
         table.reserve(fds.all());
         let image = find_image(&connection).await?;
         let arena = map_arena(&connection, pid).await?;
+        fault::point("attach.mapped");
         if version < STREAM_VERSION {
             greet(&connection, pid).await?;
         }
@@ -126,6 +128,7 @@ impl Attach {
         process.set_persistent();
         place.write_holder(here)?;
         process.set_place(place);
+        fault::point("attach.attached");
         Ok(process)
     }
 }

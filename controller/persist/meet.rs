@@ -21,6 +21,7 @@ use super::home::{Incarnation, Place};
 use crate::abi::handshake::{ANSWER_SIZE, Token};
 use crate::abi::log::{LOG_HEAD_SIZE, LOG_SIZE};
 use crate::call::{Error, Result};
+use crate::fault;
 use crate::process::Sockets;
 use crate::transport::log::Log;
 
@@ -104,6 +105,7 @@ pub(super) async fn shake_hands(
 ) -> Result<Heard> {
     let fds = [sockets.stream_there.as_raw_fd(), sockets.data_there.as_raw_fd()];
     let Some(client) = say_hello(place, how, &fds, client)? else { return Ok(closed()) };
+    fault::point("handshake.sent");
     let answer = read_answer(&client);
     tokio::pin!(answer);
     let patience = end.min(Instant::now() + PATIENCE);
@@ -129,6 +131,7 @@ pub(super) async fn shake_hands(
             })?
         }
     };
+    fault::point("handshake.answered");
     Ok(heard(answered))
 }
 
@@ -212,6 +215,7 @@ async fn interrupting<T>(place: &Place, answer: &mut (impl Future<Output = T> + 
         if let Some(process) = process.filter(Incarnation::is_alive) {
             // Where that is not allowed, the call may end by itself.
             let _ = kill(Pid::from_raw(process.pid), Signal::SIGPIPE);
+            fault::point("takeover.interrupting");
         }
         if let Ok(answered) = timeout(PAUSE, &mut *answer).await {
             return answered;

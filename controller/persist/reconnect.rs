@@ -14,6 +14,7 @@ use super::attach::{Taken, find_image_first, refused, taken};
 use super::home::Place;
 use super::meet::{Heard, Manner, PAUSE, meet, shake_hands};
 use crate::call::{Connection, Error, Past, Result};
+use crate::fault;
 use crate::handle::{FdTable, Unready};
 use crate::process::{Process, Sockets, to_the_end};
 use crate::sys::DataSocket;
@@ -45,6 +46,7 @@ impl Process {
     pub async fn prepare_for_reconnect(&self) -> Result<()> {
         let place = self.persistent_place()?;
         self.connection.shut_down().await;
+        fault::point("detach.shut_down");
         place.erase_holder()
     }
 
@@ -106,6 +108,7 @@ impl Process {
 
     /// The handshake is over: the connection goes on over the new sockets.
     async fn go_on(&self, place: &Place, heard: Heard, sockets: Sockets) -> Result<()> {
+        fault::point("reconnect.answered");
         let Heard { hold, log } = heard;
         let Taken { fds, version, .. } = taken(place, hold)?;
         let controllers = log.head.controllers;
@@ -129,9 +132,11 @@ impl Process {
         {
             // What passes descriptors does so with both of the old link's sockets or of the new.
             let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
-            self.connection.attach(sockets.stream, Some(&past));
+            let known = fault::mutant("no-log").is_none().then_some(&past);
+            self.connection.attach(sockets.stream, known);
             *data = DataSocket::new(sockets.data, fds.data);
         }
+        fault::point("reconnect.resumed");
         // What has a name is not swept away.
         self.registry().told(&past.log.head);
         if let Err(Unready::Unread { address, len }) = self.registry().kept() {
@@ -141,7 +146,9 @@ impl Process {
         if self.image_may_differ() {
             self.set_image(find_image_first(&self.connection).await?);
         }
+        fault::point("reconnect.sweeping");
         let busy = try_sweep(&table, &self.connection).await;
+        fault::point("reconnect.swept");
         drop(pause);
         if let Some(busy) = busy? {
             let connection = self.connection.clone();

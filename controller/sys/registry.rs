@@ -12,6 +12,7 @@ use super::{Buffer, Task, last};
 use crate::abi::registry::{ENTRY_SIZE, Entry, NAME_SIZE, USER_SIZE};
 use crate::abi::wire::Operation;
 use crate::call::{Call, Connection, Error, Reply, Result};
+use crate::fault;
 use crate::handle::{Kept, Registry, Slots, Unready, kind};
 
 /// Where registries lie: each process has one address for it, by its pid, so that one that was made
@@ -188,20 +189,27 @@ impl Task {
         // What is there is of a controller that died before it could say so.
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
         let map = [address + end, size, protection, flags, u64::MAX, 0];
+        if fault::is_next("registry.mapped") {
+            // Half of the batch is all that the process hears.
+            self.connection.call("mmap", Call::syscall(Sysno::mmap, map)).await?;
+        }
+        fault::point("registry.mapped");
         let calls = vec![
             Call::syscall(Sysno::mmap, map),
             Call::operation(Operation::Registry, [address, entries, 0, 0, 0, 0]).linked(),
         ];
         let registry = self.registry.clone();
-        self.connection
-            .submit(calls, move |replies| {
-                if let [mapped, ..] = replies.as_slice() {
-                    mapped.value().map_err(Error::call("mmap"))?;
-                }
-                last(&replies)?.value().map_err(Error::call("REGISTRY"))?;
-                registry.entered(address, entries);
-                Ok(())
-            })
-            .await
+        let entered = self.connection.submit(calls, move |replies| {
+            if let [mapped, ..] = replies.as_slice() {
+                mapped.value().map_err(Error::call("mmap"))?;
+            }
+            last(&replies)?.value().map_err(Error::call("REGISTRY"))?;
+            registry.entered(address, entries);
+            Ok(())
+        });
+        fault::point("registry.sent");
+        entered.await?;
+        fault::point("registry.entered");
+        Ok(())
     }
 }

@@ -159,6 +159,9 @@ impl<T> Ring<T> {
             handed[0].request.word &= !Word::LINK;
         }
         for call in handed {
+            if self.next > first {
+                crate::fault::point("ring.torn");
+            }
             self.memory.ring().submit(self.next, &request(call));
             self.next += 1;
         }

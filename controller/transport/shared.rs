@@ -15,6 +15,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::abi::ring::{ARENA_OFFSET, Ring};
 use crate::call::{Error, Result};
+use crate::fault;
 
 /// Bytes of a ring with its arena: room for a few buffers of a mebibyte. Pages that are never used
 /// are never there.
@@ -55,6 +56,14 @@ pub struct Shared {
 
 impl Prepared {
     pub(crate) fn new() -> Result<Self> {
+        Self::in_file(match fault::mutant("same-memory") {
+            Some(path) => Self::earlier(path)?,
+            None => Self::memory()?,
+        })
+    }
+
+    /// What no other controller has.
+    fn memory() -> Result<File> {
         let failed = |error: memfd::Error| {
             Error::io("memfd_create")(std::io::Error::other(error.to_string()))
         };
@@ -63,7 +72,18 @@ impl Prepared {
         memfd.as_file().set_len(SHARED_SIZE as u64).map_err(Error::io("ftruncate"))?;
         let seals = [FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
         memfd.add_seals(&seals).map_err(failed)?;
-        let file: File = memfd.into_file();
+        Ok(memfd.into_file())
+    }
+
+    /// What every controller has: the fault that `farcall torture` is to notice.
+    fn earlier(path: &str) -> Result<File> {
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+        let file = file.map_err(Error::io("open"))?;
+        file.set_len(SHARED_SIZE as u64).map_err(Error::io("ftruncate"))?;
+        Ok(file)
+    }
+
+    fn in_file(file: File) -> Result<Self> {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         const SIZE: NonZeroUsize = NonZeroUsize::new(SHARED_SIZE).unwrap();
         // SAFETY: new pages, at an address of the kernel's choice.

@@ -16,6 +16,7 @@ use syscalls::Sysno;
 use crate::abi::registry::{ENTRY_SIZE, Entry};
 use crate::abi::wire::Operation;
 use crate::call::{Call, Error, Result};
+use crate::fault;
 use crate::handle::{Fd, Kept, Mapping, kind};
 use crate::process::{Child, Process};
 use crate::sys::registry::{check_name, entry};
@@ -228,22 +229,25 @@ impl Process {
         let slots = self.slots(len / ENTRY_SIZE as u64, &names).await?;
         let from = buffer.address();
         let clear = clear.map_or(0, |slot| slot + 1);
+        fault::point("keep.prepared");
         let calls = vec![
             Call::copy_in(from, bytes),
             Call::operation(Operation::Keep, [slots.first, from, len, 0, 1, clear]).linked(),
             // Its result is the value.
             Call::operation(Operation::Load, [from + len, 8, 0, 0, 0, 0]).linked(),
         ];
-        self.connection()
-            .submit(calls, move |replies| {
-                let _used: (Buffer, _) = (buffer, slots);
-                let names = ["COPY_IN", "KEEP", "LOAD"];
-                for (reply, name) in replies.iter().zip(names) {
-                    reply.value().map_err(Error::call(name))?;
-                }
-                Ok(())
-            })
-            .await
+        let kept = self.connection().submit(calls, move |replies| {
+            let _used: (Buffer, _) = (buffer, slots);
+            let names = ["COPY_IN", "KEEP", "LOAD"];
+            for (reply, name) in replies.iter().zip(names) {
+                reply.value().map_err(Error::call(name))?;
+            }
+            Ok(())
+        });
+        fault::point("keep.sent");
+        kept.await?;
+        fault::point("keep.done");
+        Ok(())
     }
 
     /// Gives up what has that name, together with the name: close(2) of a descriptor, munmap(2) of
@@ -290,19 +294,22 @@ impl Process {
         let (registry, table) = (self.registry().clone(), self.table());
         let Entry { kind, value, .. } = given.kept.entry;
         registry.changes();
-        self.connection()
-            .submit(vec![clear, call.linked()], move |replies| {
-                registry.changes();
-                if let [cleared, ..] = replies.as_slice() {
-                    cleared.value().map_err(Error::call("KEEP"))?;
-                }
-                last(&replies)?.value().map_err(Error::call(name))?;
-                if kind == kind::FD {
-                    table.unname(value as i32);
-                }
-                Ok(())
-            })
-            .await
+        fault::point("release.found");
+        let given_up = self.connection().submit(vec![clear, call.linked()], move |replies| {
+            registry.changes();
+            if let [cleared, ..] = replies.as_slice() {
+                cleared.value().map_err(Error::call("KEEP"))?;
+            }
+            last(&replies)?.value().map_err(Error::call(name))?;
+            if kind == kind::FD {
+                table.unname(value as i32);
+            }
+            Ok(())
+        });
+        fault::point("release.sent");
+        given_up.await?;
+        fault::point("release.done");
+        Ok(())
     }
 }
 

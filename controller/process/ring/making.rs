@@ -19,6 +19,7 @@ use super::There;
 use super::signal::interrupt;
 use crate::abi::wire::Operation;
 use crate::call::{Bell, Call, Error, Pause, Polling, Receipt, Reply, Result};
+use crate::fault;
 use crate::handle::{AddressSpace, FdTable, Mapping};
 use crate::process::Process;
 use crate::sys::{Buffer, DataSocket, Message};
@@ -59,6 +60,7 @@ impl Making {
     ) -> Result<Option<Self>> {
         let epoch = process.connection.epoch();
         let memory = Prepared::new()?;
+        fault::point("ring.prepared");
         let (wakes_server, wakes_controller) = (eventfd()?, Bell::new(eventfd()?)?);
         let told = {
             let sent = [memory.memfd(), wakes_server.as_fd(), wakes_controller.as_fd()];
@@ -72,6 +74,9 @@ impl Making {
             };
             process.connection.submit_if_idle(own, || data.pass(&sent), calls, complete)?
         };
+        if told.is_some() {
+            fault::point("ring.sent");
+        }
         Ok(told.map(|told| Self {
             process: process.clone(),
             polling,
@@ -91,6 +96,7 @@ impl Making {
     /// names the memory.
     pub(super) async fn finish(self) -> Result<()> {
         let Told { mapping, bells, before } = self.told.await?;
+        fault::point("ring.made");
         let (process, address) = (self.process, mapping.address());
         process.rings().insert(address);
         let interregna = process.inner().interregna.clone();
@@ -107,6 +113,7 @@ impl Making {
         let signal = Arc::new(move || interrupt(&pidfd, address));
         let (polling, bell, ours) = (self.polling, self.wakes_server, self.wakes_controller);
         process.connection.enter_ring(self.epoch, memory, polling, signal, bell, ours);
+        fault::point("ring.entered");
         Ok(())
     }
 }

@@ -1,0 +1,121 @@
+//! Points at which this process can be made to die, and single things that can be made to go wrong:
+//! so that `farcall torture` meets every window for certain, and is seen to notice what it is for.
+//!
+//! They exist in builds with debug assertions alone, as `cargo test` makes them. There,
+//! `FARCALL_FAULT=NAME:N` in the environment lets the process end with SIGKILL when it comes to point
+//! NAME for the Nth time, and `FARCALL_MUTANT=NAME` or `NAME=VALUE` makes something go wrong. In other
+//! builds nothing of this is left.
+
+/// The points, in the order in which a controller comes to them. None in a build without them.
+pub const POINTS: &[&str] = if cfg!(debug_assertions) {
+    &[
+        "handshake.sent",
+        "takeover.interrupting",
+        "handshake.answered",
+        "attach.mapped",
+        "attach.attached",
+        "keep.prepared",
+        "keep.sent",
+        "keep.done",
+        "chain.prepared",
+        "chain.sent",
+        "chain.done",
+        "registry.mapped",
+        "registry.sent",
+        "registry.entered",
+        "release.found",
+        "release.sent",
+        "release.done",
+        "ring.prepared",
+        "ring.sent",
+        "ring.made",
+        "ring.entered",
+        "ring.torn",
+        "reconnect.answered",
+        "reconnect.resumed",
+        "reconnect.sweeping",
+        "reconnect.swept",
+        "detach.shut_down",
+    ]
+} else {
+    &[]
+};
+
+/// The process comes to that point, and dies there if it is to.
+#[inline(always)]
+pub(crate) fn point(name: &str) {
+    #[cfg(debug_assertions)]
+    enabled::point(name);
+    #[cfg(not(debug_assertions))]
+    let _ = name;
+}
+
+/// Whether the next [`point`] of that name is where the process dies: for what is done in another
+/// way then.
+#[inline(always)]
+pub(crate) fn is_next(name: &str) -> bool {
+    #[cfg(debug_assertions)]
+    return enabled::is_next(name);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = name;
+        false
+    }
+}
+
+/// What is to go wrong, if that is it: what stands behind its name.
+#[inline(always)]
+pub(crate) fn mutant(name: &str) -> Option<&'static str> {
+    #[cfg(debug_assertions)]
+    return enabled::mutant(name);
+    #[cfg(not(debug_assertions))]
+    {
+        let _ = name;
+        None
+    }
+}
+
+#[cfg(debug_assertions)]
+mod enabled {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use nix::sys::signal::{Signal, raise};
+
+    struct Plan {
+        point: String,
+        /// How often it is still passed.
+        left: AtomicU64,
+    }
+
+    fn plan(name: &str) -> Option<&'static Plan> {
+        static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+        let read = || {
+            let text = std::env::var("FARCALL_FAULT").ok()?;
+            let (point, count) = text.split_once(':').unwrap_or((&text, "1"));
+            let left = AtomicU64::new(count.parse().unwrap_or(1));
+            Some(Plan { point: point.into(), left })
+        };
+        PLAN.get_or_init(read).as_ref().filter(|plan| plan.point == name)
+    }
+
+    pub fn point(name: &str) {
+        debug_assert!(super::POINTS.contains(&name), "{name} is not in the list");
+        if let Some(plan) = plan(name)
+            && plan.left.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            let _ = raise(Signal::SIGKILL);
+        }
+    }
+
+    pub fn is_next(name: &str) -> bool {
+        plan(name).is_some_and(|plan| plan.left.load(Ordering::Relaxed) == 1)
+    }
+
+    pub fn mutant(name: &str) -> Option<&'static str> {
+        static MUTANT: OnceLock<Option<String>> = OnceLock::new();
+        let text = MUTANT.get_or_init(|| std::env::var("FARCALL_MUTANT").ok()).as_deref()?;
+        let (mutant, value) = text.split_once('=').unwrap_or((text, ""));
+        (mutant == name).then_some(value)
+    }
+}
