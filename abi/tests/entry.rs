@@ -12,27 +12,39 @@ fn bytes_of(table: &EntryTable) -> [u8; ENTRY_TABLE_SIZE] {
         table.serve_persistent,
         table.trampoline,
         table.raw_syscall,
+        table.resume,
+        table.handover,
     ];
     let mut bytes = table.magic.to_le_bytes().to_vec();
     bytes.extend(words.into_iter().flat_map(u32::to_le_bytes));
     bytes.try_into().unwrap()
 }
 
-fn table(magic: u64, words: [u32; 6]) -> EntryTable {
-    let [version, size, serve, serve_persistent, trampoline, raw_syscall] = words;
-    EntryTable { magic, version, size, serve, serve_persistent, trampoline, raw_syscall }
+fn table(magic: u64, words: [u32; 8]) -> EntryTable {
+    let [version, size, serve, serve_persistent, trampoline, raw_syscall, resume, handover] = words;
+    EntryTable {
+        magic,
+        version,
+        size,
+        serve,
+        serve_persistent,
+        trampoline,
+        raw_syscall,
+        resume,
+        handover,
+    }
 }
 
 proptest! {
     #[test]
-    fn an_entry_table_is_read_as_the_image_has_it(words: [u32; 6]) {
+    fn an_entry_table_is_read_as_the_image_has_it(words: [u32; 8]) {
         let table = table(IMAGE_MAGIC, words);
         prop_assert_eq!(EntryTable::from_bytes(&bytes_of(&table)), Some(table));
     }
 
     #[test]
     fn bytes_without_the_magic_are_no_entry_table(
-        words: [u32; 6],
+        words: [u32; 8],
         magic in prop_oneof![any::<u64>(), (0..64_u32).prop_map(|bit| IMAGE_MAGIC ^ 1 << bit)],
     ) {
         prop_assume!(magic != IMAGE_MAGIC);

@@ -8,7 +8,7 @@ use farcall_abi::wire::{
 use proptest::prelude::*;
 
 /// All operations: [`counted`] does not compile when one is missing.
-const OPERATIONS: [Operation; 11] = [
+const OPERATIONS: [Operation; 12] = [
     Operation::Hello,
     Operation::CopyIn,
     Operation::CopyOut,
@@ -20,6 +20,7 @@ const OPERATIONS: [Operation; 11] = [
     Operation::Serve,
     Operation::Image,
     Operation::Ring,
+    Operation::Upgrade,
 ];
 
 /// The place of an operation in [`OPERATIONS`]. A new one does not compile before it is here.
@@ -36,6 +37,7 @@ fn counted(operation: Operation) -> usize {
         Operation::Serve => 8,
         Operation::Image => 9,
         Operation::Ring => 10,
+        Operation::Upgrade => 11,
     }
 }
 
@@ -136,7 +138,7 @@ fn no_number_is_two_operations_and_each_is_its_own() {
 #[test]
 fn numbers_of_operations_never_change() {
     let numbers = OPERATIONS.map(|operation| operation as u32);
-    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    assert_eq!(numbers, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
 }
 
 #[test]
@@ -158,6 +160,7 @@ fn features_are_bits_of_their_own_and_all_are_offered() {
         HelloResult::RING,
         HelloResult::LOG,
         HelloResult::KEEP,
+        HelloResult::UPGRADE,
     ];
     let all = features.into_iter().fold(0, |all, feature| {
         assert_eq!(feature.count_ones(), 1);
