@@ -7,6 +7,8 @@ mod command;
 mod common;
 #[path = "cli/life.rs"]
 mod life;
+#[path = "cli/log.rs"]
+mod log;
 #[path = "cli/names.rs"]
 mod names;
 #[path = "cli/others.rs"]

@@ -3,37 +3,17 @@
 mod common;
 
 use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::TestHome;
+use common::{TestHome, cut};
 use farcall::call::Polling;
 use farcall::persist::SharedMemory;
 use farcall::process::Child;
 use farcall::{Local, Process};
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};
-use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::sys::stat::Mode;
-
-/// Ends a connection, by duplicates of the server's sockets.
-fn cut(process: &Process) {
-    for number in process.server_descriptors() {
-        // SAFETY: the calls have no pointers.
-        unsafe {
-            let pidfd = process.pidfd().as_raw_fd();
-            let fd = nix::libc::syscall(nix::libc::SYS_pidfd_getfd, pidfd, number, 0) as i32;
-            if fd < 0 {
-                continue;
-            }
-            let fd = OwnedFd::from_raw_fd(fd);
-            if getsockopt(&fd, sockopt::AcceptConn) == Ok(false) {
-                let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
-            }
-        }
-    }
-}
 
 async fn persistent(home: &TestHome, root: &Process) -> Child {
     let place = home.home.reserve(&"counts".parse().unwrap()).unwrap();

@@ -3,17 +3,16 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use common::{LIMIT, TestHome, alive, blocked_in, fds, until, until_async};
+use common::{LIMIT, TestHome, alive, blocked_in, cut, fds, until, until_async};
 use farcall::call::{Call, Polling};
 use farcall::persist::{SharedMemory, attach};
 use farcall::sys::Sysno;
 use farcall::{Error, Fd, Local, Process, blocking};
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use tokio::time::timeout;
@@ -136,24 +135,6 @@ async fn of_a_child_that_shares_the_table_no_bells_are_left() {
         child.exit(0).await.unwrap();
         child.wait().await.unwrap();
         until_async("its descriptors are closed", || fds(root.pid().unwrap()) == before).await;
-    }
-}
-
-/// Ends a connection, by duplicates of the server's sockets.
-fn cut(process: &Process) {
-    for number in process.server_descriptors() {
-        // SAFETY: the calls have no pointers.
-        unsafe {
-            let pidfd = process.pidfd().as_raw_fd();
-            let fd = nix::libc::syscall(nix::libc::SYS_pidfd_getfd, pidfd, number, 0) as i32;
-            if fd < 0 {
-                continue;
-            }
-            let fd = OwnedFd::from_raw_fd(fd);
-            if getsockopt(&fd, sockopt::AcceptConn) == Ok(false) {
-                let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
-            }
-        }
     }
 }
 

@@ -7,6 +7,7 @@ mod constants;
 mod demo;
 mod image;
 mod list;
+mod log;
 mod names;
 mod output;
 mod progress;
@@ -36,6 +37,7 @@ enum Command {
     Start(start::Start),
     Ls(list::List),
     Call(call::CallCommand),
+    Log(log::LogCommand),
     Names(names::Names),
     Stop(stop::Stop),
     Image(image::Image),
@@ -57,6 +59,7 @@ async fn main() -> ExitCode {
         Command::Start(command) => command.run().await,
         Command::Ls(command) => command.run(),
         Command::Call(command) => command.run().await,
+        Command::Log(command) => command.run().await,
         Command::Names(command) => command.run().await,
         Command::Stop(command) => command.run().await,
         Command::Image(command) => command.run(),

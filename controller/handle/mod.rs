@@ -8,5 +8,5 @@ mod stack;
 pub(crate) use fd::close_others;
 pub use fd::{Fd, FdTable};
 pub use mapping::{AddressSpace, Mapping};
-pub(crate) use registry::{Kept, Registry, Slots, Unready, entries_behind, kind};
+pub(crate) use registry::{Kept, Registry, Slots, Unready, kind};
 pub(crate) use stack::{GUARD, Stack};

@@ -42,6 +42,9 @@ pub(crate) struct Kept {
     pub(crate) bytes: Vec<u8>,
 }
 
+/// How many of its user's bytes an entry holds that only goes on with what is before it.
+const PART: usize = ENTRY_SIZE - std::mem::offset_of!(Entry, kind);
+
 /// What kinds of entries mean.
 pub(crate) mod kind {
     pub(crate) const FD: u64 = 1;
@@ -50,27 +53,22 @@ pub(crate) mod kind {
     pub(crate) const BYTES: u64 = 4;
 }
 
-/// Where in an entry bytes lie that belong to one before it. Where its state would be are zeros: nobody
-/// takes it for one that is taken, when that one is given up or has never been kept.
-const BEHIND: usize = 16;
-/// How many of them.
-const BEHIND_SIZE: usize = ENTRY_SIZE - BEHIND;
-
-/// Bytes as they lie in the entries behind the one that they belong to.
-pub(crate) fn entries_behind(bytes: &[u8]) -> Vec<u8> {
-    let entries = bytes.chunks(BEHIND_SIZE).map(|bytes| {
-        let mut entry = [0; ENTRY_SIZE];
-        entry[BEHIND..BEHIND + bytes.len()].copy_from_slice(bytes);
-        entry
-    });
-    entries.flatten().collect()
-}
-
 impl Kept {
     /// How many entries it takes.
     fn size(entry: &Entry) -> u64 {
         let bytes = if entry.kind == kind::BYTES { entry.details[0] } else { 0 };
-        1 + bytes.div_ceil(BEHIND_SIZE as u64)
+        1 + bytes.div_ceil(PART as u64)
+    }
+
+    /// Bytes as they lie in the entries behind theirs: each begins as one that is free.
+    pub(crate) fn parts(bytes: &[u8]) -> Vec<u8> {
+        let mut parts = Vec::with_capacity(bytes.len().div_ceil(PART) * ENTRY_SIZE);
+        for part in bytes.chunks(PART) {
+            parts.extend([0; ENTRY_SIZE - PART]);
+            parts.extend(part);
+        }
+        parts.resize(parts.len().next_multiple_of(ENTRY_SIZE), 0);
+        parts
     }
 
     /// Its name, as far as it is one.
@@ -162,8 +160,8 @@ impl Registry {
             let end = usize::try_from(size).map_or(entries.len(), |size| slot.saturating_add(size));
             let behind = entries.get(slot + 1..end.min(entries.len())).unwrap_or_default();
             if entry.state == Entry::TAKEN {
-                let mut bytes: Vec<u8> =
-                    behind.iter().flat_map(|entry| &entry[BEHIND..]).copied().collect();
+                let parts = behind.iter().map(|entry| &entry[ENTRY_SIZE - PART..]);
+                let mut bytes: Vec<u8> = parts.flatten().copied().collect();
                 if entry.kind == kind::BYTES {
                     bytes.truncate(usize::try_from(entry.details[0]).unwrap_or(usize::MAX));
                 }

@@ -59,8 +59,10 @@ impl Attach {
     /// it returns EINTR, of which only uninterruptible sleep keeps it.
     ///
     /// From then on nothing that the other controller does reaches the process: its stream is closed,
-    /// and nobody looks into the memory that it shared. Of a call that it had under way, it learns
-    /// that it was possibly executed; when it reconnects, who holds the process now.
+    /// and nobody looks into the memory that it shared. Its calls that were executed get their
+    /// results; all others, those that waited in its queue included, fail with
+    /// [`Error::Superseded`], which names this controller and says whether they were executed. So do
+    /// calls that it makes later, until it has reconnected, which it can when this one is gone.
     pub fn take_over(mut self) -> Self {
         self.take_over = true;
         self

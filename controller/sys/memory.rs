@@ -84,8 +84,14 @@ impl Task {
     pub async fn write_memory(&self, address: u64, bytes: impl Into<Vec<u8>>) -> Result<()> {
         // Before the bytes are copied: it is they that take room.
         self.connection.room().await;
-        let bytes = bytes.into();
+        let mut bytes = bytes.into();
         let len = bytes.len();
+        if self.is_bulk(address, len) {
+            match self.bulk_in(address, bytes).await? {
+                Ok(()) => return Ok(()),
+                Err(back) => bytes = back,
+            }
+        }
         self.connection
             .submit(vec![Call::copy_in(address, bytes)], move |replies| {
                 last(&replies)?.value().map_err(|_| Error::Fault { address, len })?;
@@ -114,6 +120,11 @@ impl Task {
         if len as u64 > MAX_DATA {
             // The stream takes a server that sends as much for one that is out of step.
             return Err(Error::Call { call: "COPY_OUT", errno: Errno::EINVAL });
+        }
+        if self.is_bulk(address, len)
+            && let Some(bytes) = self.bulk_out(address, len).await?
+        {
+            return Ok(bytes);
         }
         self.connection
             .submit(vec![Call::copy_out(address, len)], move |mut replies| {

@@ -4,6 +4,7 @@
 //! space and its buffers. Every method is a system call of that name; the documentation says what
 //! it does in the target process.
 
+mod bulk;
 mod credentials;
 mod file;
 mod memory;
@@ -42,6 +43,7 @@ pub struct Task {
     pub(crate) data: Mutex<DataSocket>,
     guardian: RwLock<Guardian>,
     registry: Arc<Registry>,
+    pipes: bulk::Pipes,
 }
 
 /// What a task's life depends on.
@@ -91,6 +93,7 @@ impl Task {
             data: Mutex::new(data),
             guardian: RwLock::new(guardian),
             registry: Arc::default(),
+            pipes: bulk::Pipes::default(),
         }
     }
 
@@ -115,6 +118,15 @@ impl Task {
         drop(place);
         // Outside of the lock: it may make a call.
         drop(before);
+    }
+
+    /// Whether this process shares the memory at that address.
+    pub(crate) fn shares(&self, address: u64) -> bool {
+        let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner);
+        shared.as_ref().is_some_and(|(memory, _)| {
+            let (base, size) = memory.arena();
+            (base..base + size as u64).contains(&address)
+        })
     }
 
     /// No buffers are taken from memory that this process shares from here on.
@@ -251,7 +263,16 @@ impl Task {
         call: impl FnOnce(u64) -> Call,
     ) -> Result<u64> {
         let buffer = self.buffer(bytes.len()).await?;
-        let calls = vec![Call::copy_in(buffer.address(), bytes), call(buffer.address())];
+        let address = buffer.address();
+        let mut calls = Vec::with_capacity(2);
+        if self.is_bulk(address, bytes.len()) {
+            if let Err(bytes) = self.bulk_in(address, bytes).await? {
+                calls.push(Call::copy_in(address, bytes));
+            }
+        } else {
+            calls.push(Call::copy_in(address, bytes));
+        }
+        calls.push(call(address));
         self.connection
             .submit(calls, move |replies| {
                 let _buffer = buffer;

@@ -6,10 +6,12 @@
 //! ```
 //! What is sent again keeps its order and its distances: a REF or LINK that reaches a call that was
 //! executed is replaced by what it stands for. In front come the COPY_OUTs that were executed and
-//! whose bytes were lost: their buffers belong to the batch until it is complete.
+//! whose bytes were lost: their buffers belong to the batch until it is complete. A KEEP that the end
+//! of the connection has undone is sent again with the call that it is about, also if it has been
+//! answered.
 
 use crate::abi::log::Record;
-use crate::abi::wire::{Operation, Word};
+use crate::abi::wire::{MAX_REF, Operation, Word};
 use crate::call::{Call, Reply};
 
 /// The calls of a batch that have no reply yet, and the replies to all of its calls.
@@ -17,8 +19,12 @@ use crate::call::{Call, Reply};
 pub struct Unanswered {
     /// In order.
     pub calls: Vec<Call>,
-    /// The server has had so many of them, or may have.
+    /// In front of them is a KEEP that has been answered, and whose next call has not.
+    pub kept: bool,
+    /// The server has had so many of the others, or may have.
     pub sent: usize,
+    /// Of the calls that have replies, some did more than to prepare the others.
+    pub begun: bool,
     /// A reply for each call of the batch, or none for those in `calls`.
     pub replies: Vec<Option<Reply>>,
 }
@@ -40,33 +46,51 @@ pub enum Resumed {
 }
 
 impl Unanswered {
-    /// How many of the calls have been executed, if `executed` of them and those behind have been.
+    /// How many of the calls have been executed, if `executed` of those without an answer and behind
+    /// have been.
     ///
     /// A KEEP at the end does not count: it is about the call behind it, and the end of the
     /// connection has undone it.
     #[must_use]
     pub fn executed(&self, executed: u64) -> usize {
         let executed = usize::try_from(executed).unwrap_or(usize::MAX).min(self.sent);
+        let executed = executed + usize::from(self.kept);
         match self.calls.get(..executed) {
             Some([.., last]) if executed < self.calls.len() && is_keep(last) => executed - 1,
             _ => executed,
         }
     }
 
+    /// Whether the batch has begun for those who see only what it is for, if so many of the calls
+    /// have been executed: bytes in memory of the batch's own do not count.
+    #[must_use]
+    pub fn has_begun(&self, executed: usize) -> bool {
+        let only_prepares = || self.calls.iter().all(prepares);
+        let some = || executed > 0 || self.replies.iter().any(Option::is_some);
+        self.begun || !self.calls[..executed].iter().all(prepares) || (only_prepares() && some())
+    }
+
     /// Goes on where the server stopped: `executed` calls are done, and `record` tells what call
-    /// `i` of them was and returned.
+    /// `i` of those without an answer was and returned.
     #[must_use]
     pub fn resume<'a>(
         self,
         executed: usize,
         record: impl Fn(usize) -> Option<&'a Record>,
     ) -> Resumed {
-        let Self { calls, mut replies, .. } = self;
+        let Self { calls, kept, mut replies, .. } = self;
         let free: Vec<usize> = (0..replies.len()).filter(|i| replies[*i].is_none()).collect();
         let mut again = Vec::new();
         let mut results = Vec::with_capacity(executed);
         for (i, call) in calls[..executed].iter().enumerate() {
-            let Some(record) = record(i) else { return Resumed::ResultLost };
+            if kept && i == 0 {
+                replies[free[i]] = Some(Reply::default());
+                results.push(0);
+                continue;
+            }
+            let same = |record: &&Record| what(record.request.word) == what(call.request.word);
+            let record = record(i - usize::from(kept)).filter(same);
+            let Some(record) = record else { return Resumed::ResultLost };
             let reply = Reply { result: record.result, data: Vec::new() };
             results.push(record.result);
             match (call.data_len(), reply.value()) {
@@ -80,7 +104,9 @@ impl Unanswered {
         // What lies before the first of `calls` has replies already.
         let before = free.first().copied().unwrap_or(0);
         let earlier = |i: usize, distance: u64| {
-            let distance = usize::try_from(distance).ok().filter(|distance| *distance > 0)?;
+            // What reaches no call is left as it is: the server knows that as well.
+            let distance = Some(distance).filter(|distance| (1..=MAX_REF).contains(distance))?;
+            let distance = distance as usize;
             match i.checked_sub(distance) {
                 Some(target) if target >= executed => None,
                 Some(target) => Some(results[target]),
@@ -103,8 +129,23 @@ impl Unanswered {
 
 const CANCELED: i64 = -(nix::libc::ECANCELED as i64);
 
-fn is_keep(call: &Call) -> bool {
-    call.request.word & (Word::OP | Word::NUMBER) == Word::OP | Operation::Keep as u64
+/// What a word asks for, whatever else it says.
+fn what(word: u64) -> u64 {
+    word & (Word::OP | Word::NUMBER)
+}
+
+fn is(call: &Call, operation: Operation) -> bool {
+    what(call.request.word) == Word::OP | operation as u64
+}
+
+/// Whether a call is a KEEP.
+pub(super) fn is_keep(call: &Call) -> bool {
+    is(call, Operation::Keep)
+}
+
+/// Whether a call only prepares one behind it.
+pub(super) fn prepares(call: &Call) -> bool {
+    is_keep(call) || is(call, Operation::CopyIn)
 }
 
 /// The call, with what `earlier` knows in the place of references to it.

@@ -274,7 +274,7 @@ impl<T> Ring<T> {
             calls.drain(..replies.len());
             replies.resize(replies.len() + calls.len(), None);
             // The copies at the end have not been done, and need no ring.
-            (Unanswered { calls, sent: records, replies }, tag)
+            (Unanswered { calls, kept: false, sent: records, begun: false, replies }, tag)
         })
     }
 }

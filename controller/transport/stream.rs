@@ -24,7 +24,7 @@ use bytes::BufMut;
 use bytes::buf::Limit;
 
 use super::log::Log;
-use super::resume::{Resumed, Unanswered};
+use super::resume::{Resumed, Unanswered, is_keep, prepares};
 use crate::abi::log::LOG_CAPACITY;
 use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Word};
 use crate::call::{Call, DataLen, Reply};
@@ -64,6 +64,12 @@ pub struct Fates<T> {
     pub not_executed: Vec<T>,
 }
 
+impl<T> Default for Fates<T> {
+    fn default() -> Self {
+        Self { complete: Vec::new(), lost: Vec::new(), not_executed: Vec::new() }
+    }
+}
+
 /// Batches that wait, set aside.
 pub(crate) struct Queue<T>(VecDeque<Batch<T>>);
 
@@ -75,6 +81,8 @@ struct Batch<T> {
     /// If it goes on after a loss: the replies to all of its calls, with a free place for each of
     /// `calls`.
     known: Option<Vec<Option<Reply>>>,
+    /// Of the calls with replies from before a loss, some did more than to prepare the others.
+    begun: bool,
     tag: T,
 }
 
@@ -151,11 +159,17 @@ impl<T> Stream<T> {
     /// In version 1 the results of earlier batches must not wait for one that blocks: if any of its
     /// calls may, they are sent before it begins.
     pub fn push(&mut self, calls: Vec<Call>, tag: T) {
-        let batch = self.batch(calls, None, tag);
+        let batch = self.batch(calls, None, false, tag);
         self.queue.push_back(batch);
     }
 
-    fn batch(&self, mut calls: Vec<Call>, known: Option<Vec<Option<Reply>>>, tag: T) -> Batch<T> {
+    fn batch(
+        &self,
+        mut calls: Vec<Call>,
+        known: Option<Vec<Option<Reply>>>,
+        begun: bool,
+        tag: T,
+    ) -> Batch<T> {
         debug_assert!(!calls.is_empty());
         if self.version > 0
             && calls.iter().any(Call::may_block)
@@ -171,7 +185,7 @@ impl<T> Stream<T> {
             })
             .collect();
         let replies = Vec::with_capacity(calls.len());
-        Batch { calls, replies, known, tag }
+        Batch { calls, replies, known, begun, tag }
     }
 
     /// Whether a batch is written in part: its rest must follow before anything else can.
@@ -386,16 +400,25 @@ impl<T> Stream<T> {
         }
         self.written = 0;
         for batch in self.sent.drain(..) {
-            let Batch { calls, replies, known, tag } = batch;
+            let Batch { mut calls, mut replies, known, mut begun, tag } = batch;
             let mut known = known.unwrap_or_else(|| vec![None; calls.len()]);
-            let left = calls.into_iter().skip(replies.len()).map(|(call, _)| call);
-            let calls: Vec<Call> = left.collect();
+            let sent = calls.len() - replies.len();
+            // What it has prepared is forgotten.
+            let last = replies.len().checked_sub(1);
+            let undone = |last: &usize| is_keep(&calls[*last].0) && replies[*last].value().is_ok();
+            let kept = last.filter(undone).is_some();
+            if kept {
+                replies.pop();
+            }
+            let rest = calls.split_off(replies.len());
+            begun |= !calls.iter().all(|(call, _)| prepares(call));
+            let calls = rest.into_iter().map(|(call, _)| call).collect();
             let free = known.iter_mut().filter(|reply| reply.is_none());
             for (place, reply) in free.zip(replies) {
                 *place = Some(reply);
             }
-            let sent = calls.len();
-            self.aside.push_back((Unanswered { calls, sent, replies: known }, Some(tag)));
+            let unanswered = Unanswered { calls, kept, sent, begun, replies: known };
+            self.aside.push_back((unanswered, Some(tag)));
         }
     }
 
@@ -411,14 +434,19 @@ impl<T> Stream<T> {
             .aside
             .iter_mut()
             .filter_map(|(unanswered, tag)| tag.take_if(|tag| which(unanswered.calls.last(), tag)));
-        given_up.collect()
+        let given_up = given_up.collect();
+        if self.aside.iter().all(|(_, tag)| tag.is_none()) {
+            // Nor does it stand in front of anything that somebody waits for.
+            self.aside.clear();
+        }
+        given_up
     }
 
     /// What was set aside goes on by what the server's log says, if `again`; else it only learns
     /// what has become of it. `base` is the number of the first call of it, `end` that of the first
     /// one that was not executed.
     pub fn resume(&mut self, log: &Log, base: u64, end: u64, again: bool) -> Fates<T> {
-        let mut fates = Fates { complete: Vec::new(), lost: Vec::new(), not_executed: Vec::new() };
+        let mut fates = Fates::default();
         let mut first = base;
         let mut queue = VecDeque::new();
         for (unanswered, tag) in std::mem::take(&mut self.aside) {
@@ -428,13 +456,14 @@ impl<T> Stream<T> {
                 first += sent;
                 continue;
             };
-            if executed == 0 && !again {
+            let begun = unanswered.has_begun(executed);
+            if !begun && !again {
                 fates.not_executed.push(tag);
             } else {
                 match unanswered.resume(executed, |i| log.record(first + i as u64)) {
                     Resumed::Complete(replies) => fates.complete.push((tag, replies)),
                     Resumed::Again { calls, replies } if again => {
-                        queue.push_back(self.batch(calls, Some(replies), tag));
+                        queue.push_back(self.batch(calls, Some(replies), begun, tag));
                     }
                     Resumed::Again { .. } | Resumed::ResultLost => fates.lost.push(tag),
                 }
@@ -447,7 +476,7 @@ impl<T> Stream<T> {
     }
 
     /// Gives up those batches that were never written and that `which` names.
-    pub(crate) fn withdraw(&mut self, which: impl Fn(&T) -> bool) -> Vec<T> {
+    pub fn withdraw(&mut self, which: impl Fn(&T) -> bool) -> Vec<T> {
         debug_assert_eq!(self.written, 0);
         let queue = std::mem::take(&mut self.queue);
         let (withdrawn, kept): (VecDeque<_>, _) =
@@ -467,9 +496,15 @@ impl<T> Stream<T> {
         self.queue.extend(queue.0);
     }
 
-    /// Gives up what was never written.
-    pub fn abandon(&mut self) -> Vec<T> {
+    /// Gives up what waits to be written.
+    pub fn abandon(&mut self) -> Fates<T> {
         debug_assert_eq!(self.written, 0);
-        self.queue.drain(..).map(|batch| batch.tag).collect()
+        let mut fates = Fates::default();
+        for batch in self.queue.drain(..) {
+            // What goes on after a loss has been begun before it.
+            let fate = if batch.begun { &mut fates.lost } else { &mut fates.not_executed };
+            fate.push(batch.tag);
+        }
+        fates
     }
 }

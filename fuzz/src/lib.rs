@@ -2,18 +2,28 @@
 //!
 //! `tests/fuzz_corpus.rs` runs the same functions on the committed corpus, with stable Rust.
 
-use farcall::abi::handshake::{ANSWER_SIZE, Answer, HANDSHAKE_MAGIC};
+mod server;
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use farcall::abi::handshake::{
+    ANSWER_SIZE, Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, Hello, Token,
+};
+use farcall::abi::log::{LOG_HEAD_SIZE, LogHead, Record, Tenure};
 use farcall::abi::wire::{Operation, RESULT_SIZE, SPARES, STREAM_VERSION, Word};
 use farcall::call::{Call, Reply};
 use farcall::persist::{Hold, answer as read_answer};
 use farcall::sys::Sysno;
 use farcall::transport::stream::Stream;
+use server::{Server, send};
 
 /// A target: what it is called, and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 2] = [("stream", stream), ("answer", answer)];
+pub const TARGETS: [Target; 4] =
+    [("stream", stream), ("answer", answer), ("log", log), ("handshake", handshake)];
 
 /// Takes an input apart from its front; behind its end there are zeros.
 struct Input<'a>(&'a [u8]);
@@ -152,4 +162,70 @@ pub fn answer(input: &[u8]) {
         Hold::Closed => panic!("an answer came"),
         Hold::Refused(reason) => assert!(!reason.is_empty()),
     }
+}
+
+/// The input is what follows an answer to whoever asks for the log: its head, whose missing end is
+/// zeros, and as many records as are whole.
+pub fn log(input: &[u8]) {
+    let mut input = Input(input);
+    let mut bytes = [0; LOG_HEAD_SIZE];
+    let front = input.take(LOG_HEAD_SIZE);
+    bytes[..front.len()].copy_from_slice(front);
+    let head = LogHead::from_bytes(&bytes);
+    let LogHead { calls, first, memory, registry, capacity, used, controllers, past } = head;
+    let numbers = [calls, first, memory, registry, capacity, used, controllers];
+    let past_numbers = past.iter().flat_map(|Tenure { token, end }| [token.0[0], token.0[1], *end]);
+    assert!(numbers.into_iter().chain(past_numbers).flat_map(u64::to_le_bytes).eq(bytes));
+    for tenure in past {
+        let latest = head.end_of(tenure.token).expect("it is there");
+        let same = past.iter().filter(|other| other.token == tenure.token);
+        assert_eq!(same.map(|other| other.end).max(), Some(latest));
+    }
+    let [low, high] = past[0].token.0;
+    let unknown = (1..).map(|n| Token([low ^ n, high]));
+    let unknown = unknown.take(past.len()).find(|token| past.iter().all(|t| t.token != *token));
+    assert!(unknown.is_some_and(|token| head.end_of(token).is_none()));
+    let (records, _) = input.0.as_chunks();
+    for bytes in records {
+        let record = Record::from_bytes(bytes);
+        let request = record.request.to_bytes();
+        assert!(request.into_iter().chain(record.result.to_le_bytes()).eq(*bytes));
+    }
+}
+
+/// The input is what a client of a persistent process's socket sends, in steps: a byte that says with
+/// how many descriptors (two bits) and how many bytes, and those. Whatever it was, the process is
+/// there for the next one, and nobody can have attached but once.
+pub fn handshake(input: &[u8]) {
+    let mut server = Server::start();
+    let (_stream, theirs) = UnixStream::pair().unwrap();
+    let client = server.connect();
+    let mut input = Input(input);
+    while !input.0.is_empty() {
+        let step = input.byte();
+        let bytes = input.take(usize::from(step >> 2));
+        let fds = vec![theirs.as_raw_fd(); usize::from(step & 3)];
+        if bytes.is_empty() || !send(&client, bytes, &fds) {
+            break;
+        }
+    }
+    // Who asks without descriptors changes nothing either: asked twice, it is the same.
+    let token = Token([u64::MAX; 2]);
+    let hello = Hello {
+        magic: HANDSHAKE_MAGIC,
+        version: HANDSHAKE_VERSION,
+        token,
+        flags: Hello::LOG,
+        ..Hello::default()
+    };
+    let told = [(); 2].map(|()| server.answer(&hello.to_bytes()));
+    assert_eq!(told[0], told[1]);
+    let (answer, head) = told[0].split_first_chunk().expect("an answer");
+    let answer = Answer::from_bytes(answer);
+    let head = LogHead::from_bytes(head.try_into().expect("a log without records"));
+    assert_eq!((answer.magic, answer.version), (HANDSHAKE_MAGIC, HANDSHAKE_VERSION));
+    // Somebody may be attached: by version 1 with a token, or by version 0.
+    assert!(answer.status < 0 && answer.generation <= 1);
+    assert!(head.controllers <= answer.generation);
+    assert_eq!((head.calls, head.memory, head.registry), (0, 0, 0));
 }

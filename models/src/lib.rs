@@ -8,6 +8,12 @@
 #![allow(dead_code, reason = "the models use a part of what both sides need")]
 #![allow(clippy::duplicate_mod, reason = "each mutant has the claims for itself")]
 
+#[path = "../../abi/src/bytes.rs"]
+mod bytes;
+#[path = "../../abi/src/handshake.rs"]
+pub mod handshake;
+#[path = "../../abi/src/log.rs"]
+pub mod log;
 #[path = "../../abi/src/ring.rs"]
 pub mod ring;
 #[path = "../../abi/src/wire.rs"]

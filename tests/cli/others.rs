@@ -175,7 +175,7 @@ fn an_output_that_nobody_reads_is_no_panic() {
 fn every_command_has_a_help_text_and_the_hidden_ones_are_not_listed() {
     let test = TestHome::new();
     let help = succeed(&test, &["--help"]);
-    for command in ["demo", "start", "ls", "call", "names", "stop", "image", "bench"] {
+    for command in ["demo", "start", "ls", "call", "log", "names", "stop", "image", "bench"] {
         assert!(help.contains(&format!("\n  {command}")), "{command}: {help}");
         let own = succeed(&test, &[command, "--help"]);
         assert!(own.contains("--json"), "{command}: {own}");

@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use farcall::Process;
 use farcall::persist::{Home, Incarnation};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::unistd::Pid;
 
 /// How long a test waits for an event before it fails loudly. No claim is about time.
@@ -192,4 +195,22 @@ pub fn state(pid: i32) -> Option<char> {
 pub fn blocked_in(pid: i32) -> Option<usize> {
     let text = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
     text.split_whitespace().next()?.parse().ok()
+}
+
+/// Ends a connection, by duplicates of the server's sockets.
+pub fn cut(process: &Process) {
+    for number in process.server_descriptors() {
+        // SAFETY: the calls have no pointers.
+        unsafe {
+            let pidfd = process.pidfd().as_raw_fd();
+            let fd = nix::libc::syscall(nix::libc::SYS_pidfd_getfd, pidfd, number, 0) as i32;
+            if fd < 0 {
+                continue;
+            }
+            let fd = OwnedFd::from_raw_fd(fd);
+            if getsockopt(&fd, sockopt::AcceptConn) == Ok(false) {
+                let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
+            }
+        }
+    }
 }

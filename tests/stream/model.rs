@@ -351,7 +351,7 @@ impl Pair {
 
     pub fn abandon(&mut self) -> Vec<usize> {
         self.queue.clear();
-        self.stream.abandon()
+        self.stream.abandon().not_executed
     }
 
     /// What must be true at any time.

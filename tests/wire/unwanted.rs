@@ -11,6 +11,13 @@ use crate::client::{Attached, Client, Ends, OTHER, TOKEN, attach, count, hello};
 use crate::server::{Persistent, check};
 use crate::stream::request;
 
+/// A handshake that asks for the log.
+fn asking(token: &[u8; 16]) -> Vec<u8> {
+    let mut bytes = hello(token);
+    bytes[36] = 2;
+    bytes
+}
+
 /// What a client that nobody wants sends, and with how many descriptors.
 fn unwanted() -> Vec<(&'static str, Vec<u8>, usize)> {
     let hello = hello(&OTHER);
@@ -25,6 +32,8 @@ fn unwanted() -> Vec<(&'static str, Vec<u8>, usize)> {
         ("half a handshake and descriptors", hello[..24].to_vec(), 2),
         ("a handshake without its last byte", hello[..47].to_vec(), 3),
         ("a handshake without descriptors", hello.clone(), 0),
+        ("a question for the log", asking(&OTHER), 0),
+        ("a question for the log with a descriptor", asking(&OTHER), 1),
         ("a count and nothing more", count(2)[..4].to_vec(), 0),
         ("a count and descriptors, without the last byte", count(2)[..4].to_vec(), 2),
         ("a count without descriptors", count(2), 0),

@@ -258,7 +258,9 @@ impl State {
     /// Gives up what was never written, and what nobody will say any more what has become of.
     pub(super) fn abandon(&mut self) -> Lost {
         let mut lost = Lost::new(self.stream.give_up(|_, _| true), Outcome::PossiblyExecuted);
-        lost.extend(Lost::new(self.stream.abandon(), Outcome::NotExecuted));
+        let fates = self.stream.abandon();
+        lost.extend(Lost::new(fates.lost, Outcome::Executed));
+        lost.extend(Lost::new(fates.not_executed, Outcome::NotExecuted));
         lost
     }
 

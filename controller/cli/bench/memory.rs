@@ -38,7 +38,7 @@ pub async fn memory(progress: &Progress) -> Result<Vec<Row>, Failure> {
         },
     );
     let stream = bandwidth("memory.stream", &stream, "raw socketpair stream", &raw, 2 * SIZE);
-    Ok(vec![arena(progress).await?, stream])
+    Ok(vec![arena(progress).await?, bulk(progress).await?, stream])
 }
 
 /// Into memory that the process shares with this one: it is where a call finds it.
@@ -64,4 +64,28 @@ async fn arena(progress: &Progress) -> Result<Row, Failure> {
         return Err(Failure::new("the bytes are not in the process"));
     }
     Ok(bandwidth("memory.arena", &figure, "memcpy", &baseline, SIZE))
+}
+
+/// Into and out of memory of a process that shares other memory with this one.
+async fn bulk(progress: &Progress) -> Result<Row, Failure> {
+    let process = root(None).await?;
+    process.enter_ring(Polling::default()).await?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = process.mmap(SIZE, protection, MapFlags::MAP_PRIVATE, None).await?;
+    let mut bytes = vec![7; SIZE];
+    let [mut one, mut other] = [vec![7; SIZE], vec![0; SIZE]];
+    let [figure, baseline] = take_turns!(
+        progress,
+        "memory.bulk",
+        TRANSFERS,
+        for _ in 0..TRANSFERS {
+            process.write_memory(memory.address(), bytes).await?;
+            bytes = process.read_memory(memory.address(), SIZE).await?;
+        },
+        for _ in 0..TRANSFERS {
+            other.copy_from_slice(black_box(&one));
+            one.copy_from_slice(black_box(&other));
+        },
+    );
+    Ok(bandwidth("memory.bulk", &figure, "memcpy", &baseline, 2 * SIZE))
 }

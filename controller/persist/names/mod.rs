@@ -16,7 +16,7 @@ use syscalls::Sysno;
 use crate::abi::registry::{ENTRY_SIZE, Entry};
 use crate::abi::wire::Operation;
 use crate::call::{Call, Error, Result};
-use crate::handle::{Fd, Kept, Mapping, entries_behind, kind};
+use crate::handle::{Fd, Kept, Mapping, kind};
 use crate::process::{Child, Process};
 use crate::sys::registry::{check_name, entry};
 use crate::sys::{Buffer, last};
@@ -219,7 +219,7 @@ impl Process {
     ) -> Result<()> {
         check_name(name)?;
         let mut bytes = entry(name, kind, details).to_bytes().to_vec();
-        bytes.extend(entries_behind(behind));
+        bytes.extend(Kept::parts(behind));
         let len = bytes.len() as u64;
         bytes.extend(value.to_le_bytes());
         let buffer = self.buffer(bytes.len()).await?;

@@ -1,0 +1,154 @@
+//! `farcall log`: what a persistent process has executed last.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use farcall::abi::log::Record;
+use farcall::abi::wire::{MAX_ERRNO, Operation, Word};
+use farcall::call::errno_name;
+use farcall::persist::{Flight, Home, Name, flight};
+use farcall::sys::Sysno;
+use nix::errno::Errno;
+use serde::Serialize;
+
+use crate::Done;
+use crate::output::{print, print_json};
+
+/// Shows what a persistent process has executed last, the latest call at the end.
+///
+/// The process itself remembers its last 128 calls, over all controllers: also those of one that was
+/// killed in the middle. It is only asked, and whoever is attached stays so. Arguments are shown as
+/// the kernel got them: the results of earlier calls are in their places.
+#[derive(Args)]
+pub struct LogCommand {
+    /// Its name
+    name: Name,
+    /// Show only so many calls, the latest ones
+    #[arg(short = 'n', long, value_name = "COUNT")]
+    lines: Option<usize>,
+    /// Wait so many seconds for a process that is busy with a call
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    timeout: u64,
+    /// Print one object: name, holder {pid, since} or null, calls (how many there were) and records,
+    /// an array of {number, call, args, result, errno, own}; own is true for calls of the connection
+    /// that there is, or was last
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    name: String,
+    holder: Option<Holder>,
+    calls: u64,
+    records: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Holder {
+    pid: Option<i32>,
+    since: i64,
+}
+
+#[derive(Serialize)]
+struct Row {
+    number: u64,
+    call: String,
+    args: [u64; 6],
+    result: i64,
+    errno: Option<String>,
+    own: bool,
+}
+
+impl LogCommand {
+    pub async fn run(self) -> Done {
+        let place = Home::find()?.place(&self.name);
+        let flight = flight(&place, Duration::from_secs(self.timeout)).await?;
+        // Calls that came before the process had memory for them left nothing.
+        let there = || flight.log.calls().skip_while(|(_, record)| **record == Record::default());
+        let skip = there().count().saturating_sub(self.lines.unwrap_or(usize::MAX));
+        let rows: Vec<Row> = there()
+            .skip(skip)
+            .map(|(number, record)| row(number, record, number >= flight.log.head.first))
+            .collect();
+        if self.json {
+            let holder = flight.holder.map(|(pid, since)| Holder { pid, since });
+            let (name, calls) = (self.name.to_string(), flight.log.head.calls);
+            print_json(&Report { name, holder, calls, records: rows })?;
+        } else if rows.is_empty() {
+            eprintln!("{}: no call is on record", self.name);
+        } else {
+            print(&text(&flight, &rows))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn row(number: u64, record: &Record, own: bool) -> Row {
+    let Record { request, result } = *record;
+    let what = (request.word & Word::NUMBER) as u32;
+    let call = if request.word & Word::OP == 0 {
+        Sysno::new(what as usize)
+            .map_or_else(|| format!("syscall {what}"), |number| number.name().into())
+    } else {
+        Operation::from_number(what).map_or_else(|| format!("operation {what}"), name_of)
+    };
+    let failed = (-MAX_ERRNO..0).contains(&result);
+    // In range: it was just compared.
+    let errno = failed.then(|| errno_name(Errno::from_raw(-result as i32)));
+    Row { number, call, args: request.args, result, errno, own }
+}
+
+/// Operations are in capitals, as in the protocol's text.
+fn name_of(operation: Operation) -> String {
+    let name = format!("{operation:?}");
+    let mut capitals = String::new();
+    for (at, letter) in name.chars().enumerate() {
+        if at > 0 && letter.is_uppercase() {
+            capitals.push('_');
+        }
+        capitals.extend(letter.to_uppercase());
+    }
+    capitals
+}
+
+fn text(flight: &Flight, rows: &[Row]) -> String {
+    let mut text = String::new();
+    let mut own = rows.first().is_some_and(|row| row.own);
+    for row in rows {
+        if row.own && !own {
+            own = true;
+            text.push_str("-- the present connection, or the last one --\n");
+        }
+        // Arguments that are zero at the end are mostly those that the call does not have.
+        let used = row.args.iter().rposition(|argument| *argument != 0).map_or(0, |last| last + 1);
+        let args: Vec<String> = row.args[..used].iter().map(|value| number(*value)).collect();
+        let result = match &row.errno {
+            Some(errno) => errno.clone(),
+            None => number(row.result.cast_unsigned()),
+        };
+        let _ = writeln!(text, "{:>8}  {}({}) = {result}", row.number, row.call, args.join(", "));
+    }
+    let held = match flight.holder {
+        None => "nobody is attached".to_owned(),
+        Some((Some(pid), _)) => format!("pid {pid} is attached"),
+        Some((None, _)) => "a controller that did not say its pid is attached".to_owned(),
+    };
+    let _ = writeln!(text, "{} calls so far; {held}", flight.log.head.calls);
+    text
+}
+
+/// As a person reads it: small numbers and negative ints in decimal, addresses in hexadecimal.
+fn number(value: u64) -> String {
+    let signed = value.cast_signed();
+    if (-4096..0).contains(&signed) {
+        return signed.to_string();
+    }
+    // An int that was negative, such as AT_FDCWD.
+    match i32::try_from(value.cast_signed()) {
+        Ok(value) => value.to_string(),
+        Err(_) => format!("{value:#x}"),
+    }
+}

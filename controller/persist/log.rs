@@ -1,0 +1,46 @@
+//! The flight recorder: what a persistent process has executed last, without attaching to it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::attach::refused;
+use super::handshake::Hold;
+use super::home::Place;
+use super::meet::{Heard, ask};
+use crate::call::Result;
+use crate::process::random_token;
+use crate::transport::log::Log;
+
+/// What a persistent process has executed last, and who holds it.
+#[derive(Clone, Debug)]
+pub struct Flight {
+    /// Its last calls, with their results.
+    pub log: Log,
+    /// Who is attached: its pid where it told it, and since when in seconds since 1970.
+    pub holder: Option<(Option<i32>, i64)>,
+}
+
+/// Asks the persistent process at `place` for its last calls. Nothing changes by that: who is
+/// attached stays so.
+///
+/// # Errors
+///
+/// [`Error::Attach`](crate::Error::Attach) if nobody listens there, it is another user's, or it does
+/// not answer within `timeout`: a process that is blocked in a call answers when that has returned.
+pub async fn flight(place: &Place, timeout: Duration) -> Result<Flight> {
+    let Heard { hold, log } = ask(place, random_token()?, Instant::now() + timeout).await?;
+    let holder = match hold {
+        Hold::Nobody { .. } => None,
+        Hold::Theirs { pid, since } => Some((pid, since)),
+        Hold::Refused(reason) => return Err(refused(place, reason)),
+        Hold::Closed => {
+            return Err(refused(
+                place,
+                "the server closed the connection: you may not ask, or it is none of farcall's",
+            ));
+        }
+        Hold::Ours { .. } => return Err(refused(place, "the server attached what only asked")),
+    };
+    Ok(Flight { log, holder })
+}

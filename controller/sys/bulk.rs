@@ -1,0 +1,245 @@
+//! Large transfers on the same machine: through a pipe that holds pages instead of bytes, so that the
+//! kernel copies them once, from one process's memory into the other's.
+//!
+//! ```text
+//!   in    vmsplice(2) here: the pages are in the pipe      read(2) there: copied to their place
+//!   out   vmsplice(2) there                                read(2) here
+//! ```
+//! A pipe holds a piece at a time: all of it is in the pipe before the other side reads, so neither
+//! side waits for the other. Whoever transfers has the pipe for itself until its piece is through,
+//! also if nobody waits for that any more. A pipe in which something may be left is not used again.
+
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, vmsplice};
+use nix::unistd::{pipe2, read};
+use syscalls::Sysno;
+use tokio::sync::OwnedMutexGuard;
+
+use super::{Task, last};
+use crate::call::{Call, Error, Reply, Result};
+use crate::handle::Fd;
+
+/// From how many bytes on a pipe is worth its two calls a piece.
+const MUCH: usize = 256 * 1024;
+/// What a pipe is asked to hold: as much as anybody may ask for.
+const CAPACITY: usize = 1 << 20;
+const PAGE: usize = 4096;
+
+/// The pipes of a task, one for each direction.
+#[derive(Debug, Default)]
+pub(super) struct Pipes {
+    into: Arc<tokio::sync::Mutex<Option<Pipe>>>,
+    out: Arc<tokio::sync::Mutex<Option<Pipe>>>,
+}
+
+#[derive(Debug)]
+struct Pipe {
+    here: OwnedFd,
+    there: Fd,
+    /// The most bytes of a piece.
+    piece: usize,
+}
+
+/// A pipe that nobody else uses. What is dropped while a piece is in it takes the pipe with it.
+struct Held {
+    pipe: OwnedMutexGuard<Option<Pipe>>,
+    empty: bool,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.empty {
+            *self.pipe = None;
+        }
+    }
+}
+
+/// Which end is here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Here {
+    Writes,
+    Reads,
+}
+
+impl Task {
+    /// Whether a transfer to or from that address is worth a pipe: it is large, on the same machine,
+    /// and not in memory that this process shares anyway.
+    pub(super) fn is_bulk(&self, address: u64, len: usize) -> bool {
+        len >= MUCH && self.connection.has_ring() && !self.shares(address)
+    }
+
+    /// Puts bytes into the target's memory. They come back if there can be no pipe.
+    pub(super) async fn bulk_in(
+        &self,
+        address: u64,
+        bytes: Vec<u8>,
+    ) -> Result<std::result::Result<(), Vec<u8>>> {
+        let Some(mut held) = self.pipe(Here::Writes).await? else { return Ok(Err(bytes)) };
+        let len = bytes.len();
+        let bytes = Arc::new(bytes);
+        let mut done = 0;
+        while done < len {
+            held.empty = false;
+            let Some(pipe) = &*held.pipe else { return Err(Error::Fault { address, len }) };
+            let piece = pipe.piece.min(len - done);
+            fill(pipe, &bytes[done..done + piece]).map_err(Error::local("vmsplice"))?;
+            let to = address + done as u64;
+            let there = pipe.there.number() as u64;
+            let read = Call::syscall(Sysno::read, [there, to, piece as u64, 0, 0, 0]);
+            let used = bytes.clone();
+            let complete = move |replies: Vec<Reply>| {
+                // The pages are in the pipe until here.
+                let _used = used;
+                let read = last(&replies)
+                    .and_then(|reply| reply.value().map_err(|_| Error::Fault { address, len }));
+                if read? != piece as u64 {
+                    return Err(Error::Fault { address, len });
+                }
+                held.empty = true;
+                Ok(held)
+            };
+            held = self.connection.submit(vec![read], complete).await?;
+            done += piece;
+        }
+        Ok(Ok(()))
+    }
+
+    /// The bytes of the target's memory, or `None` if there can be no pipe.
+    pub(super) async fn bulk_out(&self, address: u64, len: usize) -> Result<Option<Vec<u8>>> {
+        let Some(mut held) = self.pipe(Here::Reads).await? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        if bytes.try_reserve_exact(len).is_err() {
+            return Ok(None);
+        }
+        let iovec = self.buffer(2 * size_of::<u64>()).await?;
+        let iovec = Arc::new(iovec);
+        while bytes.len() < len {
+            held.empty = false;
+            let Some(pipe) = &*held.pipe else { return Err(Error::Fault { address, len }) };
+            let piece = pipe.piece.min(len - bytes.len());
+            let from = address + bytes.len() as u64;
+            let flags = u64::from(SpliceFFlags::SPLICE_F_NONBLOCK.bits());
+            let (there, at) = (pipe.there.number() as u64, iovec.address());
+            let calls = vec![
+                Call::copy_in(at, [from, piece as u64].map(u64::to_le_bytes).concat()),
+                Call::syscall(Sysno::vmsplice, [there, at, 1, flags, 0, 0]).linked(),
+            ];
+            let used = iovec.clone();
+            let complete = move |replies: Vec<Reply>| {
+                let _used = used;
+                let spliced = last(&replies)?.value();
+                held.empty = match (&*held.pipe, spliced) {
+                    (Some(pipe), Ok(n)) if n == piece as u64 => drain(pipe, &mut bytes, piece),
+                    _ => false,
+                };
+                if held.empty { Ok((held, bytes)) } else { Err(Error::Fault { address, len }) }
+            };
+            (held, bytes) = self.connection.submit(calls, complete).await?;
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The pipe in that direction, which is made if there is none. `None`: there can't be one.
+    async fn pipe(&self, here: Here) -> Result<Option<Held>> {
+        let place = match here {
+            Here::Writes => self.pipes.into.clone(),
+            Here::Reads => self.pipes.out.clone(),
+        };
+        let mut pipe = place.lock_owned().await;
+        // One that was made for another table is not this task's any more.
+        pipe.take_if(|pipe| self.number(&pipe.there).is_err());
+        if pipe.is_none() {
+            *pipe = self.make(here).await?;
+        }
+        Ok(pipe.is_some().then_some(Held { pipe, empty: true }))
+    }
+
+    async fn make(&self, here: Here) -> Result<Option<Pipe>> {
+        let Ok((reads, writes)) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK) else {
+            return Ok(None);
+        };
+        // Who may not have as much has what there is.
+        let _ = fcntl(&writes, FcntlArg::F_SETPIPE_SZ(CAPACITY as i32));
+        let Ok(capacity) = fcntl(&writes, FcntlArg::F_GETPIPE_SZ) else { return Ok(None) };
+        // Bytes that do not begin with a page reach into one more than they fill.
+        let piece = (capacity as usize).saturating_sub(PAGE);
+        if piece == 0 {
+            return Ok(None);
+        }
+        let (ours, theirs) = match here {
+            Here::Writes => (writes, reads),
+            Here::Reads => (reads, writes),
+        };
+        let there = match self.send_fds(&[theirs.as_fd()]).await {
+            Ok(mut fds) => fds.pop(),
+            // No room in its table.
+            Err(Error::Call { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(there.map(|there| Pipe { here: ours, there, piece }))
+    }
+}
+
+/// Puts the pages of these bytes into the pipe, which is empty.
+fn fill(pipe: &Pipe, mut bytes: &[u8]) -> nix::Result<()> {
+    while !bytes.is_empty() {
+        let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+        // SAFETY: the pages may be read until they are out of the pipe. Nobody changes the bytes until
+        // then; where they are given up before, the pipe is given up too, and who reads what is still
+        // in it reads something else, of memory that the kernel keeps as long.
+        let n = unsafe { vmsplice(&pipe.here, &[IoSlice::new(bytes)], flags) }?;
+        bytes = &bytes[n..];
+    }
+    Ok(())
+}
+
+/// Takes `piece` bytes out of the pipe, which has as many. False: it has not.
+fn drain(pipe: &Pipe, bytes: &mut Vec<u8>, piece: usize) -> bool {
+    let before = bytes.len();
+    let mut got = 0;
+    while got < piece {
+        let room = &mut bytes.spare_capacity_mut()[..piece - got];
+        // SAFETY: read(2) writes bytes there and reads none, so that they need not be initialized.
+        let room = unsafe { &mut *(std::ptr::from_mut(room) as *mut [u8]) };
+        match read(&pipe.here, room) {
+            Ok(n) if n > 0 => {
+                got += n;
+                // SAFETY: the kernel has just filled as many behind those that there were.
+                unsafe { bytes.set_len(before + got) };
+            }
+            _ => return false,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_holds_a_piece_wherever_it_begins() {
+        let (reads, writes) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+        let capacity = fcntl(&writes, FcntlArg::F_GETPIPE_SZ).unwrap() as usize;
+        let bytes: Vec<u8> = (0..capacity + PAGE).map(|i| i as u8).collect();
+        for start in [0, 1, 8, 100, PAGE - 1] {
+            let piece = &bytes[start..start + capacity - PAGE];
+            let mut sent = 0;
+            while sent < piece.len() {
+                let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+                // SAFETY: the bytes stay as they are until they have been read.
+                sent +=
+                    unsafe { vmsplice(&writes, &[IoSlice::new(&piece[sent..])], flags) }.unwrap();
+            }
+            let mut got = vec![0; piece.len()];
+            let mut at = 0;
+            while at < got.len() {
+                at += read(&reads, &mut got[at..]).unwrap();
+            }
+            assert!(got == piece);
+        }
+    }
+}
