@@ -289,7 +289,7 @@ async fn what_any_process_has_made_goes_to_one_that_is_persistent_at_once() {
     drop(log);
     let heir = builder.spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
     assert_eq!(heir.unclaimed().await.unwrap(), []);
-    drop(heir);
+    heir.prepare_for_reconnect().await.unwrap();
     job.exit(9).await.unwrap();
     job.wait().await.unwrap();
     drop((job, job_fd, socket));

@@ -177,7 +177,10 @@ fn an_output_that_nobody_reads_is_no_panic() {
 fn every_command_has_a_help_text_and_the_hidden_ones_are_not_listed() {
     let test = TestHome::new();
     let help = succeed(&test, &["--help"]);
-    let all = ["demo", "start", "ls", "call", "names", "stop", "upgrade", "image", "bench"];
+    let all = [
+        "demo", "start", "ls", "call", "log", "names", "stop", "upgrade", "image", "torture",
+        "bench",
+    ];
     for command in all {
         assert!(help.contains(&format!("\n  {command}")), "{command}: {help}");
         let own = succeed(&test, &[command, "--help"]);

@@ -126,7 +126,7 @@ impl Process {
     }
 
     /// Gives an open descriptor a name: it stays open when its handle is dropped.
-    /// [`Chain::keep`](crate::Chain::keep) names one at the instant at which it is opened.
+    /// [`Chain::keep`](crate::chain::Chain::keep) names one at the instant at which it is opened.
     ///
     /// # Errors
     ///
