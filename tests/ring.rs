@@ -178,7 +178,16 @@ async fn many_tasks_and_threads_get_their_own_results_in_order_and_leave_nothing
             tokio::time::timeout(LIMIT, one).await.expect("it ends").unwrap();
         }
         assert!(root.connection().has_ring(), "it was in use all the time");
-        until_async("its descriptors are those from before", || fds(pid) == fds_before).await;
+        // And pipes for large transfers, one for each direction, which stay.
+        until_async("its descriptors are those from before", || {
+            let now = fds(pid);
+            let new: Vec<_> =
+                now.iter().filter(|(number, link)| fds_before.get(number) != Some(link)).collect();
+            new.len() <= 2
+                && new.iter().all(|(_, link)| link.to_string_lossy().starts_with("pipe:"))
+                && now.len() == fds_before.len() + new.len()
+        })
+        .await;
         until_async("its mappings are those from before", || mappings(pid) == mappings_before)
             .await;
     }

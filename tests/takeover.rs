@@ -49,12 +49,18 @@ async fn holder(home: &str) {
             },
             "block" => drop(process.nanosleep(Duration::from_secs(3600)).await),
             "copy in" => loop {
-                let bytes = vec![1; MUCH];
-                if process.write_memory(memory.address(), bytes).await.is_err() {
+                // On the stream, which is where bytes can be stopped at.
+                let call = Call::copy_in(memory.address(), vec![1; MUCH]);
+                if process.connection().submit(vec![call], Ok).await.is_err() {
                     break;
                 }
             },
-            "copy out" => while process.read_memory(memory.address(), MUCH).await.is_ok() {},
+            "copy out" => loop {
+                let call = Call::copy_out(memory.address(), MUCH);
+                if process.connection().submit(vec![call], Ok).await.is_err() {
+                    break;
+                }
+            },
             "idle" => {}
             other => panic!("{other}"),
         }

@@ -30,7 +30,7 @@ use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Word};
 use crate::call::{Call, DataLen, Reply};
 
 /// How many pieces are offered to one write.
-const PIECES: usize = 64;
+const PIECES: usize = 128;
 
 /// From how many bytes on it is worth while to read data right to their place.
 const MUCH: usize = 16 * 1024;
