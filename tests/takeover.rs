@@ -48,13 +48,19 @@ async fn holder(home: &str) {
                 }
             },
             "block" => drop(process.nanosleep(Duration::from_secs(3600)).await),
+            // In the stream, whatever other way there is for so much.
             "copy in" => loop {
-                let bytes = vec![1; MUCH];
-                if process.write_memory(memory.address(), bytes).await.is_err() {
+                let bytes = Call::copy_in(memory.address(), vec![1; MUCH]);
+                if process.connection().call("COPY_IN", bytes).await.is_err() {
                     break;
                 }
             },
-            "copy out" => while process.read_memory(memory.address(), MUCH).await.is_ok() {},
+            "copy out" => loop {
+                let bytes = vec![Call::copy_out(memory.address(), MUCH)];
+                if process.connection().submit(bytes, Ok).await.is_err() {
+                    break;
+                }
+            },
             "idle" => {}
             other => panic!("{other}"),
         }
