@@ -355,8 +355,11 @@ impl Server {
             change(&mut self.watched.listen.fd, listen);
             self.hold(Token([low, high]), holder as i32, true);
         }
+        let generation = self.answer.generation;
         let sent = self.finish_now(self.answer.spares);
-        change(&mut self.output.fd, stream >> 32);
+        if generation == self.answer.generation {
+            change(&mut self.output.fd, stream >> 32);
+        }
         sent
     }
 }

@@ -5,8 +5,8 @@
 use farcall_abi::wire::Word;
 
 use crate::serve::{HangUp, Server};
-use crate::stream::{OUTPUT, transfer};
-use crate::sys::{self, ECANCELED, EFAULT, EINVAL, PollFd};
+use crate::stream::{OUTPUT, Way};
+use crate::sys::{self, ECANCELED, EFAULT, EINVAL};
 
 const PAGE: u64 = 4096;
 
@@ -35,7 +35,7 @@ impl Server {
             self.flush()?;
         }
         if result == len as i64 {
-            let rest = sys::transfer(&mut self.watched.input, addr.wrapping_add(here), left);
+            let rest = self.transfer(Way::In, addr.wrapping_add(here), left);
             left = rest.left;
             if left != 0 {
                 if rest.stop != EFAULT {
@@ -44,7 +44,7 @@ impl Server {
                 result = EFAULT;
             }
         }
-        pad(&mut self.watched.input, left)?;
+        self.pad(Way::In, left)?;
         self.finish(result)
     }
 
@@ -72,7 +72,7 @@ impl Server {
             while left > 0 {
                 let from = addr.wrapping_add(len - left);
                 let size = step.min(left);
-                let part = sys::transfer(&mut self.output, from, size);
+                let part = self.transfer(Way::Out, from, size);
                 left -= size - part.left;
                 if part.left != 0 {
                     if part.stop != EFAULT {
@@ -84,21 +84,22 @@ impl Server {
                 }
                 step = PAGE - addr.wrapping_add(len - left) % PAGE;
             }
-            pad(&mut self.output, left)?;
+            self.pad(Way::Out, left)?;
         }
         self.push((len - left) as i64)
     }
-}
 
-/// Consumes bytes that have no place, or sends zeros for bytes that are not there.
-fn pad(end: &mut PollFd, mut len: u64) -> Result<(), HangUp> {
-    let mut scratch = [0u8; 512];
-    while len > 0 {
-        let step = len.min(scratch.len() as u64);
-        transfer(end, scratch.as_mut_ptr() as u64, step)?;
-        len -= step;
+
+    /// Consumes bytes that have no place, or sends zeros for bytes that are not there.
+    fn pad(&mut self, way: Way, mut len: u64) -> Result<(), HangUp> {
+        let mut scratch = [0u8; 512];
+        while len > 0 {
+            let step = len.min(scratch.len() as u64);
+            self.transfer_all(way, scratch.as_mut_ptr() as u64, step)?;
+            len -= step;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// `LOAD(addr, width)`: the number there.

@@ -110,11 +110,13 @@ impl Server {
     /// and without a listener there won't be another one.
     #[inline(never)]
     fn advance(&mut self) -> bool {
+        let generation = self.answer.generation;
         let n = self.read();
         if is_later(n) {
             return self.wait();
         }
-        if n > 0 && self.execute_all().is_ok() {
+        // In the midst of bytes another connection may have taken the place of this one.
+        if n > 0 && (self.execute_all().is_ok() || generation != self.answer.generation) {
             return true;
         }
         if self.watched.listen.fd < 0 {
@@ -176,6 +178,19 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Looks once for who wants to attach, without waiting. True: the connection is another one now.
+    #[inline(never)]
+    pub fn attends(&mut self) -> bool {
+        let generation = self.answer.generation;
+        self.watched.poll(Patience::None);
+        if self.watched.client.revents != 0 {
+            self.progress();
+        } else if self.watched.listen.revents & POLLIN != 0 {
+            self.accept();
+        }
+        generation != self.answer.generation
     }
 
     /// Ends the connection; what was read of a request is forgotten.

@@ -12,7 +12,7 @@ use farcall_abi::log::{LOG_CAPACITY, LogHead, Record};
 use farcall_abi::wire::{LOG_OFFSET, MAX_ERRNO, MAX_REF, REQUEST_SIZE, RESULT_SIZE, Request};
 
 use crate::serve::{HangUp, Server};
-use crate::sys::{self, EAGAIN, ECANCELED, EINTR, PollFd, Transferred};
+use crate::sys::{self, EAGAIN, ECANCELED, EINTR, Transferred};
 
 /// Requests for which version 1's input buffer has room: as many as a REF reaches back.
 const AHEAD: usize = MAX_REF as usize;
@@ -180,17 +180,39 @@ impl Server {
     pub fn flush(&mut self) -> Result<(), HangUp> {
         let (input, size) = self.buffers();
         let len = core::mem::take(&mut self.stream.filled);
-        transfer(&mut self.output, input as u64 + size as u64, len as u64)
+        self.transfer_all(Way::Out, input as u64 + size as u64, len as u64)
+    }
+
+    /// Moves all of the bytes, or the connection is over.
+    #[inline(never)]
+    pub fn transfer_all(&mut self, way: Way, address: u64, len: u64) -> Result<(), HangUp> {
+        match self.transfer(way, address, len) {
+            Transferred { left: 0, .. } => Ok(()),
+            _ => Err(HangUp),
+        }
+    }
+
+    /// Moves bytes of the connection. Whoever interrupts that may be about to attach: a controller
+    /// that stalls in the midst of bytes keeps nobody out.
+    #[inline(never)]
+    pub fn transfer(&mut self, way: Way, mut address: u64, mut left: u64) -> Transferred {
+        loop {
+            let end = if way == Way::In { &mut self.watched.input } else { &mut self.output };
+            let moved = sys::transfer(end, address, left);
+            if moved.stop != EINTR || self.attends() {
+                return moved;
+            }
+            address = address.wrapping_add(left - moved.left);
+            left = moved.left;
+        }
     }
 }
 
-/// Moves all of the bytes, or the connection is over.
-#[inline(always)]
-pub fn transfer(end: &mut PollFd, address: u64, len: u64) -> Result<(), HangUp> {
-    match sys::transfer(end, address, len) {
-        Transferred { left: 0, .. } => Ok(()),
-        _ => Err(HangUp),
-    }
+/// Where bytes of the connection go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    In,
+    Out,
 }
 
 /// Whether a read has to be tried again later.

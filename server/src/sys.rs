@@ -145,8 +145,8 @@ pub struct Transferred {
     pub stop: i64,
 }
 
-/// read(2), on a descriptor with POLLIN, or write(2), with POLLOUT, until all of the bytes are moved:
-/// through interruptions, and waiting for a descriptor that is non-blocking. The memory may be
+/// read(2), on a descriptor with POLLIN, or write(2), with POLLOUT, until all of the bytes are moved or
+/// it is interrupted, and waiting for a descriptor that is non-blocking. The memory may be
 /// anybody's: the kernel checks it.
 pub fn transfer(end: &mut PollFd, mut address: u64, mut left: u64) -> Transferred {
     let number = if end.events == POLLIN { Sysno::read } else { Sysno::write };
@@ -158,9 +158,12 @@ pub fn transfer(end: &mut PollFd, mut address: u64, mut left: u64) -> Transferre
             address = address.wrapping_add(n as u64);
             left -= n as u64;
         } else if n == EAGAIN {
-            poll(core::slice::from_mut(end), Patience::Endless);
-        } else if n != EINTR {
+            stop = poll(core::slice::from_mut(end), Patience::Endless).min(0);
+        } else {
             stop = n;
+            break;
+        }
+        if stop == EINTR {
             break;
         }
     }
