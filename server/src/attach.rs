@@ -355,9 +355,9 @@ impl Server {
             change(&mut self.watched.listen.fd, listen);
             self.hold(Token([low, high]), holder as i32, true);
         }
-        let generation = self.answer.generation;
+        let input = self.watched.input.fd;
         let sent = self.finish_now(self.answer.spares);
-        if generation == self.answer.generation {
+        if input == self.watched.input.fd {
             change(&mut self.output.fd, stream >> 32);
         }
         sent

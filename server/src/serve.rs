@@ -110,13 +110,13 @@ impl Server {
     /// and without a listener there won't be another one.
     #[inline(never)]
     fn advance(&mut self) -> bool {
-        let generation = self.answer.generation;
+        let input = self.watched.input.fd;
         let n = self.read();
         if is_later(n) {
             return self.wait();
         }
         // In the midst of bytes another connection may have taken the place of this one.
-        if n > 0 && (self.execute_all().is_ok() || generation != self.answer.generation) {
+        if n > 0 && (self.execute_all().is_ok() || input != self.watched.input.fd) {
             return true;
         }
         if self.watched.listen.fd < 0 {
@@ -163,17 +163,14 @@ impl Server {
                 // A version-1 controller that is gone leaves nothing to be executed, even if
                 // requests of its have not been read yet. And it keeps nobody out.
                 self.hang_up();
-            } else if client.revents != 0 {
-                // The descriptors may be other ones after this.
-                self.progress();
             } else {
-                let input = input.revents;
+                // The descriptors may be other ones after a handshake.
+                let readable = input.revents != 0 && client.revents == 0;
                 if listen.revents & POLLNVAL != 0 {
                     listen.fd = -1;
-                } else if listen.revents != 0 {
-                    self.accept();
                 }
-                if input != 0 {
+                self.admit();
+                if readable {
                     return true;
                 }
             }
@@ -183,14 +180,21 @@ impl Server {
     /// Looks once for who wants to attach, without waiting. True: the connection is another one now.
     #[inline(never)]
     pub fn attends(&mut self) -> bool {
-        let generation = self.answer.generation;
+        // Which is open until another one is here.
+        let input = self.watched.input.fd;
         self.watched.poll(Patience::None);
+        self.admit();
+        input != self.watched.input.fd
+    }
+
+    /// Goes on with who wants to attach, or lets somebody else try.
+    #[inline(never)]
+    fn admit(&mut self) {
         if self.watched.client.revents != 0 {
             self.progress();
         } else if self.watched.listen.revents & POLLIN != 0 {
             self.accept();
         }
-        generation != self.answer.generation
     }
 
     /// Ends the connection; what was read of a request is forgotten.

@@ -7,13 +7,14 @@
 use core::mem::MaybeUninit;
 
 use farcall_abi::ring::INTERRUPT_SIGNAL;
+use syscalls::Sysno;
 
 use crate::arch;
 use crate::ring;
 use crate::serve;
 use crate::sys::{
-    self, AF_UNIX, EINVAL, F_SETFD, F_SETFL, FD_CLOEXEC, POLLOUT, PollFd, SO_ACCEPTCONN,
-    SOCK_NONBLOCK, SigAction, SockAddr,
+    self, AF_UNIX, EINVAL, F_SETFD, F_SETFL, FD_CLOEXEC, SO_ACCEPTCONN, SOCK_NONBLOCK, SigAction,
+    SockAddr,
 };
 
 const SIGPIPE: usize = 13;
@@ -60,7 +61,7 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
         Some(Err(error)) => {
             const TEXT: &[u8] =
                 b"farcall: cannot listen: path in use or too long, or fd 3 no listener\n";
-            sys::transfer(&mut PollFd::new(2, POLLOUT), TEXT.as_ptr() as u64, TEXT.len() as u64);
+            sys::transfer(Sysno::write, 2, TEXT.as_ptr() as u64, TEXT.len() as u64);
             sys::exit_group(if error == EINVAL { 2 } else { 1 });
         }
     }

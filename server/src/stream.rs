@@ -10,9 +10,10 @@ use core::ptr::NonNull;
 
 use farcall_abi::log::{LOG_CAPACITY, LogHead, Record};
 use farcall_abi::wire::{LOG_OFFSET, MAX_ERRNO, MAX_REF, REQUEST_SIZE, RESULT_SIZE, Request};
+use syscalls::Sysno;
 
 use crate::serve::{HangUp, Server};
-use crate::sys::{self, EAGAIN, ECANCELED, EINTR, Transferred};
+use crate::sys::{self, EAGAIN, ECANCELED, EINTR, Patience};
 
 /// Requests for which version 1's input buffer has room: as many as a REF reaches back.
 const AHEAD: usize = MAX_REF as usize;
@@ -184,7 +185,6 @@ impl Server {
     }
 
     /// Moves all of the bytes, or the connection is over.
-    #[inline(never)]
     pub fn transfer_all(&mut self, way: Way, address: u64, len: u64) -> Result<(), HangUp> {
         match self.transfer(way, address, len) {
             Transferred { left: 0, .. } => Ok(()),
@@ -192,20 +192,42 @@ impl Server {
         }
     }
 
-    /// Moves bytes of the connection. Whoever interrupts that may be about to attach: a controller
-    /// that stalls in the midst of bytes keeps nobody out.
+    /// read(2) or write(2), until all of the bytes are moved: through interruptions, and waiting for a
+    /// descriptor that is non-blocking. The memory may be anybody's: the kernel checks it.
+    ///
+    /// Whoever interrupts that may be about to attach: a controller that stalls in the midst of bytes
+    /// keeps nobody out.
     #[inline(never)]
     pub fn transfer(&mut self, way: Way, mut address: u64, mut left: u64) -> Transferred {
-        loop {
-            let end = if way == Way::In { &mut self.watched.input } else { &mut self.output };
-            let moved = sys::transfer(end, address, left);
-            if moved.stop != EINTR || self.attends() {
-                return moved;
+        let mut stop = 0;
+        while left > 0 {
+            let (end, call) = match way {
+                Way::In => (&mut self.watched.input, Sysno::read),
+                Way::Out => (&mut self.output, Sysno::write),
+            };
+            let n = sys::transfer(call, end.fd, address, left);
+            if n > 0 {
+                address = address.wrapping_add(n as u64);
+                left -= n as u64;
+                continue;
             }
-            address = address.wrapping_add(left - moved.left);
-            left = moved.left;
+            stop = n;
+            if n == EAGAIN {
+                sys::poll(core::slice::from_mut(end), Patience::Endless);
+            }
+            if !is_later(n) || self.attends() {
+                break;
+            }
         }
+        Transferred { left, stop }
     }
+}
+
+/// How many bytes were not moved, and the result that stopped it then: a negated errno, or 0 at the end
+/// of input.
+pub struct Transferred {
+    pub left: u64,
+    pub stop: i64,
 }
 
 /// Where bytes of the connection go.

@@ -138,36 +138,11 @@ pub fn read(fd: i32, to: u64, len: usize) -> i64 {
     unsafe { raw_syscall!(Sysno::read, fd, to, len) as i64 }
 }
 
-/// How many bytes [`transfer`] has not moved, and the result that stopped it then: a negated errno,
-/// or 0 at the end of input.
-pub struct Transferred {
-    pub left: u64,
-    pub stop: i64,
-}
-
-/// read(2), on a descriptor with POLLIN, or write(2), with POLLOUT, until all of the bytes are moved or
-/// it is interrupted, and waiting for a descriptor that is non-blocking. The memory may be
-/// anybody's: the kernel checks it.
-pub fn transfer(end: &mut PollFd, mut address: u64, mut left: u64) -> Transferred {
-    let number = if end.events == POLLIN { Sysno::read } else { Sysno::write };
-    let mut stop = 0;
-    while left > 0 {
-        // SAFETY: as for `read`; a write only reads memory.
-        let n = unsafe { raw_syscall!(number, end.fd, address, left) as i64 };
-        if n > 0 {
-            address = address.wrapping_add(n as u64);
-            left -= n as u64;
-        } else if n == EAGAIN {
-            stop = poll(core::slice::from_mut(end), Patience::Endless).min(0);
-        } else {
-            stop = n;
-            break;
-        }
-        if stop == EINTR {
-            break;
-        }
-    }
-    Transferred { left, stop }
+/// read(2) or write(2), as `call` says, with memory that may be anybody's: the kernel checks it.
+#[inline(always)]
+pub fn transfer(call: Sysno, fd: i32, address: u64, len: u64) -> i64 {
+    // SAFETY: as for `read`; a write only reads memory.
+    unsafe { raw_syscall!(call, fd, address, len) as i64 }
 }
 
 /// close(2). A number below zero is nobody's descriptor and does no harm.

@@ -1,16 +1,18 @@
 //! Handshakes of both versions: who gets the process, and what is said and closed.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use nix::fcntl::OFlag;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{Shutdown, shutdown};
-use nix::unistd::pipe2;
+use nix::unistd::{Pid, pipe2};
 
 use crate::client::{Answer, Attached, Client, Ends, OTHER, TOKEN, attach, count, hello};
 use crate::server::{Persistent, close_everywhere};
-use crate::stream::{Stream, read_up_to, request};
+use crate::stream::{COPY_IN, COPY_OUT, Stream, read_up_to, request, until};
 use crate::vectors;
 
 /// Sends the handshake with a good pair of descriptors, and gives the answer.
@@ -254,6 +256,52 @@ fn another_token_takes_the_process_over_if_it_asks_for_that() {
     let answer = flag(1);
     assert_eq!((answer.status(), answer.generation()), (0, 2));
     holder.stream.ends();
+}
+
+/// Somebody else takes the process over that is blocked in the midst of bytes, which it is until a
+/// signal interrupts it.
+#[track_caller]
+fn taken_over_in_the_midst(process: &Persistent, holder: &Stream) {
+    let client = Client::connect(&process.path);
+    let ends = Ends::new();
+    let mut bytes = hello(&OTHER);
+    bytes[36] = 1;
+    assert!(client.send(&bytes, &ends.raw()));
+    until("it is answered", || {
+        kill(Pid::from_raw(process.server.pid()), Signal::SIGPIPE).unwrap();
+        let mut fds = [PollFd::new(client.0.as_fd(), PollFlags::POLLIN)];
+        (poll(&mut fds, PollTimeout::ZERO).unwrap() > 0).then_some(())
+    });
+    assert_eq!(client.answer().status(), 0);
+    ends.stream.is_in_step();
+    // What is read of it is what was sent before: then it ends.
+    while !read_up_to(&holder.results, 1 << 20).is_empty() {}
+    ends.stream.is_in_step();
+    ends.stream.hang_up();
+}
+
+#[test]
+fn a_controller_that_stalls_in_the_midst_of_bytes_can_be_taken_over_from() {
+    for version in [0, 1] {
+        let mut process = Persistent::new();
+        let before = process.fds_when_detached();
+        let Attached { stream, .. } = attach(&process.path, &TOKEN);
+        let memory = stream.memory(16 << 20);
+        if version == 1 {
+            stream.speaks_version_1();
+        }
+        // Fewer than were announced.
+        stream.send(&request(COPY_IN, &[memory, 8]));
+        stream.send(b"half");
+        taken_over_in_the_midst(&process, &stream);
+        drop(stream);
+        // More than there is room for on their way, and nobody reads.
+        let Attached { stream, .. } = attach(&process.path, &TOKEN);
+        stream.send(&request(COPY_OUT, &[memory, 16 << 20]));
+        taken_over_in_the_midst(&process, &stream);
+        drop(stream);
+        process.is_detached_again(&before, "two that were taken over from");
+    }
 }
 
 #[test]
