@@ -7,6 +7,7 @@ use std::time::Duration;
 use farcall::persist::{Named, Place, Resource, Sameness, Unclaimed, flight};
 use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Error, Fd, Process};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::SockaddrLike;
 
@@ -117,24 +118,23 @@ async fn named(process: &Process, name: &str) -> Result<Option<Named>, Error> {
     }
 }
 
-/// Reaps a child that an earlier controller made and did not come to name. It ends by itself: its
-/// stream was that controller's.
+/// Ends and reaps a child that an earlier controller made and did not come to name. That controller
+/// may live, and its stream with it.
 async fn reap(process: &Process, pid: i32) -> Result<(), Error> {
-    match process.wait_for_child(pid).await {
-        Ok(status) => {
-            check_status(&pid.to_string(), status);
-            Ok(())
-        }
+    let gone = |error: &Error| matches!(error.errno(), Some(Errno::ECHILD | Errno::ESRCH));
+    let flags = (libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) as u64;
+    let is_child = [u64::from(libc::P_PID), pid as u64, 0, flags, 0, 0];
+    let kill = [pid as u64, libc::SIGKILL as u64, 0, 0, 0, 0];
+    let reaped = async {
+        // The pid is the child's as long as that has not been reaped.
+        process.syscall(Sysno::waitid, is_child).await?;
+        process.syscall(Sysno::kill, kill).await?;
+        process.wait_for_child(pid).await
+    };
+    match reaped.await {
         // It was reaped before that controller died.
-        Err(error)
-            if matches!(
-                error.errno(),
-                Some(nix::errno::Errno::ECHILD | nix::errno::Errno::ESRCH)
-            ) =>
-        {
-            Ok(())
-        }
-        Err(error) => Err(error),
+        Err(error) if !gone(&error) => Err(error),
+        _ => Ok(()),
     }
 }
 

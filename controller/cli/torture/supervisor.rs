@@ -24,7 +24,7 @@ use super::words::Word;
 use crate::Failure;
 
 /// How long a controller may take for something before that is a mismatch. No claim is about time.
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(15);
 /// How long a controller is given to come to a point at which it is to die.
 const POINT: Duration = Duration::from_secs(3);
 /// A process is tortured for so many kills, and looked at after so many.
@@ -306,6 +306,14 @@ impl<'s> Supervisor<'s> {
         let in_time = self.wait_for(LIMIT, of_last)?;
         let so = self.tortured()?.controllers.last().is_some_and(&is);
         if !so && !self.stop.load(Ordering::Relaxed) {
+            if let Some(pid) = self.tortured()?.truth.pid {
+                for file in ["syscall", "stack", "status"] {
+                    let text =
+                        fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+                    let text: Vec<_> = text.lines().take(3).collect();
+                    eprintln!("DEBUG {pid} {file}: {text:?}");
+                }
+            }
             let why = if in_time { "it has ended" } else { "nothing happens" };
             self.tally.mismatch(format!("a controller has not {what}: {why}"));
         }
