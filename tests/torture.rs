@@ -110,11 +110,11 @@ fn a_take_over_without_new_memory_is_found() {
 #[test]
 fn a_server_that_enters_a_name_after_its_call_counts_is_found() {
     let workshop = Workshop::open();
-    workshop.replace("stream.rs", "        self.prepared.enter(&self.log, result);\n", "");
+    workshop.replace("stream.rs", "        self.prepared.enter(&self.state.log, result);\n", "");
     workshop.replace(
         "serve.rs",
-        "        let word = self.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
-        "        self.prepared.enter(&self.log, earlier(&self.log, 1));\n        let word = self.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
+        "        let word = self.state.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
+        "        self.prepared.enter(&self.state.log, earlier(&self.state.log, 1));\n        let word = self.state.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
     );
     workshop.replace("registry.rs", "self.call != log.calls", "self.call + 1 != log.calls");
     let elf = workshop.compile().expect("the server compiles");

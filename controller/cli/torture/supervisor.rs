@@ -306,14 +306,6 @@ impl<'s> Supervisor<'s> {
         let in_time = self.wait_for(LIMIT, of_last)?;
         let so = self.tortured()?.controllers.last().is_some_and(&is);
         if !so && !self.stop.load(Ordering::Relaxed) {
-            if let Some(pid) = self.tortured()?.truth.pid {
-                for file in ["syscall", "stack", "status"] {
-                    let text =
-                        fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-                    let text: Vec<_> = text.lines().take(3).collect();
-                    eprintln!("DEBUG {pid} {file}: {text:?}");
-                }
-            }
             let why = if in_time { "it has ended" } else { "nothing happens" };
             self.tally.mismatch(format!("a controller has not {what}: {why}"));
         }
