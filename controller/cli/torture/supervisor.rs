@@ -24,7 +24,7 @@ use super::words::Word;
 use crate::Failure;
 
 /// How long a controller may take for something before that is a mismatch. No claim is about time.
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(40);
 /// How long a controller is given to come to a point at which it is to die.
 const POINT: Duration = Duration::from_secs(3);
 /// A process is tortured for so many kills, and looked at after so many.
