@@ -15,6 +15,7 @@ pub struct Workshop {
     _alone: Flock<File>,
 }
 
+#[allow(dead_code, reason = "each test file uses its own part of it")]
 impl Workshop {
     /// Waits for the workshop and lays out the sources as they are in the checkout.
     pub fn open() -> Self {
@@ -29,6 +30,14 @@ impl Workshop {
     /// The linked server, with everything that the image leaves out.
     pub fn compile(&self) -> Result<Vec<u8>, String> {
         compile::compile(&self.server, root(), std::env::consts::ARCH)
+    }
+
+    /// Puts `to` in the place of `from`, which stands once in a file of the server's sources.
+    pub fn replace(&self, file: &str, from: &str, to: &str) {
+        let path = self.server.join("src").join(file);
+        let whole = fs::read_to_string(&path).unwrap();
+        assert_eq!(whole.matches(from).count(), 1, "{file}: {from}");
+        fs::write(&path, whole.replace(from, to)).unwrap();
     }
 
     /// Adds `items` to the server, among them a function `fault` that it calls when it starts.

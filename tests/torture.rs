@@ -1,0 +1,88 @@
+//! `farcall torture` finds what is wrong when something is.
+
+#[path = "../build/compile.rs"]
+mod compile;
+#[path = "../build/judge.rs"]
+mod judge;
+#[path = "image/workshop.rs"]
+#[allow(dead_code, reason = "each test file uses its own part of it")]
+mod workshop;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use workshop::Workshop;
+
+/// What a run has told.
+struct Told {
+    code: Option<i32>,
+    last: Value,
+    stderr: String,
+}
+
+impl Told {
+    fn number(&self, key: &str) -> u64 {
+        self.last[key].as_u64().unwrap_or_else(|| panic!("{key} is no number: {}", self.last))
+    }
+}
+
+/// Tortures in a directory for temporary files of its own, and sees that nothing is left there.
+fn torture(arguments: &[&str], change: impl FnOnce(&mut Command, &Path)) -> Told {
+    let directory = tempfile::tempdir().unwrap();
+    let temporary = directory.path().join("temporary");
+    fs::create_dir(&temporary).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_farcall"));
+    command.arg("torture").args(arguments).arg("--json").env("TMPDIR", &temporary);
+    change(&mut command, directory.path());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "something is left");
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<Value> =
+        stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let last = lines.last().unwrap_or_else(|| panic!("no lines: {stderr}"));
+    Told { code: output.status.code(), last: last.clone(), stderr }
+}
+
+/// Something that is wrong is found.
+#[track_caller]
+fn is_found(told: &Told, expected: &[&str]) {
+    let found = |key: &&&str| told.number(key) > 0;
+    assert!(expected.iter().any(|key| found(&key)), "{}\n{}", told.last, told.stderr);
+    assert_eq!(told.code, Some(1), "{}", told.last);
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "needs a build with debug assertions")]
+fn a_reconnect_that_does_not_look_into_the_log_is_found() {
+    let told = torture(&["--kills", "200", "--seed", "3"], |command, _| {
+        command.env("FARCALL_MUTANT", "no-log");
+    });
+    is_found(&told, &["lost"]);
+}
+
+#[test]
+fn a_server_that_enters_a_name_after_its_call_counts_is_found() {
+    let workshop = Workshop::open();
+    workshop.replace("stream.rs", "        self.prepared.enter(&self.state.log, result);\n", "");
+    workshop.replace(
+        "serve.rs",
+        "        let word = self.state.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
+        "        self.prepared.enter(&self.state.log, earlier(&self.state.log, 1));\n        let word = self.state.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
+    );
+    workshop.replace("registry.rs", "self.call != log.calls", "self.call + 1 != log.calls");
+    let elf = workshop.compile().expect("the server compiles");
+    drop(workshop);
+    let image = judge::judge(&elf).expect("it is accepted");
+    let told = torture(&["--kills", "60"], |command, directory| {
+        let file = directory.join("image");
+        fs::write(&file, image).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).unwrap();
+        command.arg("--image").arg(file);
+    });
+    is_found(&told, &["leaked_fds", "mismatched"]);
+}
