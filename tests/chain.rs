@@ -205,10 +205,8 @@ async fn memory_is_loaded_stored_and_copied_with_honest_faults() {
 /// The results of raw requests in one batch.
 async fn raw(process: &Process, requests: Vec<(u64, [u64; 6])>) -> Vec<i64> {
     use farcall::abi::wire::Request;
-    let calls = requests
-        .into_iter()
-        .map(|(word, args)| Call { request: Request { word, args }, payload: Vec::new() })
-        .collect();
+    let calls =
+        requests.into_iter().map(|(word, args)| Call::from(Request { word, args })).collect();
     let results = process.connection().submit(calls, |replies| {
         Ok(replies.into_iter().map(|reply| reply.result).collect::<Vec<i64>>())
     });

@@ -211,10 +211,13 @@ async fn a_program_runs_in_a_child_of_every_kind() {
 async fn nothing_of_a_child_is_left_in_its_parent() {
     for root in roots().await {
         let pid = root.pid().unwrap();
-        // What the first child of its kind leaves is there to be used again.
-        drop(root.child().spawn().await.unwrap());
+        // What the first child of its kind leaves is there to be used again: a stack, and a stream.
+        let mut first = root.child().share_memory().share_files().spawn().await.unwrap();
+        first.exit(0).await.unwrap();
+        first.wait().await.unwrap();
         let maps = || std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count();
-        let quiet = |before: (usize, usize)| (fds(pid).len(), maps()) == before;
+        // A program takes the stream with it that its child has used again.
+        let quiet = |before: (usize, usize)| fds(pid).len() <= before.0 && maps() == before.1;
         let children = || {
             let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
             list.split_whitespace().count()
@@ -549,15 +552,19 @@ async fn a_child_that_does_not_fit_into_its_parents_table_leaves_nothing() {
             };
             until_async("the first child is reaped", || !zombies()).await;
             parent.getpid().await.unwrap();
-            let count = fds(pid).len() as u64;
-            // Room for none, one, two (without the pidfd), and for all three descriptors.
-            for room in 0..=3 {
-                limit_descriptors(pid, count + room);
+            let used: Vec<u64> = fds(pid).into_keys().map(|number| number as u64).collect();
+            // Room for none, for one (which is enough where the pidfd need not be there), and for
+            // both descriptors.
+            for room in 0..=2 {
+                let free = (0..).filter(|number| !used.contains(number));
+                limit_descriptors(pid, free.take(room + 1).last().unwrap());
                 let before = fds(pid);
                 let builder = parent.child();
                 let builder = if share { builder.share_memory().share_files() } else { builder };
                 let spawned = builder.spawn().await;
-                assert_eq!(spawned.is_ok(), room == 3, "{share} {room}: {spawned:?}");
+                if room != 1 {
+                    assert_eq!(spawned.is_ok(), room == 2, "{share} {room}: {spawned:?}");
+                }
                 if let Err(error) = &spawned {
                     assert_eq!(error.errno(), Some(Errno::EMFILE), "{error}");
                 }
@@ -746,7 +753,12 @@ async fn children_that_come_and_go_side_by_side_leave_nothing() {
             // What it gets when it is called often, it has.
             root.enter_ring(Polling::Adaptive).await.unwrap();
         }
-        let before = fds(pid);
+        // But streams that are kept for children to come.
+        let others = || {
+            let own = root.server_descriptors();
+            fds(pid).into_iter().filter(|(number, _)| !own.contains(number)).collect::<Vec<_>>()
+        };
+        let before = others();
         let tasks: Vec<_> =
             (0..8).map(|number| tokio::spawn(come_and_go(root.clone(), number))).collect();
         for task in tasks {
@@ -754,7 +766,7 @@ async fn children_that_come_and_go_side_by_side_leave_nothing() {
         }
         let children = || std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         until_async("descriptors and zombies are gone", || {
-            fds(pid) == before && children().unwrap().is_empty()
+            others() == before && children().unwrap().is_empty()
         })
         .await;
         until_async("most stacks are unmapped", || stacks(pid).len() <= 4).await;

@@ -126,7 +126,10 @@ fn an_interrupt_that_nobody_carries_on_holds_nothing_up() {
 #[tokio::test]
 async fn of_a_child_that_shares_the_table_no_bells_are_left() {
     let root = Local::new().polling(None).start().await.unwrap();
-    root.getpid().await.unwrap();
+    // It leaves its stream to the next one.
+    let mut first = root.child().share_files().spawn().await.unwrap();
+    first.exit(0).await.unwrap();
+    first.wait().await.unwrap();
     let before = fds(root.pid().unwrap());
     for _ in 0..3 {
         let mut child = root.child().share_files().spawn().await.unwrap();

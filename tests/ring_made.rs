@@ -3,6 +3,7 @@
 mod common;
 
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::task::{Context, Waker};
 
@@ -60,9 +61,25 @@ async fn a_process_that_is_called_often_gets_its_ring_when_nothing_is_under_way(
         assert_eq!(call.await.unwrap(), child.pid().unwrap() as u64);
     }
     getpid(&child).await.unwrap();
-    turns().await;
-    assert!(child.connection().has_ring());
+    // Its data socket comes first.
+    let called = || {
+        drop(getpid(&child));
+        child.connection().has_ring()
+    };
+    until_async("it has its ring", called).await;
     getpid(&child).await.unwrap();
+}
+
+#[tokio::test]
+async fn descriptors_that_are_passed_often_do_not_wait_for_the_ring_that_this_makes() {
+    let root = Local::new().start().await.unwrap();
+    let one = std::fs::File::open("/dev/null").unwrap();
+    for _ in 0..OFTEN {
+        let sent = root.send_fds(&[one.as_fd()]).await.unwrap();
+        drop(root.fetch_fd(&sent[0]).await.unwrap());
+    }
+    root.getpid().await.unwrap();
+    until_async("it has its ring", || root.connection().has_ring()).await;
 }
 
 #[tokio::test]
@@ -183,4 +200,33 @@ async fn where_there_is_no_room_for_its_descriptors_nothing_is_left_of_it() {
     root.enter_ring(Polling::Adaptive).await.unwrap();
     assert_eq!(rings(), 1);
     root.getpid().await.unwrap();
+}
+
+#[tokio::test]
+async fn descriptors_that_wait_for_the_ring_are_not_taken_for_its_own() {
+    let root = Local::new().start().await.unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let (child, blocked) = blocked_child(&root).await;
+    end(&child, blocked).await;
+    // It has a data socket.
+    child.send_fds(&[null.as_fd()]).await.unwrap();
+    let pause = child.connection().call("pause", Call::syscall(Sysno::pause, [0; 6]));
+    let pid = child.pid().unwrap();
+    until_async("it is blocked", || blocked_in(pid) == Some(Sysno::pause as usize)).await;
+    let mut context = Context::from_waker(Waker::noop());
+    let mut entering = pin!(child.enter_ring(Polling::Never));
+    assert!(entering.as_mut().poll(&mut context).is_pending());
+    // They are in the socket, and who takes them waits for the end of the pause.
+    let fds = [null.as_fd()];
+    let mut passing = pin!(child.send_fds(&fds));
+    assert!(passing.as_mut().poll(&mut context).is_pending());
+    end(&child, pause).await;
+    let (entered, passed) = tokio::join!(entering, passing);
+    entered.unwrap();
+    assert!(child.connection().has_ring());
+    let fd = child.fetch_fd(&passed.unwrap()[0]).await.unwrap();
+    assert_eq!(
+        nix::sys::stat::fstat(&fd).unwrap().st_rdev,
+        nix::sys::stat::fstat(&null).unwrap().st_rdev
+    );
 }

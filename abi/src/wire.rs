@@ -125,10 +125,11 @@ impl Word {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Operation {
-    /// `HELLO(version, addr, size)`: the highest version of the stream that the controller speaks,
+    /// `HELLO(version, addr, size, known)`: the highest version of the stream that the controller speaks,
     /// and the address of `size` zero bytes, a multiple of 64, that are the server's from here on.
     /// The result, a [`HelloResult`], is the last one in the old version. With less than
-    /// [`AHEAD_SIZE`] bytes the version stays what it is.
+    /// [`AHEAD_SIZE`] bytes the version stays what it is, and with bytes that are not there, for which
+    /// the server does not look if `known` is not 0.
     Hello = 0,
     /// `COPY_IN(addr, len)`: `len` bytes follow the request and land at `addr`. The result is
     /// `len`, or `-EFAULT` if any of them could not be stored; all of them are consumed in every

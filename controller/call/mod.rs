@@ -3,13 +3,18 @@
 mod connection;
 mod error;
 mod polling;
+mod steps;
 
-pub(crate) use connection::{Bell, Past, Pause, Socket, Successor, WeakConnection, Weight};
+pub(crate) use connection::{
+    Bell, Passing, Past, Pause, Socket, Successor, WeakConnection, Weight,
+};
 pub use connection::{Connection, Interrupter, Receipt};
 pub use error::{Error, Outcome, Result, errno_name};
 pub use polling::Polling;
+pub(crate) use steps::to_the_end;
 
 use nix::errno::Errno;
+use nix::libc;
 use syscalls::Sysno;
 
 use crate::abi::wire::{AHEAD_SIZE, MAX_ERRNO, Operation, Request, Word};
@@ -21,6 +26,15 @@ pub struct Call {
     pub request: Request,
     /// The bytes that follow it: COPY_IN's.
     pub payload: Vec<u8>,
+    /// It never waits, as who makes it knows, though others of its kind may: nobody is told of
+    /// earlier results before it begins.
+    pub quick: bool,
+}
+
+impl From<Request> for Call {
+    fn from(request: Request) -> Self {
+        Self { request, payload: Vec::new(), quick: false }
+    }
 }
 
 impl Call {
@@ -28,20 +42,20 @@ impl Call {
     #[must_use]
     pub fn syscall(number: Sysno, args: [u64; 6]) -> Self {
         // Numbers of system calls are small and positive.
-        Self { request: Request::syscall(number.id() as u32, args), payload: Vec::new() }
+        Request::syscall(number.id() as u32, args).into()
     }
 
     /// An operation of the server.
     #[must_use]
     pub fn operation(operation: Operation, args: [u64; 6]) -> Self {
-        Self { request: Request::operation(operation, args), payload: Vec::new() }
+        Request::operation(operation, args).into()
     }
 
     /// Bytes into the memory of the target process.
     #[must_use]
     pub fn copy_in(address: u64, bytes: Vec<u8>) -> Self {
         let args = [address, bytes.len() as u64, 0, 0, 0, 0];
-        Self { request: Request::operation(Operation::CopyIn, args), payload: bytes }
+        Self { payload: bytes, ..Self::operation(Operation::CopyIn, args) }
     }
 
     /// Bytes out of the memory of the target process.
@@ -92,17 +106,33 @@ impl Call {
     pub(crate) fn may_block(&self) -> bool {
         let word = self.request.word;
         let number = (word & Word::NUMBER) as usize;
+        // An argument that says how the call is made, if it is not another call's result.
+        let how = |argument: u32| {
+            let literal = word & Word::reference(argument) == 0;
+            literal.then(|| self.request.args[argument as usize])
+        };
+        let has = |argument, flag: i32| how(argument).is_some_and(|flags| flags & flag as u64 != 0);
         let quick = match Sysno::new(number) {
-            Some(Sysno::waitid) => {
-                let flags_are_there = word & Word::reference(3) == 0;
-                flags_are_there && self.request.args[3] & nix::libc::WNOHANG as u64 != 0
-            }
+            Some(Sysno::waitid) => has(3, libc::WNOHANG),
+            Some(Sysno::sendmsg | Sysno::recvmsg) => has(2, libc::MSG_DONTWAIT),
+            Some(Sysno::fcntl) => how(1).is_some_and(|command| QUICK_FCNTL.contains(&command)),
+            // Unless it waits for its child.
+            Some(Sysno::clone) => how(0).is_some() && !has(0, libc::CLONE_VFORK),
             Some(number) => QUICK.contains(&number),
             None => false,
         };
-        word & Word::OP == 0 && !quick
+        word & Word::OP == 0 && !quick && !self.quick
     }
 }
+
+/// Commands of fcntl(2) that never wait.
+const QUICK_FCNTL: [u64; 5] = [
+    libc::F_DUPFD as u64,
+    libc::F_GETFD as u64,
+    libc::F_SETFD as u64,
+    libc::F_GETFL as u64,
+    libc::F_DUPFD_CLOEXEC as u64,
+];
 
 /// Calls that never wait for anything but the processor and locks of the kernel's.
 const QUICK: [Sysno; 34] = [
@@ -160,10 +190,12 @@ impl DataLen {
 }
 
 /// HELLO: asks for a version of the stream, for which the server may keep the
-/// [`AHEAD_SIZE`](crate::abi::wire::AHEAD_SIZE) bytes at `memory`.
-pub(crate) fn hello(version: u32, memory: u64) -> Call {
+/// [`AHEAD_SIZE`](crate::abi::wire::AHEAD_SIZE) bytes at `memory`. If it is known that it can, the
+/// server does not look.
+pub(crate) fn hello(version: u32, memory: u64, known: bool) -> Call {
     let size = AHEAD_SIZE as u64;
-    Call::operation(Operation::Hello, [u64::from(version), memory, size, 0, 0, 0])
+    let args = [u64::from(version), memory, size, u64::from(known), 0, 0];
+    Call::operation(Operation::Hello, args)
 }
 
 /// What a server answered to one call.

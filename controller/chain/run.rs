@@ -209,7 +209,7 @@ impl Run {
                 },
             };
         }
-        Some(Call { request: Request { word, args }, payload: Vec::new() })
+        Some(Request { word, args }.into())
     }
 
     /// The replies of a batch are here.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use syscalls::Sysno;
 
+use super::Spare;
 use crate::call::{Call, Connection, Error, Receipt, Result, WeakConnection};
 
 /// A table of descriptors, as `CLONE_FILES` shares it: which of its entries have handles, which
@@ -13,6 +14,8 @@ pub struct FdTable {
     inner: Mutex<Inner>,
     /// Held while descriptors are in the table that nothing here knows yet: while a child is made.
     pub(crate) quiet: Arc<tokio::sync::Mutex<()>>,
+    /// See there.
+    pub(super) spares: Mutex<Vec<Spare>>,
 }
 
 #[derive(Default)]
@@ -90,7 +93,11 @@ impl std::fmt::Debug for FdTable {
 impl FdTable {
     /// A table that `member` can act on.
     pub(crate) fn new(member: &Connection) -> Arc<Self> {
-        let table = Arc::new(Self { inner: Mutex::default(), quiet: Arc::default() });
+        let table = Arc::new(Self {
+            inner: Mutex::default(),
+            quiet: Arc::default(),
+            spares: Mutex::default(),
+        });
         table.join(member);
         table
     }

@@ -20,8 +20,8 @@ use crate::call::{self, Call, Connection, Error, Polling, Result};
 use crate::handle::{AddressSpace, FdTable, close_others};
 use crate::image::{self, Carrier, Loaded};
 use crate::memory::{ARENA_SIZE, Arena};
-use crate::process::{Parts, Process, ServerFds, Sockets, pidfd_open, random_token};
-use crate::sys::{DataSocket, Guardian, set_pdeathsig};
+use crate::process::{Parts, Process, Sockets, pidfd_open, random_token};
+use crate::sys::{DataSocket, Guardian, ServerFds, set_pdeathsig};
 
 /// What the descriptors 0, 1 and 2 of a root server are, and so of its children.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,7 +109,7 @@ impl Local {
             connection,
             table,
             arena: Arena::new(server.arena, ARENA_SIZE),
-            data: DataSocket::new(sockets.data, server.fds.data),
+            data: Some(DataSocket::new(sockets.data, server.fds.data)),
             guardian: Guardian::Controller,
             image: server.image,
             fds: server.fds,
@@ -225,7 +225,12 @@ async fn set_up(connection: &Connection, version: u32) -> Result<SetUp> {
     }
     let ahead = arena.await?;
     let arena = ahead + AHEAD_SIZE as u64;
-    let hello = connection.call("HELLO", call::hello(version, ahead)).await?;
+    // What the server writes with every call is not copied for every child. Where that can't be had
+    // it is.
+    const { assert!(AHEAD_SIZE.is_multiple_of(4096)) };
+    let dontfork = nix::libc::MADV_DONTFORK as u64;
+    drop(make("madvise", Sysno::madvise, [ahead, AHEAD_SIZE as u64, dontfork, 0, 0, 0]));
+    let hello = connection.call("HELLO", call::hello(version, ahead, false)).await?;
     let hello = HelloResult(hello.cast_signed());
     connection.set_version(hello.version());
     if hello.features() & NEEDED != NEEDED {
@@ -248,8 +253,7 @@ async fn set_up(connection: &Connection, version: u32) -> Result<SetUp> {
     for closed in closed {
         closed.await?;
     }
-    let fds = ServerFds { input: stream, output: stream, data, ..ServerFds::default() };
-    Ok(SetUp { image, arena, fds })
+    Ok(SetUp { image, arena, fds: ServerFds::new(stream, data) })
 }
 
 /// Gives the root server its standard streams.

@@ -18,8 +18,8 @@ use crate::fault;
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
-use crate::process::{Parts, Process, ServerFds, Sockets, pidfd_open, random_token};
-use crate::sys::{Buffer, DataSocket, Guardian};
+use crate::process::{Parts, Process, Sockets, pidfd_open, random_token};
+use crate::sys::{Buffer, DataSocket, Guardian, ServerFds};
 
 /// Where the arenas of attached processes lie: see [`arena_address`].
 const ARENAS: u64 = 0x1000_0000_0000;
@@ -111,7 +111,7 @@ impl Attach {
             connection,
             table,
             arena,
-            data,
+            data: Some(data),
             guardian: Guardian::None,
             image,
             fds,
@@ -145,13 +145,7 @@ pub(super) struct Taken {
 pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
     match hold {
         Hold::Ours { fds: [stream, data], own, pid, version, .. } => {
-            let fds = ServerFds {
-                input: stream,
-                output: stream,
-                data,
-                persistent: own,
-                ..ServerFds::default()
-            };
+            let fds = ServerFds { persistent: own, ..ServerFds::new(stream, data) };
             Ok(Taken { fds, pid, version })
         }
         Hold::Theirs { pid, since } => Err(Error::Held { pid, since: Some(since) }),
@@ -217,7 +211,7 @@ async fn map_arena(connection: &Connection, pid: i32) -> Result<Arena> {
 async fn greet(connection: &Connection, pid: i32) -> Result<()> {
     let address = arena_address(pid) + ARENA_SIZE as u64;
     map(connection, address, AHEAD_SIZE).await?;
-    let hello = connection.call("HELLO", call::hello(STREAM_VERSION, address)).await?;
+    let hello = connection.call("HELLO", call::hello(STREAM_VERSION, address, false)).await?;
     connection.set_version(HelloResult(hello.cast_signed()).version());
     Ok(())
 }

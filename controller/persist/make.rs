@@ -11,8 +11,8 @@ use syscalls::Sysno;
 
 use super::home::Reserved;
 use crate::abi::wire::{Operation, Spares};
-use crate::call::{Call, Error, Result};
-use crate::process::{Child, ChildBuilder, Legacy, Process, to_the_end};
+use crate::call::{Call, Error, Result, to_the_end};
+use crate::process::{Child, ChildBuilder, Legacy, Process};
 
 /// What becomes of memory that a process shares when it becomes persistent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,8 @@ impl Process {
     }
 
     async fn become_persistent(&self, reserved: Reserved) -> Result<()> {
+        // SERVE names it.
+        self.need_data().await?;
         self.unshare(CloneFlags::CLONE_FILES).await?;
         match self.setsid().await {
             // The leader of a group can't: it may be the leader of a session already.
@@ -115,6 +117,8 @@ impl Process {
         }
         self.set_pdeathsig(0).await?;
         self.set_free();
+        // Other controllers do not know of these.
+        self.table().close_spares();
         // SERVE has begun the first connection that counts.
         self.inner().controllers.store(1, Ordering::Relaxed);
         self.registry().begin();

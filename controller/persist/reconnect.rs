@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep};
 use super::attach::{Taken, find_image_first, refused, taken};
 use super::home::Place;
 use super::meet::{Heard, Manner, PAUSE, meet, shake_hands};
-use crate::call::{Connection, Error, Past, Result};
+use crate::call::{Connection, Error, Past, Result, to_the_end};
 use crate::fault;
 use crate::handle::{FdTable, Unready};
-use crate::process::{Process, Sockets, to_the_end};
+use crate::process::{Process, Sockets};
 use crate::sys::DataSocket;
 
 /// How long a reconnect waits for a server that is busy.
@@ -131,10 +131,10 @@ impl Process {
         let pause = self.connection.pause();
         {
             // What passes descriptors does so with both of the old link's sockets or of the new.
-            let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut data = self.ends.data();
             let known = fault::mutant("no-log").is_none().then_some(&past);
             self.connection.attach(sockets.stream, known);
-            *data = DataSocket::new(sockets.data, fds.data);
+            *data = Some(DataSocket::new(sockets.data, fds.data));
         }
         fault::point("reconnect.resumed");
         // What has a name is not swept away.

@@ -11,9 +11,9 @@ use syscalls::Sysno;
 use super::attach::{IMAGE_PLACE, find_image, image_places};
 use crate::abi::entry::EntryTable;
 use crate::abi::wire::{HelloResult, Operation, STREAM_VERSION};
-use crate::call::{self, Call, Error, Reply, Result};
+use crate::call::{self, Call, Error, Reply, Result, to_the_end};
 use crate::image::{IMAGE, Loaded, table_of};
-use crate::process::{Process, to_the_end};
+use crate::process::Process;
 
 impl Process {
     /// The process goes on as the image that this build of farcall carries: see
@@ -66,7 +66,8 @@ impl Process {
     }
 
     async fn go_on_as(&self, image: Vec<u8>, table: EntryTable) -> Result<()> {
-        // No child is on its way into an image.
+        // No child is on its way into an image, and nobody who waits for that keeps the calls waiting.
+        let _settled = self.ends.settled().await;
         let (_, _quiet) = self.quiet_table().await;
         // What is found out holds on this link: before another one, others may upgrade it too.
         let epoch = self.connection.epoch();
@@ -110,7 +111,7 @@ impl Process {
             );
         }
         // In version 1 it only tells what is there.
-        let hello = self.connection.call("HELLO", call::hello(STREAM_VERSION, 0)).await?;
+        let hello = self.connection.call("HELLO", call::hello(STREAM_VERSION, 0, false)).await?;
         if HelloResult(hello.cast_signed()).features() & HelloResult::UPGRADE == 0 {
             return refuse("its server is older than upgrades");
         }

@@ -12,8 +12,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::Process;
-use crate::call::{Call, Connection, Error, Result};
-use crate::handle::{FdTable, Stack};
+use crate::call::{Call, Connection, Error, Result, Socket};
+use crate::handle::{Fd, Lent, Stack};
 use crate::sys::WaitStatus;
 
 /// A child of a process, made through [`Process::child`].
@@ -35,25 +35,17 @@ pub(crate) struct Remains {
     /// The child has become persistent.
     outlives_its_parent: AtomicBool,
     stack: Mutex<Option<Stack>>,
-    /// The child's descriptors in a table that it shares, or shared, with its parent.
-    table: Arc<FdTable>,
-    in_parent: Mutex<Vec<i32>>,
+    pub(super) lent: Arc<Lent>,
     ended: watch::Sender<bool>,
 }
 
 impl Remains {
-    pub(super) fn new(
-        shares_memory: bool,
-        stack: Option<Stack>,
-        table: Arc<FdTable>,
-        in_parent: Vec<i32>,
-    ) -> Self {
+    pub(super) fn new(shares_memory: bool, stack: Option<Stack>, lent: Arc<Lent>) -> Self {
         Self {
             shares_memory,
             outlives_its_parent: AtomicBool::new(false),
             stack: Mutex::new(stack),
-            table,
-            in_parent: Mutex::new(in_parent),
+            lent,
             ended: watch::Sender::new(false),
         }
     }
@@ -78,37 +70,12 @@ impl Remains {
         }
     }
 
-    /// The child has more descriptors in `table`: if that is its parent's, they go with the child.
-    pub(super) fn add_in_parent(&self, table: &Arc<FdTable>, numbers: &[i32]) {
-        if Arc::ptr_eq(table, &self.table) {
-            let mut in_parent = self.in_parent.lock().unwrap_or_else(PoisonError::into_inner);
-            in_parent.extend(numbers);
-            drop(in_parent);
-            if *self.ended.borrow() {
-                self.close_in_parent();
-            }
-        }
-    }
-
-    /// The child uses its parent's table no more, and its descriptors there have been closed.
-    pub(super) fn left_table(&self) {
-        self.in_parent.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-
-    /// The child has ended: what it had in its parent is given back.
-    pub(super) fn ended(&self) {
+    /// The child has ended: what it had in its parent is given back, and what it has left of its
+    /// stream, with the number of the other end, is for the next one.
+    pub(super) fn ended(&self, left: Option<(Socket, i32)>) {
         self.left_memory();
-        self.close_in_parent();
+        self.lent.ended(left);
         self.ended.send_replace(true);
-        // Who adds one after this sees that the child has ended.
-        self.close_in_parent();
-    }
-
-    /// The child has ended while it used its parent's table: its descriptors are still there.
-    fn close_in_parent(&self) {
-        let numbers =
-            std::mem::take(&mut *self.in_parent.lock().unwrap_or_else(PoisonError::into_inner));
-        self.table.close_later(numbers);
     }
 }
 
@@ -120,12 +87,14 @@ impl Drop for Remains {
 }
 
 /// Watches over a child until it ends: then its calls fail, and what it had in its parent is given
-/// back. The parent is kept until then.
+/// back. The parent is kept until then. If the child shares its parent's table, `stream` is its end of
+/// its stream.
 pub(super) fn watch(
     pidfd: &Arc<OwnedFd>,
     connection: &Connection,
     parent: &Process,
     remains: &Arc<Remains>,
+    stream: Option<i32>,
 ) -> Result<()> {
     let ends = readable(pidfd.clone())?;
     let mut parents_end = parent.end()?;
@@ -146,10 +115,17 @@ pub(super) fn watch(
             // The runtime is shutting down, and the child may live.
             return;
         }
-        if let Some(connection) = connection.upgrade() {
-            connection.process_died();
-        }
-        remains.ended();
+        let leaves = stream.filter(|_| {
+            !parent.is_persistent() && !remains.outlives_its_parent.load(Ordering::Acquire)
+        });
+        let left = connection.upgrade().and_then(|connection| match leaves {
+            Some(number) => connection.retire().map(|left| (left, number)),
+            None => {
+                connection.process_died();
+                None
+            }
+        });
+        remains.ended(left);
         drop(parent);
     });
     Ok(())
@@ -364,10 +340,15 @@ impl Process {
         if let Some(status) = self.untold(pid) {
             return Ok(status);
         }
-        let call = Call::syscall(Sysno::pidfd_open, [pid as u64, 0, 0, 0, 0, 0]);
-        let pidfd = self.opens("pidfd_open", call).await?;
+        let pidfd = self.open_child(pid).await?;
         let readable = readable(Arc::new(self.fetch_fd(&pidfd).await?))?;
         let _ = readable.readable().await;
         self.reap_pidfd(&pidfd).await
+    }
+
+    /// A pidfd, in the process, of its child.
+    pub(super) async fn open_child(&self, pid: i32) -> Result<Fd> {
+        let call = Call::syscall(Sysno::pidfd_open, [pid as u64, 0, 0, 0, 0, 0]);
+        self.opens("pidfd_open", call).await
     }
 }

@@ -1,6 +1,6 @@
 //! Making a child: clone(2), by a server, of a server.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::sched::CloneFlags;
@@ -9,12 +9,12 @@ use syscalls::Sysno;
 
 use super::child::{self, Child, Remains};
 use super::naming::Naming;
-use super::start::{Started, start};
-use super::{Parts, Process, ServerFds, Sockets, to_the_end};
-use crate::call::{self, Connection, Error, Outcome, Result};
-use crate::handle::{AddressSpace, Fd, FdTable};
+use super::start::{Started, There, start};
+use super::{Parts, Process, stream};
+use crate::call::{self, Connection, Error, Outcome, Receipt, Result, to_the_end};
+use crate::handle::{AddressSpace, Fd, FdTable, Lent, Spare};
 use crate::memory::Arena;
-use crate::sys::{DataSocket, Guardian};
+use crate::sys::{Guardian, ServerFds};
 
 /// What a child shares with its parent and what it has for itself. By default it is isolated: it
 /// has a copy of its parent's memory and descriptors, as after fork(2).
@@ -124,7 +124,7 @@ impl ChildBuilder {
         let Self { parent, flags, name, .. } = self;
         let shares_memory = flags.contains(CloneFlags::CLONE_VM);
         let shares_files = flags.contains(CloneFlags::CLONE_FILES);
-        let sockets = Sockets::new()?;
+        parent.need_data().await?;
         // While the child's descriptors are in the table and nothing accounts for them yet, no
         // other child may be made that would inherit them, nor the table be copied.
         let (table, quiet) = parent.quiet_table().await;
@@ -137,11 +137,22 @@ impl ChildBuilder {
         let stack = parent.stack().await?;
         // Its first request waits in its stream when it begins. It is the same image under the same
         // kernel: what its parent can, it can.
-        let connection = Connection::over(sockets.stream);
         let version = parent.connection.version();
-        let ready = connection.call("HELLO", call::hello(version, stack.top()));
-        connection.set_version(version);
-        let there = [sockets.stream_there.as_fd(), sockets.data_there.as_fd()];
+        let greet = |connection: &Connection| {
+            let ready = connection.call("HELLO", call::hello(version, stack.top(), true));
+            connection.set_version(version);
+            ready
+        };
+        let left = if shares_files { left(&table, greet) } else { None };
+        let (connection, ready, there) = match left {
+            Some(left) => left,
+            None => {
+                let (stream, there) = stream()?;
+                let connection = Connection::over(stream);
+                let ready = greet(&connection);
+                (connection, ready, There::Passed(there))
+            }
+        };
         let started = match start(&parent, flags, &stack, &there, naming).await {
             Ok(started) => started,
             Err(error) => {
@@ -149,23 +160,27 @@ impl ChildBuilder {
                     // There may be a child that runs on it.
                     stack.leave();
                 }
+                if let There::Already(number) = there {
+                    // Its first request is in it.
+                    table.close_later([number]);
+                }
                 return Err(error);
             }
         };
-        let Started { pid, here, input, data } = started;
+        let Started { pid, here, input } = started;
         // A copy here would hide the child's end from its connection.
-        drop((sockets.stream_there, sockets.data_there));
+        drop(there);
         let (child_table, in_parent) = if shares_files {
-            table.reserve([input, data]);
+            table.reserve([input]);
             table.join(&connection);
-            (table.clone(), vec![input, data])
+            (table.clone(), vec![input])
         } else {
             let child_table = FdTable::new(&connection);
             // The child's copies of other servers' descriptors would keep their connections open.
-            // The parent's copies of the child's are closed already, and may be others by now.
+            // The parent's copy of the child's is closed already, and may be another by now.
             let others = table.reserved();
-            child_table.close_later(others.into_iter().filter(|fd| ![input, data].contains(fd)));
-            child_table.reserve([input, data]);
+            child_table.close_later(others.into_iter().filter(|fd| *fd != input));
+            child_table.reserve([input]);
             (child_table, Vec::new())
         };
         drop(quiet);
@@ -177,8 +192,10 @@ impl ChildBuilder {
             let arena = Arena::new(parent.arena.base(), parent.arena.size());
             (AddressSpace::new(&connection), arena, None)
         };
-        let remains = Arc::new(Remains::new(shares_memory, stack, table, in_parent));
-        let here = match watched(here, &connection, &parent, &remains) {
+        let remains =
+            Arc::new(Remains::new(shares_memory, stack, Arc::new(Lent::new(table, in_parent))));
+        let stream = shares_files.then_some(input);
+        let here = match watched(here, &connection, &parent, &remains, stream) {
             Ok(here) => here,
             Err(error) => {
                 end(&parent, pid, &remains).await;
@@ -202,10 +219,10 @@ impl ChildBuilder {
             table: child_table,
             space,
             arena,
-            data: DataSocket::new(sockets.data, data),
+            data: None,
             guardian,
             image,
-            fds: ServerFds { input, output: input, data, ..ServerFds::default() },
+            fds: ServerFds::new(input, -1),
             pidfd: here,
             remains: Some(remains),
             life: None,
@@ -237,15 +254,36 @@ impl ChildBuilder {
     }
 }
 
+/// A stream that an earlier child has left in the table, with the first request in it.
+fn left(
+    table: &Arc<FdTable>,
+    greet: impl Fn(&Connection) -> Receipt<u64>,
+) -> Option<(Connection, Receipt<u64>, There)> {
+    while let Some(Spare { stream, number }) = table.take_spare() {
+        let Ok(connection) = Connection::over_left(stream) else {
+            table.close_later([number]);
+            continue;
+        };
+        let ready = greet(&connection);
+        if connection.is_written() {
+            return Some((connection, ready, There::Already(number)));
+        }
+        // Somebody has closed the other end, and the number may be something else's by now.
+        table.unreserve([number]);
+    }
+    None
+}
+
 /// The child's pidfd, in this process, with somebody who waits for the child's end.
 fn watched(
     here: Result<OwnedFd>,
     connection: &Connection,
     parent: &Process,
     remains: &Arc<Remains>,
+    stream: Option<i32>,
 ) -> Result<Arc<OwnedFd>> {
     let here = Arc::new(here?);
-    child::watch(&here, connection, parent, remains)?;
+    child::watch(&here, connection, parent, remains, stream)?;
     Ok(here)
 }
 
@@ -257,6 +295,6 @@ async fn end(parent: &Process, pid: i32, remains: &Remains) {
     let reap = [kind, pid, 0, nix::libc::WEXITED as u64, 0, 0];
     let _ = parent.syscall(Sysno::kill, [pid, Signal::SIGKILL as u64, 0, 0, 0, 0]).await;
     if parent.syscall(Sysno::waitid, reap).await.is_ok() {
-        remains.ended();
+        remains.ended(None);
     }
 }

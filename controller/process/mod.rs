@@ -5,12 +5,12 @@ mod children;
 mod clone;
 mod exec;
 mod naming;
+mod numbers;
 mod ring;
 mod start;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::future::Future;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use nix::sched::CloneFlags;
 use nix::sys::socket::{setsockopt, sockopt};
 use syscalls::{Sysno, syscall};
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::sync::watch;
 
 pub use child::Child;
 pub(crate) use child::watch_attached;
@@ -30,11 +30,11 @@ pub use clone::ChildBuilder;
 pub(crate) use clone::Legacy;
 
 use crate::abi::handshake::Token;
-use crate::call::{Call, Connection, Error, Outcome, Polling, Result, Socket};
+use crate::call::{Call, Connection, Error, Outcome, Polling, Result, Socket, to_the_end};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::Arena;
-use crate::sys::{DataSocket, Guardian, Task};
+use crate::sys::{DataSocket, Ends, Guardian, ServerFds, Task};
 
 /// A process that a server runs in. Clones are the same process.
 ///
@@ -50,8 +50,9 @@ pub(crate) struct Inner {
     image: Mutex<Loaded>,
     /// It may be another one than that by now.
     image_may_differ: AtomicBool,
-    fds: Mutex<ServerFds>,
     pidfd: Arc<OwnedFd>,
+    /// See there; none in there if pids are not the same for the process and here.
+    number: OnceLock<Option<u32>>,
     /// Tells the end of a process that no parent here made, once somebody depends on it.
     end: OnceLock<watch::Receiver<bool>>,
     /// What a child still has in its parent; none for a process that no parent here made.
@@ -91,33 +92,14 @@ impl Drop for Inner {
     }
 }
 
-/// The descriptors that a server runs on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ServerFds {
-    pub(crate) input: i32,
-    pub(crate) output: i32,
-    pub(crate) data: i32,
-    /// The listening socket and the spares, once it is persistent.
-    pub(crate) persistent: Vec<i32>,
-    /// The bells of a ring.
-    pub(crate) ring: Vec<i32>,
-}
-
-impl ServerFds {
-    pub(crate) fn all(&self) -> BTreeSet<i32> {
-        let connection = [self.input, self.output, self.data];
-        let more = self.persistent.iter().chain(&self.ring).copied();
-        connection.into_iter().chain(more).collect()
-    }
-}
-
 /// What a [`Process`] is put together from.
 pub(crate) struct Parts {
     pub(crate) connection: Connection,
     pub(crate) table: Arc<FdTable>,
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) arena: Arena,
-    pub(crate) data: DataSocket,
+    /// None yet: it is made when it is first needed.
+    pub(crate) data: Option<DataSocket>,
     pub(crate) guardian: Guardian,
     pub(crate) image: Loaded,
     pub(crate) fds: ServerFds,
@@ -149,19 +131,14 @@ impl Process {
     pub(crate) fn new(parts: Parts) -> Self {
         let polling = parts.polling.filter(|_| parts.connection.version() > 0);
         let connection = parts.connection.clone();
+        let lent = parts.remains.as_ref().map(|remains| remains.lent.clone());
+        let ends = Ends::new(parts.table, parts.fds, parts.data, lent);
         let process = Self {
             inner: Arc::new(Inner {
-                task: Task::new(
-                    parts.connection,
-                    parts.table,
-                    parts.space,
-                    parts.arena,
-                    parts.data,
-                    parts.guardian,
-                ),
+                task: Task::new(parts.connection, parts.space, parts.arena, ends, parts.guardian),
                 image: Mutex::new(parts.image),
                 image_may_differ: AtomicBool::new(false),
-                fds: Mutex::new(parts.fds),
+                number: OnceLock::new(),
                 end: OnceLock::new(),
                 pidfd: parts.pidfd,
                 remains: parts.remains,
@@ -257,6 +234,7 @@ impl Process {
 
     /// Gets a copy of a table that it shares.
     async fn leave_table(&self, call: Call) -> Result<()> {
+        let _settled = self.ends.settled().await;
         // No child may come into the old table between the copy and the look at it.
         let (old, quiet) = self.quiet_table().await;
         self.change("unshare", call, vec![], ()).await?;
@@ -273,16 +251,19 @@ impl Process {
         }
         drop(quiet);
         if let Some(remains) = &self.inner.remains {
-            remains.left_table();
+            remains.lent.left_table();
         }
         Ok(())
     }
 
     /// The descriptors that the server itself runs on: closing one of them by a raw call would end
-    /// the connection, or make a persistent process unreachable.
+    /// the connection, or make a persistent process unreachable. And those that are kept for children
+    /// to come.
     #[must_use]
     pub fn server_descriptors(&self) -> BTreeSet<i32> {
-        self.server_fds().all()
+        let mut all = self.server_fds().all();
+        all.extend(self.table().spares());
+        all
     }
 
     pub(crate) fn image(&self) -> Loaded {
@@ -305,20 +286,7 @@ impl Process {
     }
 
     pub(crate) fn server_fds(&self) -> MutexGuard<'_, ServerFds> {
-        self.inner.fds.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The table that the process uses, in which nothing comes or goes unaccounted for until the
-    /// guard is dropped.
-    pub(crate) async fn quiet_table(&self) -> (Arc<FdTable>, OwnedMutexGuard<()>) {
-        loop {
-            let table = self.table();
-            let quiet = table.quiet.clone().lock_owned().await;
-            // It may have got another one meanwhile.
-            if Arc::ptr_eq(&table, &self.table()) {
-                return (table, quiet);
-            }
-        }
+        self.inner.task.ends.fds()
     }
 
     pub(crate) fn set_persistent(&self) {
@@ -332,19 +300,6 @@ impl Process {
 
     pub(crate) fn shared_pidfd(&self) -> &Arc<OwnedFd> {
         &self.inner.pidfd
-    }
-}
-
-/// Carries steps out to the last one, even if nobody waits for it any more: for what takes several
-/// calls, and would leave things behind, or out of step with the process, between two of them.
-pub(crate) async fn to_the_end<T: Send + 'static>(
-    steps: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    match tokio::spawn(steps).await.map_err(tokio::task::JoinError::try_into_panic) {
-        Ok(result) => result,
-        Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        // The runtime is being shut down.
-        Err(Err(_)) => Err(Error::Lost(Outcome::PossiblyExecuted)),
     }
 }
 
@@ -386,25 +341,24 @@ pub(crate) struct Sockets {
 /// other five times a mebibyte, and much data comes a third slower.
 const SEND_BUFFER: usize = 512 << 10;
 
+/// A connected pair for a stream, our end first.
+fn stream() -> Result<(Socket, OwnedFd)> {
+    let make = || {
+        let (here, there) = UnixStream::pair()?;
+        for end in [&here, &there] {
+            // Only root may have more than net.core.wmem_max, and less does too.
+            let _ = setsockopt(end, sockopt::SndBufForce, &SEND_BUFFER)
+                .or_else(|_| setsockopt(end, sockopt::SndBuf, &SEND_BUFFER));
+        }
+        Ok((Socket::new(here)?, there.into()))
+    };
+    make().map_err(Error::io("socketpair"))
+}
+
 impl Sockets {
     pub(crate) fn new() -> Result<Self> {
-        let failed = Error::io("socketpair");
-        let pair = || UnixStream::pair();
-        let make = || {
-            let (stream, stream_there) = pair()?;
-            for end in [&stream, &stream_there] {
-                // Only root may have more than net.core.wmem_max, and less does too.
-                let _ = setsockopt(end, sockopt::SndBufForce, &SEND_BUFFER)
-                    .or_else(|_| setsockopt(end, sockopt::SndBuf, &SEND_BUFFER));
-            }
-            let (data, data_there) = pair()?;
-            Ok(Self {
-                stream: Socket::new(stream)?,
-                stream_there: stream_there.into(),
-                data: data.into(),
-                data_there: data_there.into(),
-            })
-        };
-        make().map_err(failed)
+        let (stream, stream_there) = stream()?;
+        let (data, data_there) = UnixStream::pair().map_err(Error::io("socketpair"))?;
+        Ok(Self { stream, stream_there, data: data.into(), data_there: data_there.into() })
     }
 }

@@ -4,8 +4,8 @@
 //! To a server of version 1 they go as one batch, in which later calls use what earlier ones have
 //! left in memory. To one of version 0 they go step by step.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::{Arc, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -13,13 +13,12 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use syscalls::Sysno;
 
-use super::Process;
 use super::naming::Naming;
-use crate::abi::entry::TrampolineFrame;
+use super::{Process, numbers};
 use crate::abi::wire::Operation;
 use crate::call::{Call, Error, Reply, Result};
-use crate::handle::{FdTable, Stack};
-use crate::sys::{Message, receive};
+use crate::handle::{Fd, FdTable, Stack};
+use crate::sys::{DataSocket, Message, receive};
 
 /// A child that runs.
 pub(super) struct Started {
@@ -27,19 +26,28 @@ pub(super) struct Started {
     pub(super) pid: i32,
     /// Its pidfd in this process; the child runs also if it could not be had.
     pub(super) here: Result<OwnedFd>,
-    /// The numbers of the child's stream and data socket.
+    /// The number of the child's stream.
     pub(super) input: i32,
-    pub(super) data: i32,
 }
 
-/// Starts a child on `stack`, with the other ends of its stream and its data socket, in this
-/// process, as `there`. Its descriptors stay in the parent's table only if it shares that. A name, which
-/// only servers of version 1 keep, it has as soon as there is the child.
+/// The child's end of its stream.
+pub(super) enum There {
+    /// In this process: it is passed to the parent, and stays in the parent's table only if the child
+    /// shares that.
+    Passed(OwnedFd),
+    /// In the table that the child shares.
+    Already(i32),
+}
+
+/// Starts a child on `stack`. A name, which only servers of version 1 keep, it has as soon as there is
+/// the child.
+///
+/// The parent has a data socket: see [`Task::need_data`](crate::sys::Task::need_data).
 pub(super) async fn start(
     parent: &Process,
     flags: CloneFlags,
     stack: &Stack,
-    there: &[BorrowedFd<'_>; 2],
+    there: &There,
     naming: Option<Naming>,
 ) -> Result<Started> {
     if parent.connection.version() > 0 {
@@ -52,10 +60,12 @@ pub(super) async fn start(
 /// Bytes of a message.
 const SLOT: usize = Message::size(1).next_multiple_of(16);
 
-/// On x86-64: flags, stack, parent_tid (which takes the pidfd), child_tid, tls.
-fn clone(flags: CloneFlags, sp: u64, pidfd: u64) -> Call {
-    let flags = (flags.bits() | libc::CLONE_PIDFD) as u32 as u64 | Signal::SIGCHLD as u64;
-    Call::syscall(Sysno::clone, [flags, sp, pidfd, 0, 0, 0])
+/// On x86-64: flags, stack, parent_tid (which takes the pidfd, if there is a place for it), child_tid,
+/// tls.
+fn clone(flags: CloneFlags, sp: u64, pidfd: Option<u64>) -> Call {
+    let with_pidfd = if pidfd.is_some() { libc::CLONE_PIDFD } else { 0 };
+    let flags = (flags.bits() | with_pidfd) as u32 as u64 | Signal::SIGCHLD as u64;
+    Call::syscall(Sysno::clone, [flags, sp, pidfd.unwrap_or(0), 0, 0, 0])
 }
 
 /// A batch for a server of version 1, in which calls are named by their places.
@@ -85,119 +95,192 @@ impl Steps {
         self.linked(store.referring(2, back))
     }
 
-    /// close(2) of an earlier result, whatever else has failed.
-    fn close(&mut self, fd: usize) {
-        let back = self.back(fd);
-        self.0.push(Call::syscall(Sysno::close, [0; 6]).referring(0, back));
+    /// Takes the child's end of its stream from a message that is there, into the frame at `sp`.
+    fn receive(&mut self, socket: &DataSocket, incoming: u64, sp: u64) -> Input {
+        let message = self.linked(Call { quick: true, ..socket.recvmsg(incoming) });
+        let number = self.load(incoming + Message::FDS as u64);
+        // In a full table none has come, and -1 is left in its place.
+        let getfd = Call::syscall(Sysno::fcntl, [0, libc::F_GETFD as u64, 0, 0, 0, 0]);
+        let there = self.linked(getfd.referring(0, self.back(number)));
+        // The first argument of the function, behind the trampoline's address.
+        self.store(sp + 8, number);
+        Input::Received { message, number, there }
+    }
+
+    /// close(2) of an earlier result: a pidfd, or a socket of which this process has the other end,
+    /// neither of which waits for anything.
+    fn close(&self, fd: usize) -> Call {
+        let close = Call { quick: true, ..Call::syscall(Sysno::close, [0; 6]) };
+        close.referring(0, self.back(fd))
     }
 }
 
-/// The child's first stack pointer, and what the parent needs meanwhile, lie at the top of the
-/// stack, where the child never comes: first what the child pops, then a message that takes its
-/// descriptors, then one that sends its pidfd.
+/// The child's first stack pointer lies at the top of the stack, under what the parent needs
+/// meanwhile, where the child never comes: what the child pops, then a message that takes its
+/// descriptor, then one that sends its pidfd. In memory that is shared with this process the messages
+/// need no way into the parent, and writing there copies no page that a child has too.
 async fn at_once(
     parent: &Process,
     flags: CloneFlags,
     top: u64,
-    there: &[BorrowedFd<'_>; 2],
+    there: &There,
     naming: Option<Naming>,
 ) -> Result<Started> {
-    let outgoing = top - SLOT as u64;
-    let incoming = outgoing - SLOT as u64;
-    let sp = incoming - TrampolineFrame::STACK_BYTES as u64;
-    let mut bytes = parent.image().stack_that_serves(0, 0).to_vec();
-    for message in [Message::receiving(incoming, 2), Message::sending(outgoing, &[0], &[-1])] {
-        bytes.extend(message);
-        bytes.resize(bytes.len().next_multiple_of(16), 0);
-    }
+    let known = match there {
+        There::Passed(_) => None,
+        There::Already(number) => Some(*number),
+    };
+    let frame = parent.image().stack_that_serves(known.unwrap_or(0), -1);
+    let buffer = parent.buffer(frame.len() + 2 * SLOT).await?;
+    let sp = top - frame.len() as u64;
+    let (outgoing, incoming) = (buffer.address(), buffer.address() + SLOT as u64);
+    let template = incoming + SLOT as u64;
+    let mut bytes = Message::sending(outgoing, &[0], &[-1]);
+    bytes.resize(SLOT, 0);
+    bytes.extend(Message::receiving(incoming, 1));
+    bytes.resize(2 * SLOT, 0);
+    bytes.extend(&frame);
     let shares_files = flags.contains(CloneFlags::CLONE_FILES);
     let table = parent.table();
+    let number_here = parent.number_here();
     let receipt = {
         // The order of messages is the order of the calls that take them.
-        let socket = parent.data.lock().unwrap_or_else(PoisonError::into_inner);
-        socket.pass(there)?;
+        let socket = parent.ends.data();
+        let socket = socket.as_ref().ok_or(Error::Gone)?;
         let mut steps = Steps(Vec::with_capacity(16));
-        steps.0.push(Call::copy_in(sp, bytes));
-        let received = steps.linked(socket.recvmsg(incoming));
-        let fds = incoming + Message::FDS as u64;
-        let input = steps.load(fds);
-        let data = steps.load(fds + 4);
-        // In a full table fewer than two have come, and -1 is left in the place of the last.
-        let getfd = Call::syscall(Sysno::fcntl, [0, libc::F_GETFD as u64, 0, 0, 0, 0]);
-        let both = steps.linked(getfd.referring(0, steps.back(data)));
-        // The first two arguments of the function, behind the trampoline's address.
-        steps.store(sp + 8, input);
-        steps.store(sp + 16, input);
-        // The kernel puts the pidfd right into the message.
-        let slot = outgoing + Message::FDS as u64;
+        steps.0.push(Call::copy_in(buffer.address(), bytes));
+        let copy = [sp, template, frame.len() as u64, 0, 0, 0];
+        steps.linked(Call::operation(Operation::Copy, copy));
+        let input = match there {
+            There::Already(number) => Input::Known(*number),
+            There::Passed(there) => {
+                socket.pass(&[there.as_fd()])?;
+                steps.receive(socket, incoming, sp)
+            }
+        };
         // Directly before clone, which it is about.
         let calls = naming.iter().flat_map(Naming::calls);
         let kept = calls.map(|call| steps.linked(call)).last();
-        let cloned = steps.linked(clone(flags, sp, slot));
-        let pidfd = steps.load(slot);
-        let sent = steps.linked(socket.sendmsg(outgoing));
-        // Here is where it is needed. There it would be one more in the table of every child to come.
-        steps.close(pidfd);
-        if !shares_files {
-            steps.close(input);
-            steps.close(data);
+        let (cloned, passed) = if number_here.is_some() {
+            (steps.linked(clone(flags, sp, None)), None)
+        } else {
+            // The kernel puts the pidfd right into the message.
+            let slot = outgoing + Message::FDS as u64;
+            let cloned = steps.linked(clone(flags, sp, Some(slot)));
+            let pidfd = steps.load(slot);
+            let sent = steps.linked(socket.try_sendmsg(outgoing));
+            // Here is where it is needed. There it would be one more in the table of every child to
+            // come.
+            steps.linked(steps.close(pidfd));
+            (cloned, Some(Passed { pidfd, sent }))
+        };
+        if let Input::Received { number, .. } = input
+            && !shares_files
+        {
+            // Whatever else has failed.
+            steps.0.push(steps.close(number));
         }
+        let places = Places { input, kept, cloned, passed };
         let here = socket.here.clone();
-        let places = Places { received, input, data, both, kept, cloned, sent };
         parent.connection.submit_on_link(steps.0, move |replies| {
-            let _naming = naming;
+            let _used = (buffer, naming);
             places.started(&replies, &table, &here, shares_files)
         })
     };
-    receipt.await
+    let (pid, input, pidfd) = receipt.await?;
+    let here = match pidfd {
+        Pidfd::Here(here) => here,
+        Pidfd::There(pidfd) => parent.fetch_fd(&pidfd).await,
+        Pidfd::ByPid => match number_here.and_then(|parent| numbers::child(pid, parent)) {
+            Some(here) => Ok(here),
+            // It may have been reaped by somebody else.
+            None => match parent.open_child(pid).await {
+                Ok(pidfd) => parent.fetch_fd(&pidfd).await,
+                Err(error) => Err(error),
+            },
+        },
+    };
+    Ok(Started { pid, here, input })
+}
+
+/// Where the number of the child's stream comes from.
+#[derive(Clone, Copy)]
+enum Input {
+    Known(i32),
+    /// The places of the calls that have received the descriptor, loaded its number and looked
+    /// whether it is there.
+    Received {
+        message: usize,
+        number: usize,
+        there: usize,
+    },
 }
 
 /// The places of calls in the batch.
 struct Places {
-    received: usize,
-    input: usize,
-    data: usize,
-    both: usize,
+    input: Input,
     /// If it gets a name.
     kept: Option<usize>,
     cloned: usize,
+    passed: Option<Passed>,
+}
+
+/// The places of the calls that have loaded the number of the pidfd and sent that.
+struct Passed {
+    pidfd: usize,
     sent: usize,
 }
 
+/// A child's pidfd.
+enum Pidfd {
+    Here(Result<OwnedFd>),
+    /// In the parent: the data socket had no room for it.
+    There(Fd),
+    /// To be opened.
+    ByPid,
+}
+
 impl Places {
+    /// The pid and the number of the stream of what has been started, and its pidfd.
     fn started(
         &self,
         replies: &[Reply],
         table: &Arc<FdTable>,
         here: &OwnedFd,
         shares_files: bool,
-    ) -> Result<Started> {
+    ) -> Result<(i32, i32, Pidfd)> {
         let value = |place: usize, name| {
             let reply = replies.get(place).ok_or(Error::Protocol("too few replies"))?;
             reply.value().map_err(Error::call(name))
         };
-        value(self.received, "recvmsg")?;
-        let fds = [self.input, self.data].map(|place| value(place, "LOAD").map(|fd| fd as i32));
-        let cloned = match value(self.both, "recvmsg") {
-            Ok(_) => match self.kept.map(|kept| value(kept, "KEEP")) {
-                Some(Err(error)) => Err(error),
-                _ => value(self.cloned, "clone"),
-            },
-            Err(_) => Err(Error::Call { call: "recvmsg", errno: Errno::EMFILE }),
+        let input = match self.input {
+            Input::Known(number) => number,
+            Input::Received { message, number, there } => {
+                value(message, "recvmsg")?;
+                if value(there, "recvmsg").is_err() {
+                    return Err(Error::Call { call: "recvmsg", errno: Errno::EMFILE });
+                }
+                value(number, "LOAD")? as i32
+            }
         };
-        let pid = match cloned {
+        let named = self.kept.map_or(Ok(0), |kept| value(kept, "KEEP"));
+        let pid = match named.and_then(|_| value(self.cloned, "clone")) {
             Ok(pid) => pid as i32,
             Err(error) => {
-                if shares_files {
-                    table.close_later(fds.into_iter().flatten().filter(|fd| *fd >= 0));
+                if shares_files && matches!(self.input, Input::Received { .. }) {
+                    table.close_later([input]);
                 }
                 return Err(error);
             }
         };
-        let [input, data] = fds;
-        // The message is there now, and messages arrive in the order of the replies.
-        let here = value(self.sent, "sendmsg").and_then(|_| receive(here));
-        Ok(Started { pid, here, input: input?, data: data? })
+        let pidfd = self.passed.as_ref().map_or(Pidfd::ByPid, |passed| {
+            match (value(passed.sent, "sendmsg"), value(passed.pidfd, "LOAD")) {
+                (Err(_), Ok(number)) => Pidfd::There(table.made(number as i32)),
+                // The message is there now, and messages arrive in the order of the replies.
+                (sent, _) => Pidfd::Here(sent.and_then(|_| receive(here))),
+            }
+        });
+        Ok((pid, input, pidfd))
     }
 }
 
@@ -205,18 +288,20 @@ async fn step_by_step(
     parent: &Process,
     flags: CloneFlags,
     top: u64,
-    there: &[BorrowedFd<'_>; 2],
+    there: &There,
 ) -> Result<Started> {
     let table = parent.table();
     let buffer = parent.buffer(size_of::<u64>()).await?;
-    let numbers = parent.send_server_fds(there).await?;
-    let (input, data) = (numbers[0], numbers[1]);
+    let input = match there {
+        There::Already(number) => *number,
+        There::Passed(there) => parent.send_server_fds(&[there.as_fd()]).await?[0],
+    };
     let at = buffer.address();
     let stack = parent.image().stack_that_serves(input, input);
     let sp = top - stack.len() as u64;
     let calls = vec![
         Call::copy_in(sp, stack.to_vec()),
-        clone(flags, sp, at),
+        clone(flags, sp, Some(at)),
         Call::copy_out(at, size_of::<i32>()),
     ];
     let made = table.clone();
@@ -228,12 +313,13 @@ async fn step_by_step(
             Ok((pid, made.made(pidfd)))
         })
         .await;
-    if cloned.is_err() || !flags.contains(CloneFlags::CLONE_FILES) {
-        table.close_later([input, data]);
+    let passed = matches!(there, There::Passed(_));
+    if passed && (cloned.is_err() || !flags.contains(CloneFlags::CLONE_FILES)) {
+        table.close_later([input]);
     }
     let (pid, pidfd) = cloned?;
     let here = parent.fetch_fd(&pidfd).await;
-    Ok(Started { pid, here, input, data })
+    Ok(Started { pid, here, input })
 }
 
 fn cloned(replies: &[Reply]) -> Result<(i32, i32)> {

@@ -6,6 +6,7 @@
 
 mod bulk;
 mod credentials;
+mod ends;
 mod file;
 mod memory;
 mod pidfd;
@@ -16,10 +17,13 @@ mod rights;
 mod shared;
 mod socket;
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::sync::OwnedMutexGuard;
+
 pub(crate) use credentials::exit_group;
+pub(crate) use ends::{Ends, ServerFds};
 pub use process::WaitStatus;
 pub(crate) use process::{SIGINFO_SIZE, pid_of_siginfo, set_pdeathsig, waitid};
 pub(crate) use rights::{DataSocket, Message, receive};
@@ -35,12 +39,11 @@ use crate::transport::Shared;
 /// What calls are made in.
 pub struct Task {
     pub(crate) connection: Connection,
-    table: RwLock<Arc<FdTable>>,
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) arena: Arena,
     /// Memory that the task shares with this process, and what is free of it.
     shared: RwLock<Option<(Arc<Shared>, Arena)>>,
-    pub(crate) data: Mutex<DataSocket>,
+    pub(crate) ends: Arc<Ends>,
     guardian: RwLock<Guardian>,
     registry: Arc<Registry>,
     pipes: bulk::Pipes,
@@ -78,19 +81,17 @@ impl Buffer {
 impl Task {
     pub(crate) fn new(
         connection: Connection,
-        table: Arc<FdTable>,
         space: Arc<AddressSpace>,
         arena: Arena,
-        data: DataSocket,
+        ends: Arc<Ends>,
         guardian: Guardian,
     ) -> Self {
         Self {
             connection,
-            table: RwLock::new(table),
             space,
             arena,
             shared: RwLock::new(None),
-            data: Mutex::new(data),
+            ends,
             guardian: RwLock::new(guardian),
             registry: Arc::default(),
             pipes: bulk::Pipes::default(),
@@ -100,12 +101,18 @@ impl Task {
     /// The table of descriptors that the task uses now.
     #[must_use]
     pub fn table(&self) -> Arc<FdTable> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.ends.table()
+    }
+
+    /// The table that the task uses, in which nothing comes or goes unaccounted for until the guard
+    /// is dropped.
+    pub(crate) async fn quiet_table(&self) -> (Arc<FdTable>, OwnedMutexGuard<()>) {
+        self.ends.quiet_table().await
     }
 
     /// The task has another table from here on.
     pub(crate) fn set_table(&self, table: Arc<FdTable>) {
-        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+        self.ends.set_table(table);
     }
 
     /// Buffers are taken from there from here on, where there is room. What was taken from other

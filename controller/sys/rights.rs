@@ -3,14 +3,14 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use syscalls::Sysno;
 
 use super::registry::Keeping;
-use super::{Buffer, Task, finish};
+use super::{Buffer, Task, finish, last};
 use crate::call::{Call, Connection, Error, Receipt, Reply, Result};
 use crate::handle::{Fd, FdTable};
 
@@ -87,6 +87,12 @@ impl Message {
         message.0
     }
 
+    /// The call that takes a message, laid out at `address`, from socket `number`.
+    pub(super) fn recvmsg(number: i32, address: u64) -> Call {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC.bits() as u64;
+        Call::syscall(Sysno::recvmsg, [number as u64, address, flags, 0, 0, 0])
+    }
+
     /// The descriptors in a message that was received, and whether some were lost.
     fn received(bytes: &[u8]) -> (Vec<i32>, bool) {
         let word = |at: usize| {
@@ -141,14 +147,20 @@ impl DataSocket {
 
     /// The call that takes a message, laid out at `address`, from the socket.
     pub(crate) fn recvmsg(&self, address: u64) -> Call {
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC.bits() as u64;
-        Call::syscall(Sysno::recvmsg, [self.there as u64, address, flags, 0, 0, 0])
+        Message::recvmsg(self.there, address)
     }
 
     /// The call that sends the message at `address`.
     pub(crate) fn sendmsg(&self, address: u64) -> Call {
         let flags = MsgFlags::MSG_NOSIGNAL.bits() as u64;
         Call::syscall(Sysno::sendmsg, [self.there as u64, address, flags, 0, 0, 0])
+    }
+
+    /// The same, if there is room for it at once.
+    pub(crate) fn try_sendmsg(&self, address: u64) -> Call {
+        let mut call = self.sendmsg(address);
+        call.request.args[2] |= MsgFlags::MSG_DONTWAIT.bits() as u64;
+        call
     }
 
     /// How large a buffer a fetch needs.
@@ -173,12 +185,7 @@ impl Task {
         names: &[String],
     ) -> Result<Vec<Fd>> {
         let keeping = Keeping::new(self, fds, names).await?;
-        let sent = self.send_fds_as(fds, Some(keeping), made).await;
-        if sent.is_err() {
-            // Names that were given up are free when calls are made that come behind that.
-            let _ = self.getpid().await;
-        }
-        sent
+        self.send_fds_as(fds, Some(keeping), made).await
     }
 
     /// Passes descriptors to be a server's own.
@@ -199,13 +206,15 @@ impl Task {
         if fds.is_empty() || fds.len() > MAX_RIGHTS {
             return Err(Error::Call { call: "sendmsg", errno: Errno::EINVAL });
         }
+        self.need_data().await?;
         let buffer = self.buffer(Message::size(1)).await?;
         let address = buffer.address();
         let count = fds.len();
         let table = self.table();
         let receipt = {
             // The order of messages is the order of the calls that take them.
-            let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+            let data = self.ends.data();
+            let data = data.as_ref().ok_or(Error::Gone)?;
             data.pass(fds)?;
             let mut calls = vec![Call::copy_in(address, Message::receiving(address, count))];
             if let Some(keeping) = &keeping {
@@ -248,9 +257,11 @@ impl Task {
     }
 
     pub(crate) async fn fetch_number(&self, number: i32) -> Result<OwnedFd> {
+        self.need_data().await?;
         let buffer = self.buffer(DataSocket::FETCH_SIZE).await?;
         let receipt = {
-            let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+            let data = self.ends.data();
+            let data = data.as_ref().ok_or(Error::Gone)?;
             data.fetch(&self.connection, buffer, number)
         };
         receipt.await
@@ -263,13 +274,12 @@ fn made(table: &Arc<FdTable>, numbers: Vec<i32>) -> Result<Vec<Fd>> {
     Ok(numbers.into_iter().map(|number| table.made(number)).collect())
 }
 
-/// What a target process has received.
-fn taken(replies: &[Reply]) -> Result<(Vec<i32>, bool)> {
-    let [written, received, message] = replies else {
-        return Err(Error::Protocol("not three replies"));
-    };
-    written.value().map_err(Error::call("recvmsg"))?;
-    received.value().map_err(Error::call("recvmsg"))?;
+/// What a target process has received: the last of these replies is a message.
+pub(super) fn taken(replies: &[Reply]) -> Result<(Vec<i32>, bool)> {
+    let message = last(replies)?;
+    for reply in replies {
+        reply.value().map_err(Error::call("recvmsg"))?;
+    }
     Ok(Message::received(&message.data))
 }
 

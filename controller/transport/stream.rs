@@ -154,6 +154,11 @@ impl<T> Stream<T> {
         self.version = version;
     }
 
+    /// Whether such a batch is queued.
+    pub fn has_queued(&self, which: impl Fn(&T) -> bool) -> bool {
+        self.queue.iter().any(|batch| which(&batch.tag))
+    }
+
     /// Adds a batch at the end of the queue. An empty one would never complete.
     ///
     /// In version 1 the results of earlier batches must not wait for one that blocks: if any of its

@@ -46,7 +46,8 @@ pub struct Server {
     pub buffers: Buffers,
 }
 
-/// Entry: serves version 0 on two descriptors, until the end of input.
+/// Entry: serves version 0 on two descriptors, until the end of input. A negative output: both are the
+/// input's.
 pub extern "C" fn serve(input: i32, output: i32) {
     serve_persistent(input, output, -1);
 }
@@ -62,11 +63,16 @@ pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32) {
         client: entry(-1, POLLIN),
         bell: entry(-1, POLLIN),
     };
-    server.state.output = entry(output, POLLOUT);
+    server.state.output = entry(if output < 0 { input } else { output }, POLLOUT);
     server.state.data = -1;
     // What lies above is the frame of this function, and of those that called it.
     server.state.stack = (&raw const server).wrapping_add(1) as u64;
     server.refill();
+    if listen < 0 {
+        // There is nothing to wait for but the first request; what has become of the input, if not
+        // that, the next read tells again.
+        server.read();
+    }
     server.serve();
 }
 
@@ -268,14 +274,15 @@ impl Server {
 
     /// The operation HELLO: answers in the version that was spoken, and goes on in the other.
     fn greet(&mut self) -> Result<(), HangUp> {
-        let [version, memory, size, ..] = self.state.request.args;
-        // It can be read and written. Where the kernel forbids this copy, version 1 could not move
-        // what it reads ahead either.
+        let [version, memory, size, known, ..] = self.state.request.args;
+        // It can be read and written, as who asks may know. Where the kernel forbids this copy, version 1
+        // could not move what it reads ahead either.
         if self.state.stream.version == 0
             && version != 0
             && memory.is_multiple_of(64)
             && size >= AHEAD_SIZE as u64
-            && sys::copy(memory, memory, AHEAD_SIZE as u64) == AHEAD_SIZE as i64
+            && (known != 0
+                || sys::copy(memory, memory, AHEAD_SIZE as u64) == AHEAD_SIZE as i64)
         {
             if self.state.log.memory != 0 {
                 // The log of the earlier memory goes on here.

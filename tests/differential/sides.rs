@@ -144,7 +144,7 @@ impl There {
             // A number that has no name goes as it is.
             None => {
                 let request = Request::syscall(plan.number, args);
-                let call = Call { request, payload: Vec::new() };
+                let call = Call::from(request);
                 self.process.connection().call("a call without a name", call).await
             }
         };

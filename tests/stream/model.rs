@@ -57,7 +57,7 @@ fn what(request: &Request) -> u64 {
 /// A COPY_IN of these bytes; with a negative result it fails.
 fn copy_in(payload: Vec<u8>, result: i64) -> Call {
     let args = [0, payload.len() as u64, 0, 0, result as u64, 0];
-    Call { request: Request::operation(Operation::CopyIn, args), payload }
+    Call { payload, ..Request::operation(Operation::CopyIn, args).into() }
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -139,7 +139,7 @@ impl Server {
             }
             let payload = rest[..len].to_vec();
             self.input.drain(..REQUEST_SIZE + len);
-            let call = Call { request, payload };
+            let call = Call { payload, ..request.into() };
             self.answer(&call);
             executed.push(call);
         }

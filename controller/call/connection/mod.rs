@@ -18,7 +18,9 @@
 mod blocking;
 mod driver;
 mod interrupt;
+mod pass;
 mod pause;
+mod retire;
 mod ring;
 mod room;
 mod socket;
@@ -36,6 +38,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use driver::drive;
 pub use interrupt::Interrupter;
+pub(crate) use pass::Passing;
 pub(crate) use pause::Pause;
 pub(crate) use ring::Bell;
 use ring::{Offered, Waited};

@@ -28,7 +28,7 @@ impl Drop for Pause {
 }
 
 impl State {
-    fn could_begin(&self, own: Option<&Pause>) -> Result<bool> {
+    pub(super) fn could_begin(&self, own: Option<&Pause>) -> Result<bool> {
         match self.link {
             Link::Gone => Err(Error::Gone),
             Link::Lost(successor) => Err(successor.error(Outcome::NotExecuted)),
@@ -94,7 +94,7 @@ impl Connection {
         match &state.link {
             Link::Up(stream) if !state.dead => {
                 let stream = stream.clone();
-                state.write_first(calls, Batch { complete, of_link: true }, &stream);
+                state.write_first([(calls, Batch { complete, of_link: true })], &stream);
                 drop(state);
                 self.shared().work.notify_one();
             }
@@ -107,7 +107,9 @@ impl Connection {
     }
 
     /// Sends a batch over the stream, right after `before`, if nothing is unanswered there and there is
-    /// no pause but `own`: so it waits behind nothing. Else it does nothing, and returns `None`.
+    /// no pause but `own`: so it waits behind nothing. Else it does nothing, and returns `None`. So it does
+    /// if something is queued that belongs to this link: its descriptors are on their way already, and
+    /// those of `before` must not be taken for them.
     ///
     /// # Errors
     ///
@@ -121,12 +123,12 @@ impl Connection {
     ) -> Result<Option<Receipt<R>>> {
         let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let mut state = self.shared().lock();
-        if !state.could_begin(own)? {
+        if !state.could_begin(own)? || state.stream.has_queued(|batch| batch.of_link) {
             return Ok(None);
         }
         before()?;
         if let Some(stream) = state.link.stream().cloned() {
-            state.write_first(calls, Batch { complete, of_link: true }, &stream);
+            state.write_first([(calls, Batch { complete, of_link: true })], &stream);
         }
         drop(state);
         self.shared().work.notify_one();

@@ -6,16 +6,17 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, recv, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Handle, Id};
 
 /// Bytes that one read takes.
 const READ_SIZE: usize = 64 * 1024;
@@ -32,6 +33,8 @@ pub(crate) struct Socket {
     /// How the runtime waits for something to read. It does not while threads wait for their own
     /// replies: it would be woken up for each.
     waiting: Mutex<Option<Arc<Waiting>>>,
+    /// The runtime that waits.
+    runtime: Id,
 }
 
 type Waiting = AsyncFd<Arc<UnixStream>>;
@@ -47,7 +50,33 @@ impl Socket {
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
         let stream = Arc::new(stream);
         let waiting = waiting(stream.clone(), Interest::READABLE)?;
-        Ok(Self { stream, waiting: Mutex::new(Some(Arc::new(waiting))) })
+        let runtime = Handle::current().id();
+        Ok(Self { stream, waiting: Mutex::new(Some(Arc::new(waiting))), runtime })
+    }
+
+    /// The same stream for another connection: whoever still has this one can't wait for it any more.
+    pub(super) fn renew(&self) -> Self {
+        let waiting = Mutex::new(self.waiting().take());
+        Self { stream: self.stream.clone(), waiting, runtime: self.runtime }
+    }
+
+    /// The same for a connection that is carried by the runtime around it. Must be called within one.
+    pub(super) fn here(mut self) -> io::Result<Self> {
+        let runtime = Handle::current().id();
+        if self.runtime != runtime {
+            self.set_waiting(false)?;
+            self.runtime = runtime;
+        }
+        self.set_waiting(true)?;
+        Ok(self)
+    }
+
+    /// Whether the other end has read all that was written.
+    pub(super) fn is_read(&self) -> bool {
+        let mut unread = 0;
+        // SAFETY: for a socket the kernel stores an int there, and nothing else.
+        let asked = unsafe { libc::ioctl(self.as_raw_fd(), libc::TIOCOUTQ, &raw mut unread) };
+        asked == 0 && unread == 0
     }
 
     fn waiting(&self) -> MutexGuard<'_, Option<Arc<Waiting>>> {
@@ -91,6 +120,15 @@ impl Socket {
     pub(super) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         Ok(sendmsg::<()>(self.as_raw_fd(), slices, &[], flags, None)?)
+    }
+
+    /// Passes a descriptor, with one byte.
+    pub(super) fn pass(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let rights = [fd.as_raw_fd()];
+        let control = [ControlMessage::ScmRights(&rights)];
+        sendmsg::<()>(self.as_raw_fd(), &[IoSlice::new(&[0])], &control, flags, None)?;
+        Ok(())
     }
 
     /// Reads once, and gives what came to `take`.

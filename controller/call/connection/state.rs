@@ -151,14 +151,20 @@ impl State {
         }
     }
 
-    /// Writes a batch ahead of everything that is queued, of which nothing has been written in part,
-    /// whatever pauses there are.
-    pub(super) fn write_first(&mut self, calls: Vec<Call>, batch: Batch, stream: &Socket) {
+    /// Writes batches ahead of everything that is queued, of which nothing has been written in part,
+    /// whatever pauses there are: all of them at once.
+    pub(super) fn write_first<const N: usize>(
+        &mut self,
+        batches: [(Vec<Call>, Batch); N],
+        stream: &Socket,
+    ) {
         // Somebody has to wait for it.
         self.alone = None;
         let queued = self.stream.take_queue();
-        self.stream.push(calls, batch);
-        // Nothing is under way: a batch of a few requests fits into the socket's buffer.
+        for (calls, batch) in batches {
+            self.stream.push(calls, batch);
+        }
+        // Nothing is under way: a few requests fit into the socket's buffer.
         self.write(stream, false);
         self.stream.append_queue(queued);
     }

@@ -5,8 +5,8 @@
 //! server has a ring and this side could still fail to use it.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -65,8 +65,10 @@ impl Making {
         let told = {
             let sent = [memory.memfd(), wakes_server.as_fd(), wakes_controller.as_fd()];
             // The order of messages is the order of the calls that take them.
-            let data = process.data.lock().unwrap_or_else(PoisonError::into_inner);
-            let calls = calls(&data, buffer.address());
+            // Whoever has it may be the one that this is done for: before a call of theirs.
+            let Some(data) = process.ends.try_data() else { return Ok(None) };
+            let data = data.as_ref().ok_or(Error::Gone)?;
+            let calls = calls(data, buffer.address());
             let (table, space) = (table.clone(), process.space.clone());
             let complete = move |replies: Vec<Reply>| {
                 let _buffer = buffer;
@@ -104,9 +106,7 @@ impl Making {
         let there = There { mapping: Some(mapping), interregna, since };
         let memory = Arc::new(self.memory.mapped(address, there));
         process.server_fds().ring = bells.to_vec();
-        if let Some(remains) = process.remains() {
-            remains.add_in_parent(&self.table, &bells);
-        }
+        process.ends.lend(&self.table, &bells);
         process.forget_ring(before);
         process.set_shared(&memory);
         let pidfd = process.shared_pidfd().clone();

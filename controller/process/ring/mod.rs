@@ -12,12 +12,12 @@ mod making;
 mod signal;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use self::making::Making;
-use super::{Inner, Process, to_the_end};
-use crate::call::{Error, Pause, Polling, Result};
+use super::{Inner, Process};
+use crate::call::{Error, Pause, Polling, Result, to_the_end};
 use crate::handle::Mapping;
 use crate::sys::{Buffer, Message};
 use crate::transport::SHARED_SIZE;
@@ -56,6 +56,7 @@ impl Process {
         }
         // Two that pause the connection would wait for each other.
         let _turn = self.inner().entering.lock().await;
+        self.need_data().await?;
         let buffer = Arc::new(self.buffer(Message::size(1)).await?);
         let mut changed = self.connection.watch();
         loop {
@@ -105,7 +106,8 @@ impl Process {
         }
         let Some(buffer) = buffer() else { return Ok(Try::Busy) };
         let begun = Making::begin(self, polling, own, buffer, table, [turn, quiet])?;
-        Ok(begun.map_or(Try::Busy, |making| Try::Begun(Box::new(making))))
+        // Who passes descriptors, or is about to, comes first, and would wait for the end of a pause.
+        Ok(begun.map_or(Try::Locked, |making| Try::Begun(Box::new(making))))
     }
 
     /// Unmaps the ring of a controller before this one, of which nobody else knows.
@@ -148,15 +150,38 @@ impl Drop for There {
 /// What makes a ring once the process is called often. Says whether it need not be called again.
 pub(super) fn when_busy(process: Weak<Inner>, polling: Polling) -> impl Fn() -> bool + Send + Sync {
     let runtime = tokio::runtime::Handle::try_current();
+    let tried = AtomicBool::new(false);
     move || {
         let (Ok(runtime), Some(inner)) = (&runtime, process.upgrade()) else { return true };
         let process = Process { inner };
         let _runtime = runtime.enter();
-        let buffer = || process.arena.take(Message::size(1)).map(Buffer::Arena).map(Arc::new);
-        match process.try_ring(polling, None, buffer) {
+        if process.has_data() {
+            return process.begin_ring(polling);
+        }
+        match process.try_data() {
+            Ok(Some(coming)) => {
+                runtime.spawn(async move {
+                    if coming.await.is_ok() {
+                        process.begin_ring(polling);
+                    }
+                });
+                // If it can't be had, it is not tried for ever.
+                tried.swap(true, Ordering::Relaxed)
+            }
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
+}
+
+impl Process {
+    /// Makes a ring, if nothing is in the way. Says whether it need not be tried again.
+    fn begin_ring(&self, polling: Polling) -> bool {
+        let buffer = || self.arena.take(Message::size(1)).map(Buffer::Arena).map(Arc::new);
+        match self.try_ring(polling, None, buffer) {
             Ok(Try::Begun(making)) => {
                 // If it can't be had, the stream goes on.
-                runtime.spawn(making.finish());
+                tokio::spawn(making.finish());
                 true
             }
             Ok(Try::Busy | Try::Locked) => false,

@@ -1,0 +1,98 @@
+//! A descriptor through the stream itself, which the server only reads.
+//!
+//! What a read(2) finds beside bytes is lost, and a server reads ahead: so the descriptor must not be
+//! in the stream before the call is under way that is to take it. The server is idle, and two batches
+//! are written at once, which it therefore reads at once. The second may block, so the results of the
+//! first are sent before it begins: when they are here, nothing is read any more before the second
+//! one's call, and its byte can go. Version 0 reads no more than a request, and has no links.
+//!
+//! ```text
+//!   here   first, second ──┐             ┌─ results ──▶ a byte and the descriptor ──┐
+//!   there                  └▶ read, first ┘ second: recvmsg(2), waits ──────────────┴▶ result
+//! ```
+//! Others write nothing meanwhile, whose bytes the server would take for the one that it waits for.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use nix::sys::socket::{Shutdown, shutdown};
+
+use super::{Batch, Connection, Pause, Receipt, Socket, receipt, room, value};
+use crate::call::{Call, Error, Outcome, Result};
+
+/// A descriptor that a server is about to take. To be carried out to the end.
+pub(crate) struct Passing {
+    stream: Arc<Socket>,
+    linked: bool,
+    prepared: Receipt<()>,
+    received: Receipt<u64>,
+    pause: Pause,
+}
+
+impl Connection {
+    /// Has the server execute `first`, and then `receive`, a recvmsg(2) of one byte on its end of the
+    /// stream that is linked to it, if nothing is unanswered and there is no pause but this one, which
+    /// lasts until the descriptor is passed. Else it is given back.
+    ///
+    /// # Errors
+    ///
+    /// Without a link.
+    pub(crate) fn begin_pass(
+        &self,
+        pause: Pause,
+        first: Vec<Call>,
+        receive: Call,
+    ) -> Result<std::result::Result<Passing, Pause>> {
+        let weight = self.weigh(room::size(&first));
+        let (first_complete, prepared) = receipt(weight, |replies| {
+            let value = |reply: &crate::call::Reply| reply.value().map(drop);
+            replies.iter().try_for_each(value).map_err(Error::call("COPY_IN"))
+        });
+        let weight = self.weigh(room::size(std::slice::from_ref(&receive)));
+        let (complete, received) = receipt(weight, |replies| value("recvmsg", &replies));
+        let mut state = self.shared().lock();
+        if !state.could_begin(Some(&pause))? {
+            return Ok(Err(pause));
+        }
+        let stream = state.link.stream().cloned();
+        let stream = stream.ok_or(Error::Lost(Outcome::NotExecuted))?;
+        let linked = state.stream.version() > 0;
+        let receive = if linked { receive.linked() } else { receive };
+        let batch = |complete| Batch { complete, of_link: true };
+        let batches = [(first, batch(first_complete)), (vec![receive], batch(complete))];
+        state.write_first(batches, &stream);
+        drop(state);
+        self.shared().work.notify_one();
+        Ok(Ok(Passing { stream, linked, prepared, received, pause }))
+    }
+}
+
+impl Passing {
+    /// Passes the descriptor, and gives the pause back.
+    pub(crate) async fn finish(self, fd: BorrowedFd<'_>) -> Result<Pause> {
+        let Self { stream, linked, prepared, received, pause } = self;
+        // Where the server waits for a byte that does not come, or leaves one that has come, what
+        // follows would not be understood.
+        let end = || {
+            let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
+        };
+        if let Err(error) = prepared.await {
+            // What is linked to it is not executed.
+            if !linked {
+                end();
+            }
+            return Err(error);
+        }
+        if let Err(error) = stream.pass(fd) {
+            end();
+            return Err(Error::io("sendmsg")(error));
+        }
+        match received.await {
+            Ok(1) => Ok(pause),
+            other => {
+                end();
+                other.and(Err(Error::Protocol("the server did not take a descriptor")))
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Pids of children, where they mean the same in the parent as here: then a pidfd of a child can be
+//! opened here, and need not be passed from the parent, which costs several calls on both sides.
+//!
+//! Numbers can be used again, so each pidfd is asked whose child it refers to. The parent has no other
+//! child that nobody here knows of, and that one has just been made: the number would have to have
+//! been reaped by somebody else, have come round, and be a child of the same parent again.
+//!
+//! Both questions need Linux 6.13; where they can't be answered pidfds are passed.
+
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use nix::libc;
+use nix::sys::stat::fstat;
+
+use super::{Process, pidfd_open};
+
+/// `PIDFD_GET_PID_NAMESPACE`: a descriptor of the pid namespace that the process is in.
+const GET_PID_NAMESPACE: u64 = 0xff05;
+/// `PIDFD_GET_INFO` of the structure below.
+const GET_INFO: u64 = 0xc040_ff0b;
+
+/// `struct pidfd_info`, the part that all kernels have that have it at all.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    mask: u64,
+    cgroup: u64,
+    pid: u32,
+    thread_group: u32,
+    parent: u32,
+    rest: [u32; 9],
+}
+
+const _: () = assert!(size_of::<Info>() == 64);
+
+impl Info {
+    /// The pids are told.
+    const PIDS: u64 = 1;
+
+    fn of(pidfd: &OwnedFd) -> Option<Self> {
+        let mut info = Self { mask: Self::PIDS, ..Self::default() };
+        // SAFETY: for a pidfd the kernel reads and writes as much as the number of the request says,
+        // which is the size of the structure.
+        let asked = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
+        (asked == 0 && info.mask & Self::PIDS != 0).then_some(info)
+    }
+}
+
+/// The pid namespace of a process, as what tells it from others.
+fn pid_namespace(pidfd: &OwnedFd) -> Option<(u64, u64)> {
+    // SAFETY: the request takes no pointer.
+    let namespace = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_PID_NAMESPACE, 0) };
+    if namespace < 0 {
+        return None;
+    }
+    // SAFETY: the kernel just made this descriptor for us.
+    let namespace = unsafe { OwnedFd::from_raw_fd(namespace) };
+    let stat = fstat(namespace.as_fd()).ok()?;
+    Some((stat.st_dev, stat.st_ino))
+}
+
+impl Process {
+    /// The process's pid here, if the pids of its children are the same for it and here. A process
+    /// stays in its pid namespace for life.
+    pub(super) fn number_here(&self) -> Option<u32> {
+        let ask = || {
+            let pidfd = self.shared_pidfd();
+            let this = pidfd_open(std::process::id()).ok()?;
+            let same = pid_namespace(pidfd)? == pid_namespace(&this)?;
+            Info::of(pidfd).filter(|_| same).map(|info| info.pid)
+        };
+        *self.inner().number.get_or_init(ask)
+    }
+}
+
+/// A pidfd of child `pid` of the process that has the number `parent` here.
+pub(super) fn child(pid: i32, parent: u32) -> Option<OwnedFd> {
+    let pidfd = pidfd_open(pid as u32).ok()?;
+    Info::of(&pidfd).filter(|info| info.parent == parent).map(|_| pidfd)
+}
