@@ -14,42 +14,22 @@ use nix::sys::stat::fstat;
 
 use super::{Process, pidfd_open};
 
-/// `PIDFD_GET_PID_NAMESPACE`: a descriptor of the pid namespace that the process is in.
-const GET_PID_NAMESPACE: u64 = 0xff05;
-/// `PIDFD_GET_INFO` of the structure below.
-const GET_INFO: u64 = 0xc040_ff0b;
-
-/// `struct pidfd_info`, the part that all kernels have that have it at all.
-#[repr(C)]
-#[derive(Default)]
-struct Info {
-    mask: u64,
-    cgroup: u64,
-    pid: u32,
-    thread_group: u32,
-    parent: u32,
-    rest: [u32; 9],
-}
-
-const _: () = assert!(size_of::<Info>() == 64);
-
-impl Info {
-    /// The pids are told.
-    const PIDS: u64 = 1;
-
-    fn of(pidfd: &OwnedFd) -> Option<Self> {
-        let mut info = Self { mask: Self::PIDS, ..Self::default() };
-        // SAFETY: for a pidfd the kernel reads and writes as much as the number of the request says,
-        // which is the size of the structure.
-        let asked = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
-        (asked == 0 && info.mask & Self::PIDS != 0).then_some(info)
-    }
+/// What a pidfd tells of its process.
+fn info(pidfd: &OwnedFd) -> Option<libc::pidfd_info> {
+    // SAFETY: made of numbers, which may all be zeros.
+    let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
+    let pids = libc::PIDFD_INFO_PID as u64;
+    info.mask = pids;
+    // SAFETY: for a pidfd the kernel reads and writes as much as the number of the request says, which is
+    // the size of the structure.
+    let asked = unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::PIDFD_GET_INFO, &raw mut info) };
+    (asked == 0 && info.mask & pids != 0).then_some(info)
 }
 
 /// The pid namespace of a process, as what tells it from others.
 fn pid_namespace(pidfd: &OwnedFd) -> Option<(u64, u64)> {
     // SAFETY: the request takes no pointer.
-    let namespace = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_PID_NAMESPACE, 0) };
+    let namespace = unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::PIDFD_GET_PID_NAMESPACE, 0) };
     if namespace < 0 {
         return None;
     }
@@ -67,7 +47,7 @@ impl Process {
             let pidfd = self.shared_pidfd();
             let this = pidfd_open(std::process::id()).ok()?;
             let same = pid_namespace(pidfd)? == pid_namespace(&this)?;
-            Info::of(pidfd).filter(|_| same).map(|info| info.pid)
+            info(pidfd).filter(|_| same).map(|info| info.pid)
         };
         *self.inner().number.get_or_init(ask)
     }
@@ -76,5 +56,5 @@ impl Process {
 /// A pidfd of child `pid` of the process that has the number `parent` here.
 pub(super) fn child(pid: i32, parent: u32) -> Option<OwnedFd> {
     let pidfd = pidfd_open(pid as u32).ok()?;
-    Info::of(&pidfd).filter(|info| info.parent == parent).map(|_| pidfd)
+    info(&pidfd).filter(|info| info.ppid == parent).map(|_| pidfd)
 }
