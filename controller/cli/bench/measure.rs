@@ -1,6 +1,6 @@
 //! Medians of figures that take turns with their baselines.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use farcall::Process;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -9,8 +9,9 @@ use nix::unistd::Pid;
 use super::Row;
 use crate::Failure;
 
-/// How often a figure and its baseline take turns.
-pub const ROUNDS: usize = 15;
+/// How often a figure and its baseline take turns. Rounds are short, so that what else the machine does
+/// is in few of them, and the median is none of those.
+pub const ROUNDS: usize = 75;
 
 /// Durations of the rounds of one thing, in microseconds a repetition.
 #[derive(Default)]
@@ -139,9 +140,4 @@ impl Drop for Pinned {
         // It was allowed before.
         let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
     }
-}
-
-/// Microseconds since then.
-pub fn since(begun: Instant) -> f64 {
-    begun.elapsed().as_secs_f64() * 1e6
 }

@@ -11,14 +11,14 @@ use farcall::{Child, Process};
 
 use super::baseline::{NoOp, posix_spawn, std_command, tokio_command, vfork};
 use super::idle::Pair;
-use super::measure::{Pinned, Samples, row, since, take_turns};
+use super::measure::{Pinned, ROUNDS, Samples, row, take_turns};
 use super::progress::Progress;
 use super::{Row, root};
 use crate::Failure;
 use crate::list::Memory;
 
 /// Processes of one round.
-const SPAWNS: usize = 20;
+const SPAWNS: usize = 5;
 /// What a controller has resident in the large case.
 const GIBIBYTE: usize = 1 << 30;
 
@@ -74,29 +74,33 @@ pub async fn spawn(progress: &Progress) -> Result<Vec<Row>, Failure> {
         row("spawn.exec", &exec, "posix_spawn of /bin/true", &posix),
         row("spawn.exec.std", &exec, "std::process of /bin/true", &std),
         row("spawn.exec.tokio", &exec, "tokio::process of /bin/true", &tokio),
-        large(progress, &root, program, &exec).await?,
+        large(progress, &root, program).await?,
     ])
 }
 
-/// The same with much memory resident here: nothing of it is copied for a child.
-async fn large(
-    progress: &Progress,
-    root: &Process,
-    program: &Path,
-    small: &Samples,
-) -> Result<Row, Failure> {
-    let memory = vec![1u8; GIBIBYTE];
-    std::hint::black_box(&memory);
-    let [figure] = take_turns!(
-        progress,
-        "spawn.exec.1gib",
-        SPAWNS,
-        for _ in 0..SPAWNS {
-            run(root, program).await?;
-        },
-    );
-    drop(memory);
-    Ok(row("spawn.exec.1gib", &figure, "spawn.exec", small))
+/// The same with much memory resident here and without: nothing of it is copied for a child. To get so
+/// much takes a while, so turns are longer.
+async fn large(progress: &Progress, root: &Process, program: &Path) -> Result<Row, Failure> {
+    const TURNS: usize = 5;
+    let name = "spawn.exec.1gib";
+    let [mut large, mut small] = [Samples::default(), Samples::default()];
+    for turn in progress.rounds(name, 2 * TURNS) {
+        let has_memory = turn % 2 == 1;
+        let memory = vec![1u8; if has_memory { GIBIBYTE } else { 0 }];
+        std::hint::black_box(&memory);
+        for round in 0..=ROUNDS / TURNS {
+            let begun = Instant::now();
+            for _ in 0..SPAWNS {
+                run(root, program).await?;
+            }
+            // The first round warms up.
+            if round > 0 {
+                let samples = if has_memory { &mut large } else { &mut small };
+                samples.add(begun.elapsed(), SPAWNS);
+            }
+        }
+    }
+    Ok(row(name, &large, "spawn.exec", &small))
 }
 
 /// A child that is ready for calls, ends, and is reaped.
@@ -166,17 +170,16 @@ fn private_bytes(pid: i32) -> Option<u64> {
 }
 
 pub async fn scale(progress: &Progress) -> Result<Vec<Row>, Failure> {
-    const FEW: usize = 20;
     const MANY: usize = 2000;
-    progress.show("scale.processes");
     // So few are soon made: one time alone would say little.
-    const TURNS: usize = 9;
-    let mut turns = Vec::with_capacity(TURNS);
-    for _ in 0..TURNS {
-        turns.push(many(FEW).await?);
+    const TURNS: usize = 15;
+    let mut few = Group::default();
+    let mut many = Group::default();
+    for _ in progress.rounds("scale.processes", TURNS) {
+        few.measure(FEW).await?;
     }
-    let few = [0, 1, 2].map(|figure| median(turns.iter().map(|turn| turn[figure]).collect()));
-    let many = many(MANY).await?;
+    many.measure(MANY).await?;
+    let [few, many] = [few.medians(), many.medians()];
     let ratio = few.iter().zip(&many).map(|(few, many)| many / few).fold(0.0, f64::max);
     Ok(vec![Row {
         baseline: Some("20 processes, start of each"),
@@ -186,27 +189,46 @@ pub async fn scale(progress: &Progress) -> Result<Vec<Row>, Failure> {
     }])
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// As many are measured together.
+const FEW: usize = 20;
+
+/// What each of some persistent processes costs, [`FEW`] at a time: those of the larger half, when there
+/// are that many beside them.
+#[derive(Default)]
+struct Group {
+    start: Samples,
+    call: Samples,
+    private: Vec<u64>,
 }
 
-/// For each of so many persistent processes: microseconds to start it, microseconds for a call,
-/// private bytes.
-async fn many(count: usize) -> Result<[f64; 3], Failure> {
-    let root = root(Some(Polling::default())).await?;
-    let home = BenchHome::new();
-    let mut children = Vec::with_capacity(count);
-    let begun = Instant::now();
-    for number in 0..count {
-        children.push(Ended(home.start(&root, number).await?));
+impl Group {
+    async fn measure(&mut self, count: usize) -> Result<(), Failure> {
+        let root = root(Some(Polling::default())).await?;
+        let home = BenchHome::new();
+        let mut children = Vec::with_capacity(count);
+        while children.len() < count {
+            let begun = Instant::now();
+            for _ in 0..FEW {
+                children.push(Ended(home.start(&root, children.len()).await?));
+            }
+            if children.len() > count / 2 {
+                self.start.add(begun.elapsed(), FEW);
+            }
+        }
+        for children in children.chunks(FEW) {
+            let begun = Instant::now();
+            for child in children {
+                child.0.getppid().await?;
+            }
+            self.call.add(begun.elapsed(), FEW);
+        }
+        self.private.extend(children.iter().filter_map(|child| private_bytes(child.0.pid()?)));
+        Ok(())
     }
-    let start = since(begun);
-    let begun = Instant::now();
-    for child in &children {
-        child.0.getppid().await?;
+
+    /// Microseconds to start one, microseconds for a call, private bytes on average.
+    fn medians(&self) -> [f64; 3] {
+        let bytes = self.private.iter().sum::<u64>() as f64 / self.private.len() as f64;
+        [self.start.median(), self.call.median(), bytes]
     }
-    let call = since(begun);
-    let memory: u64 = children.iter().filter_map(|child| private_bytes(child.0.pid()?)).sum();
-    Ok([start, call, memory as f64].map(|total| total / count as f64))
 }
