@@ -36,6 +36,10 @@ pub const POINTS: &[&str] = if cfg!(debug_assertions) {
         "reconnect.sweeping",
         "reconnect.swept",
         "detach.shut_down",
+        "child.made",
+        "upgrade.prepared",
+        "upgrade.sent",
+        "upgrade.done",
     ]
 } else {
     &[]

@@ -254,3 +254,36 @@ async fn who_has_detached_by_itself_is_not_superseded() {
     }
     old.exit(0).await.unwrap();
 }
+
+/// The other controller has come and gone before this one hears of anything.
+#[tokio::test]
+async fn that_is_so_though_the_other_one_is_gone_again() {
+    let home = TestHome::new();
+    let child = start(&home.home).await;
+    let path = home.file("appended");
+    let file = open(&child, &path).await;
+    let place = home.home.place(&"one".parse().unwrap());
+    // This thread is the runtime's only one.
+    let other = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let other = Attach::default().take_over().to(place).await.unwrap();
+            other.prepare_for_reconnect().await.unwrap();
+        });
+    });
+    other.join().unwrap();
+    let written = child.write(&file, "never").await;
+    assert!(
+        matches!(
+            written,
+            Err(Error::Superseded { pid: None, since: None, outcome: Outcome::NotExecuted })
+        ),
+        "{written:?}"
+    );
+    // Nobody has it now.
+    child.reconnect().await.unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"");
+    child.write(&file, "once").await.unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"once");
+    child.exit(0).await.unwrap();
+}

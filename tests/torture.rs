@@ -1,4 +1,5 @@
-//! `farcall torture` finds what is wrong when something is.
+//! `farcall torture` finds nothing, comes to every point at which a controller can die, and finds what is
+//! wrong when something is.
 
 #[path = "../build/compile.rs"]
 mod compile;
@@ -8,6 +9,7 @@ mod judge;
 #[allow(dead_code, reason = "each test file uses its own part of it")]
 mod workshop;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -17,10 +19,16 @@ use serde_json::Value;
 
 use workshop::Workshop;
 
+/// What must be zero.
+const FAILURES: [&str; 5] =
+    ["lost", "duplicated", "leaked_fds", "unaccounted_children", "mismatched"];
+
 /// What a run has told.
 struct Told {
     code: Option<i32>,
     last: Value,
+    /// How often a controller has died at which point.
+    points: BTreeMap<String, u64>,
     stderr: String,
 }
 
@@ -44,8 +52,32 @@ fn torture(arguments: &[&str], change: impl FnOnce(&mut Command, &Path)) -> Told
     let stderr = String::from_utf8(output.stderr).unwrap();
     let lines: Vec<Value> =
         stdout.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
-    let last = lines.last().unwrap_or_else(|| panic!("no lines: {stderr}"));
-    Told { code: output.status.code(), last: last.clone(), stderr }
+    let (last, points) = lines.split_last().unwrap_or_else(|| panic!("no lines: {stderr}"));
+    let points = points
+        .iter()
+        .map(|line| (line["point"].as_str().unwrap().into(), line["died"].as_u64().unwrap()))
+        .collect();
+    Told { code: output.status.code(), last: last.clone(), points, stderr }
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_wherever_a_controller_dies() {
+    let told = torture(&["--kills", "80", "--seed", "1"], |_, _| {});
+    let mut keys: Vec<&str> = told.last.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    let mut expected = [&FAILURES[..], &["seed", "kills", "calls"]].concat();
+    expected.sort_unstable();
+    assert_eq!(keys, expected);
+    for key in FAILURES {
+        assert_eq!(told.number(key), 0, "{key}: {}\n{}", told.last, told.stderr);
+    }
+    assert_eq!((told.code, told.number("seed")), (Some(0), 1));
+    assert!(told.number("kills") >= 80 && told.number("calls") > 80, "{}", told.last);
+    // In builds without debug assertions there are none.
+    assert_eq!(told.points.is_empty(), !cfg!(debug_assertions));
+    let missed: Vec<&String> =
+        told.points.iter().filter(|(_, died)| **died == 0).map(|(point, _)| point).collect();
+    assert!(missed.is_empty(), "no controller has died at {missed:?}");
 }
 
 /// Something that is wrong is found.
@@ -59,10 +91,20 @@ fn is_found(told: &Told, expected: &[&str]) {
 #[test]
 #[cfg_attr(not(debug_assertions), ignore = "needs a build with debug assertions")]
 fn a_reconnect_that_does_not_look_into_the_log_is_found() {
-    let told = torture(&["--kills", "200", "--seed", "3"], |command, _| {
+    let told = torture(&["--kills", "20"], |command, _| {
         command.env("FARCALL_MUTANT", "no-log");
     });
     is_found(&told, &["lost"]);
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "needs a build with debug assertions")]
+fn a_take_over_without_new_memory_is_found() {
+    let told = torture(&["--kills", "10"], |command, directory| {
+        let memory = directory.join("memory");
+        command.env("FARCALL_MUTANT", format!("same-memory={}", memory.display()));
+    });
+    is_found(&told, &["duplicated"]);
 }
 
 #[test]
@@ -78,7 +120,7 @@ fn a_server_that_enters_a_name_after_its_call_counts_is_found() {
     let elf = workshop.compile().expect("the server compiles");
     drop(workshop);
     let image = judge::judge(&elf).expect("it is accepted");
-    let told = torture(&["--kills", "60"], |command, directory| {
+    let told = torture(&["--kills", "20"], |command, directory| {
         let file = directory.join("image");
         fs::write(&file, image).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).unwrap();

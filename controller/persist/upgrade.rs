@@ -12,6 +12,7 @@ use super::attach::{IMAGE_PLACE, find_image, image_places};
 use crate::abi::entry::EntryTable;
 use crate::abi::wire::{HelloResult, Operation, STREAM_VERSION};
 use crate::call::{self, Call, Error, Reply, Result, to_the_end};
+use crate::fault;
 use crate::image::{IMAGE, Loaded, table_of};
 use crate::process::Process;
 
@@ -87,7 +88,11 @@ impl Process {
         let new = |base| Loaded::of_table(base, table);
         let calls = calls(place, image, &old);
         self.lose_sight_of_image();
-        let done = self.connection.submit_on_this_link(epoch, calls, Done::from_replies).await?;
+        fault::point("upgrade.prepared");
+        let done = self.connection.submit_on_this_link(epoch, calls, Done::from_replies);
+        fault::point("upgrade.sent");
+        let done = done.await?;
+        fault::point("upgrade.done");
         match done {
             Done::Serves { at } => self.set_image(new(at)),
             Done::Refused { error, mapped } => {

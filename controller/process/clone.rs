@@ -12,6 +12,7 @@ use super::naming::Naming;
 use super::start::{Started, There, start};
 use super::{Parts, Process, stream};
 use crate::call::{self, Connection, Error, Outcome, Receipt, Result, to_the_end};
+use crate::fault;
 use crate::handle::{AddressSpace, Fd, FdTable, Lent, Spare};
 use crate::memory::Arena;
 use crate::sys::{Guardian, ServerFds};
@@ -167,6 +168,7 @@ impl ChildBuilder {
                 return Err(error);
             }
         };
+        fault::point("child.made");
         let Started { pid, here, input } = started;
         // A copy here would hide the child's end from its connection.
         drop(there);

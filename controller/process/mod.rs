@@ -74,7 +74,7 @@ pub(crate) struct Inner {
     /// How often another controller has held the process meanwhile, and may have unmapped them.
     interregna: Arc<AtomicU64>,
     /// How many controllers there had been when this one came to hold it, itself included.
-    pub(crate) controllers: AtomicU64,
+    pub(crate) controllers: Arc<AtomicU64>,
     /// What the process had executed when this controller attached to it.
     pub(crate) before: OnceLock<crate::transport::log::Log>,
     pub(crate) polling: Option<Polling>,
@@ -151,7 +151,7 @@ impl Process {
                 entering: tokio::sync::Mutex::default(),
                 rings: Mutex::default(),
                 interregna: Arc::default(),
-                controllers: AtomicU64::new(parts.controllers),
+                controllers: Arc::new(AtomicU64::new(parts.controllers)),
                 before: OnceLock::new(),
                 polling: parts.polling,
             }),

@@ -1,6 +1,5 @@
 //! A controller under torture, a process of its own.
 
-use std::io::BufRead;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -13,7 +12,7 @@ use farcall::{Error, Local, Process};
 use super::NAME;
 use super::recover::recover;
 use super::words::{Word, say};
-use super::workload::{Op, Workload};
+use super::workload::{Op, Workload, wait_for_a_line};
 use crate::{Done, Failure};
 
 /// Attaches, recovers, and works until it is killed.
@@ -41,6 +40,9 @@ pub struct TortureController {
     /// Leave the link as it is: another controller may take the process over
     #[arg(long)]
     gentle: bool,
+    /// What to upgrade the process to
+    #[arg(long)]
+    image: Option<PathBuf>,
     /// Do nothing but recover, and hold still until a line comes
     #[arg(long)]
     check: bool,
@@ -85,7 +87,11 @@ impl TortureController {
             return process.prepare_for_reconnect().await;
         }
         let (of, seed) = ((self.id, self.gentle), self.seed);
-        let mut workload = Workload::new(process, place, recovered, of, seed).await?;
+        let read = |path| {
+            std::fs::read(path).map_err(|source| Error::Io { context: "reading the image", source })
+        };
+        let image = self.image.as_ref().map(read).transpose()?;
+        let mut workload = Workload::new(process, place, recovered, of, seed, image).await?;
         if self.wait {
             process.enter_ring(Polling::Adaptive).await?;
             say(&Word::Ready);
@@ -93,11 +99,6 @@ impl TortureController {
         }
         workload.run(&self.first).await
     }
-}
-
-/// The supervisor says when to go on.
-fn wait_for_a_line() {
-    let _ = std::io::stdin().lock().read_line(&mut String::new());
 }
 
 /// A call has failed: because another controller has the process now, or though none has.

@@ -20,6 +20,7 @@ use std::{env, fs};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::output::{print, print_json};
 use crate::{Done, Failure};
@@ -71,10 +72,13 @@ impl Torture {
     pub async fn run(self) -> Done {
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = stop.clone();
+        let mut terminate = signal(SignalKind::terminate())?;
         tokio::spawn(async move {
-            if tokio::signal::ctrl_c().await.is_ok() {
-                stopping.store(true, Ordering::Relaxed);
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
             }
+            stopping.store(true, Ordering::Relaxed);
         });
         let done = tokio::task::spawn_blocking(move || self.torture(&stop)).await;
         done.map_err(|error| Failure::new(error.to_string()))?

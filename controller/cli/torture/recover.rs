@@ -4,9 +4,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use farcall::abi::wire::{Operation, Word as Bits};
 use farcall::persist::{Named, Place, Resource, Sameness, Unclaimed, flight};
 use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Error, Fd, Process};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::SockaddrLike;
 
@@ -65,6 +67,8 @@ pub async fn recover(process: &Process, place: &Place) -> Result<Recovered, Erro
         }
         None => None,
     };
+    let mut made_with_names = BTreeSet::new();
+    let mut keeps = false;
     for (_, record) in log.calls() {
         let [fd, _, len, number, ..] = record.request.args;
         let is = |call: Sysno| record.request.word == call as u64;
@@ -76,7 +80,12 @@ pub async fn recover(process: &Process, place: &Place) -> Result<Recovered, Erro
         }
         if is(Sysno::clone) && record.result > 0 {
             count.children.insert(record.result as i32);
+            if keeps {
+                made_with_names.insert(record.result as i32);
+            }
         }
+        let keep = Bits::OP | Operation::Keep as u64;
+        keeps = record.request.word & (Bits::OP | Bits::NUMBER) == keep && record.result == 0;
     }
     say(&Word::Keeping(COUNT.into(), 0));
     process.keep_bytes(COUNT, &count.to_bytes()).await?;
@@ -88,7 +97,9 @@ pub async fn recover(process: &Process, place: &Place) -> Result<Recovered, Erro
         }
     }
     for pid in count.children {
-        reap(process, pid).await?;
+        if reap(process, pid).await? && made_with_names.contains(&pid) {
+            say(&Word::Wrong(format!("child {pid} was made with a name, and has none")));
+        }
     }
     let mut names = Vec::new();
     for named in named {
@@ -117,24 +128,24 @@ async fn named(process: &Process, name: &str) -> Result<Option<Named>, Error> {
     }
 }
 
-/// Reaps a child that an earlier controller made and did not come to name. It ends by itself: its
-/// stream was that controller's.
-async fn reap(process: &Process, pid: i32) -> Result<(), Error> {
-    match process.wait_for_child(pid).await {
-        Ok(status) => {
-            check_status(&pid.to_string(), status);
-            Ok(())
-        }
+/// Ends and reaps a child that an earlier controller made and did not come to name. That controller
+/// may live, and its stream with it. False: it was reaped before.
+async fn reap(process: &Process, pid: i32) -> Result<bool, Error> {
+    let gone = |error: &Error| matches!(error.errno(), Some(Errno::ECHILD | Errno::ESRCH));
+    let flags = (libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) as u64;
+    let is_child = [u64::from(libc::P_PID), pid as u64, 0, flags, 0, 0];
+    let kill = [pid as u64, libc::SIGKILL as u64, 0, 0, 0, 0];
+    let reaped = async {
+        // The pid is the child's as long as that has not been reaped.
+        process.syscall(Sysno::waitid, is_child).await?;
+        process.syscall(Sysno::kill, kill).await?;
+        process.wait_for_child(pid).await
+    };
+    match reaped.await {
         // It was reaped before that controller died.
-        Err(error)
-            if matches!(
-                error.errno(),
-                Some(nix::errno::Errno::ECHILD | nix::errno::Errno::ESRCH)
-            ) =>
-        {
-            Ok(())
-        }
+        Err(error) if gone(&error) => Ok(false),
         Err(error) => Err(error),
+        Ok(_) => Ok(true),
     }
 }
 

@@ -23,6 +23,9 @@ pub struct Running {
     pub lost_to: Option<Rc<Found>>,
     pub recovered: bool,
     pub ready: bool,
+    pub begun: bool,
+    /// What it has said last.
+    pub said: String,
     pub over: bool,
     pub own: Option<Vec<i32>>,
     /// The signal that it died of, or 0.
@@ -45,6 +48,8 @@ impl Running {
             lost_to: None,
             recovered: false,
             ready: false,
+            begun: false,
+            said: String::new(),
             over: false,
             own: None,
             ended: None,
@@ -92,7 +97,11 @@ impl Running {
         }
         let end = self.heard.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let lines: Vec<u8> = self.heard.drain(..end).collect();
-        String::from_utf8_lossy(&lines)
+        let lines = String::from_utf8_lossy(&lines);
+        if let Some(last) = lines.lines().last() {
+            self.said = last.into();
+        }
+        lines
             .lines()
             .map(|line| line.parse().map_err(|error: String| Failure::new(error)))
             .collect()

@@ -30,6 +30,8 @@ const POINT: Duration = Duration::from_secs(3);
 /// A process is tortured for so many kills, and looked at after so many.
 const PROCESS: u64 = 100;
 const LOOK: u64 = 20;
+/// One round in so many is about a controller that wakes up later, and one about links that are lost.
+const TURNS: u64 = 8;
 /// So many controllers in a row may die before they have recovered. See `workload::UNCOUNTED`.
 const UNRECOVERED: u32 = 2;
 /// After so many failures nobody learns more from going on.
@@ -86,6 +88,17 @@ impl Drop for Tortured {
     }
 }
 
+/// From whom a process is taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Old {
+    /// It works, or is stopped while it does.
+    Works,
+    /// The process is blocked in a call of its.
+    Blocks,
+    /// It is stopped, and goes on without hearing that it has lost the process.
+    Deaf,
+}
+
 /// How a controller is run.
 #[derive(Clone, Default)]
 struct How<'h> {
@@ -139,8 +152,12 @@ impl<'s> Supervisor<'s> {
             self.have_a_process(grows)?;
             match point {
                 Some(point) => self.die_at(point)?,
-                None if self.random.one_in(5) => self.take_over()?,
-                None => self.kill_one()?,
+                None if rounds % TURNS == 1 => self.take_over(Old::Deaf)?,
+                None if self.random.one_in(6) => {
+                    let old = if self.random.one_in(10) { Old::Blocks } else { Old::Works };
+                    self.take_over(old)?;
+                }
+                None => self.kill_one(rounds)?,
             }
             self.bar.set_position(self.kills.min(kills));
             self.look_if_due()?;
@@ -216,6 +233,7 @@ impl<'s> Supervisor<'s> {
         self.started += 1;
         let (id, seed) = (self.started, self.seed);
         let take_over = how.take_over || self.blocked;
+        let image = self.image.clone();
         let process = self.tortured()?;
         let mut command = Command::new(env::current_exe()?);
         command.arg("torture-controller").arg(&process.directory);
@@ -230,6 +248,9 @@ impl<'s> Supervisor<'s> {
             if is_set {
                 command.arg(flag);
             }
+        }
+        if let Some(image) = image {
+            command.arg("--image").arg(image);
         }
         if !how.first.is_empty() {
             command.args(["--first", how.first]);
@@ -261,6 +282,7 @@ impl<'s> Supervisor<'s> {
                     (last.recovered, *blocked, *unrecovered) = (true, false, 0);
                 }
                 Word::Ready => last.ready = true,
+                Word::Begun => last.begun = true,
                 Word::Over(why) if earlier.is_empty() || !last.recovered => {
                     last.over = true;
                     tally.mismatch(format!("nobody else has the process, but {why}"));
@@ -307,7 +329,9 @@ impl<'s> Supervisor<'s> {
         let so = self.tortured()?.controllers.last().is_some_and(&is);
         if !so && !self.stop.load(Ordering::Relaxed) {
             let why = if in_time { "it has ended" } else { "nothing happens" };
-            self.tally.mismatch(format!("a controller has not {what}: {why}"));
+            let said = self.tortured()?.controllers.last().map(|one| one.said.clone());
+            let said = said.unwrap_or_default();
+            self.tally.mismatch(format!("a controller has not {what}: {why} after {said:?}"));
         }
         Ok(so)
     }
@@ -330,10 +354,13 @@ impl<'s> Supervisor<'s> {
     }
 
     /// Kills a controller at any instant.
-    fn kill_one(&mut self) -> Result<(), Failure> {
-        let from_the_start = self.random.one_in(3) && self.unrecovered < UNRECOVERED;
-        self.start(How::default())?;
-        let most = if self.random.one_in(5) { 40_000 } else { 4_000 };
+    fn kill_one(&mut self, rounds: u64) -> Result<(), Failure> {
+        let loses_links = rounds % TURNS == 5;
+        let from_the_start =
+            !loses_links && self.random.one_in(3) && self.unrecovered < UNRECOVERED;
+        let first = if loses_links { "cut,cut,cut" } else { "" };
+        self.start(How { first, ..How::default() })?;
+        let most = if loses_links || self.random.one_in(5) { 40_000 } else { 4_000 };
         if from_the_start {
             thread::sleep(Duration::from_micros(self.random.below(20_000)));
         } else if self.expect("recovered", |one| one.recovered)? {
@@ -356,31 +383,36 @@ impl<'s> Supervisor<'s> {
         Ok(())
     }
 
-    /// Lets a controller take the process over from one that works, hears nothing, or is stopped.
-    fn take_over(&mut self) -> Result<(), Failure> {
-        let old = match self.random.below(16) {
-            0 => "block",
-            1..8 => "deaf",
-            _ => "",
+    /// Lets a controller take the process over.
+    fn take_over(&mut self, old: Old) -> Result<(), Failure> {
+        let stops = old == Old::Deaf || self.random.one_in(2);
+        let new_dies = old != Old::Deaf && self.random.one_in(3);
+        let first = match old {
+            Old::Works => "",
+            Old::Blocks => "block",
+            Old::Deaf => "deaf",
         };
-        let stops = old == "deaf" || self.random.one_in(2);
-        let new_dies = self.random.one_in(3);
-        self.start(How { gentle: true, first: old, ..How::default() })?;
-        if !self.expect("recovered", |one| one.recovered)? {
+        self.start(How { gentle: true, first, ..How::default() })?;
+        let begins = |one: &Running| one.recovered && (one.ready || old != Old::Deaf);
+        if !self.expect("begun", begins)? {
             return self.kill_all();
         }
-        thread::sleep(Duration::from_micros(2_000 + self.random.below(4_000)));
+        thread::sleep(Duration::from_micros(self.random.below(4_000)));
         if stops {
             self.signal_first(Signal::SIGSTOP)?;
         }
-        let first = "ring,ring,ring,ring,ring,ring,ring,ring,ring,ring,ring,ring";
-        self.start(How { take_over: true, wait: true, first, ..How::default() })?;
-        self.blocked = old == "block";
+        // One by one in its own ring, past what the old one hands over in its, and many.
+        let first = [vec!["append"; 50], vec!["ring"; 4]].concat().join(",");
+        self.start(How { take_over: true, wait: true, first: &first, ..How::default() })?;
+        self.blocked = old == Old::Blocks;
         if new_dies {
             thread::sleep(Duration::from_micros(self.random.below(12_000)));
         } else if self.expect("made a ring", |one| one.ready)? {
             self.signal_first(Signal::SIGCONT)?;
-            if old == "deaf" {
+            if old == Old::Deaf {
+                if let Some(old) = self.tortured()?.controllers.first_mut() {
+                    old.go();
+                }
                 // Until it has handed over what reaches nobody.
                 thread::sleep(Duration::from_millis(10));
             }
@@ -390,7 +422,15 @@ impl<'s> Supervisor<'s> {
             let over =
                 |all: &[Running]| all.first().is_some_and(|one| one.over || one.ended.is_some());
             if !self.wait_for(LIMIT, over)? {
-                self.tally.mismatch("a controller does not hear that it has lost the process");
+                let said = self.tortured()?.controllers.first().map(|one| one.said.clone());
+                let said = said.unwrap_or_default();
+                self.tally.mismatch(format!(
+                    "a controller does not hear that it has lost the process: {old:?}, after {said:?}"
+                ));
+            }
+            if old == Old::Deaf {
+                // Past what reaches nobody. If it does not come there, what there is shows why.
+                self.wait_for(POINT, |all| all.last().is_some_and(|one| one.begun))?;
             }
             thread::sleep(Duration::from_micros(self.random.below(4_000)));
         }
@@ -423,13 +463,15 @@ impl<'s> Supervisor<'s> {
             Some("chain") => "file",
             Some("registry") => "grow",
             Some("release") => "release",
-            Some("ring") => "ring,pipe",
-            Some("reconnect") => "reconnect",
+            Some("ring") => "ring",
+            Some("reconnect") => "cut",
             Some("detach") => "detach",
+            Some("child") => "named,child",
+            Some("upgrade") => "upgrade",
             _ => "",
         };
         // Some of them are met while it recovers already, which is as good.
-        let once = ["handshake", "takeover", "attach", "registry", "detach"];
+        let once = ["handshake", "takeover", "attach", "registry", "ring", "detach", "upgrade"];
         let early = once.iter().any(|part| point.starts_with(part));
         let count = if early { 1 } else { 1 + self.random.below(3) };
         let fault = Some((point, count));

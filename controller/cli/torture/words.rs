@@ -37,6 +37,8 @@ pub enum Word {
     Recovered(u64),
     /// It has a ring, and waits.
     Ready,
+    /// What it was told to do first is done.
+    Begun,
     /// The descriptors that the connection uses.
     Own(Vec<i32>),
     /// Another controller has the process now.
@@ -73,6 +75,7 @@ impl fmt::Display for Word {
             Self::Calls(calls) => write!(f, "calls {calls}"),
             Self::Recovered(next) => write!(f, "recovered {next}"),
             Self::Ready => f.write_str("ready"),
+            Self::Begun => f.write_str("begun"),
             Self::Own(fds) => {
                 f.write_str("own")?;
                 fds.iter().try_for_each(|fd| write!(f, " {fd}"))
@@ -110,6 +113,7 @@ impl FromStr for Word {
             "calls" => Self::Calls(number()?),
             "recovered" => Self::Recovered(number()?),
             "ready" => Self::Ready,
+            "begun" => Self::Begun,
             "own" => Self::Own(rest.split(' ').filter_map(|fd| fd.parse().ok()).collect()),
             "over" => Self::Over(rest.into()),
             "lost" => Self::Lost(rest.into()),

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::hint::spin_loop;
+use std::io::BufRead;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use farcall::call::Polling;
+use farcall::chain::{Chain, Later};
 use farcall::persist::Place;
 use farcall::sys::Sysno;
 use farcall::{Error, Fd, Process};
@@ -40,11 +41,18 @@ const MANY: usize = 60;
 const MANY_LARGE: usize = 10;
 /// Records that are appended together. No more calls are under way than the log remembers.
 const TOGETHER: u64 = 24;
+/// Records that are appended by one chain.
+const IN_ONE: u64 = 4;
 /// After so many calls the number of records is kept: what the log forgets is behind it then, also if
 /// a few controllers in a row die before they have read it.
 const UNCOUNTED: u64 = 56;
-/// How often one that does not hear that it has lost the process goes on.
-const DEAF: usize = 100;
+/// Records that one appends before it stops to hear anything, the threads that make calls then besides
+/// the one that appends, and how long it goes on without hearing anything.
+const BEFORE: u64 = 10;
+const OTHERS: u64 = 4;
+const DEAF: Duration = Duration::from_millis(20);
+/// How long the process is kept from what is handed over to it before its link is cut.
+const PAUSE: Duration = Duration::from_micros(500);
 
 /// One thing that a controller does. A new feature that must survive the death of its controller at
 /// any instant gets its line here.
@@ -74,6 +82,8 @@ pub enum Op {
     Grow,
     /// Starts a child and gives it a name
     Child,
+    /// Starts a child that has its name from the start
+    Named,
     /// Reaps a child, and gives up its name
     Reap,
     /// Gives up something else
@@ -86,6 +96,8 @@ pub enum Op {
     Cut,
     /// Ends the connection in good order and attaches again
     Detach,
+    /// The process goes on as another image
+    Upgrade,
     /// Hands over calls and does not listen, so that it does not hear that the process is lost
     Deaf,
     /// Blocks the process in a call
@@ -108,6 +120,7 @@ const RANDOM: &[Op] = &[
     Op::Replace,
     Op::Grow,
     Op::Child,
+    Op::Named,
     Op::Reap,
     Op::Release,
     Op::Release,
@@ -116,6 +129,7 @@ const RANDOM: &[Op] = &[
     Op::Reconnect,
     Op::Cut,
     Op::Detach,
+    Op::Upgrade,
 ];
 
 /// Those of them that end the link, which may be another controller's by then.
@@ -161,6 +175,8 @@ pub struct Workload {
     uncounted: u64,
     /// Another controller may take the process over: what ends the link is left out.
     gentle: bool,
+    /// What the process goes on as, if not as the image that is built in.
+    image: Option<Vec<u8>>,
 }
 
 impl Workload {
@@ -171,6 +187,7 @@ impl Workload {
         recovered: Recovered,
         (id, gentle): (u64, bool),
         seed: u64,
+        image: Option<Vec<u8>>,
     ) -> Result<Self, Error> {
         let (process, place) = (process.clone(), place.clone());
         let Recovered { next, log, names } = recovered;
@@ -201,6 +218,7 @@ impl Workload {
             names,
             uncounted,
             gentle,
+            image,
         })
     }
 
@@ -210,6 +228,7 @@ impl Workload {
             self.prepare(*op).await?;
             self.execute(*op).await?;
         }
+        say(&Word::Begun);
         loop {
             let mut op = *self.random.pick(RANDOM).unwrap_or(&Op::Append);
             if self.gentle && LINK.contains(&op) {
@@ -254,6 +273,7 @@ impl Workload {
             Op::Pipeline => self.append(TOGETHER, Link::Same).await,
             Op::Ring => {
                 self.process.enter_ring(Polling::Adaptive).await?;
+                self.append_in_one().await?;
                 self.append(TOGETHER, Link::Same).await
             }
             Op::Reconnect => self.append(TOGETHER, Link::Another).await,
@@ -270,7 +290,11 @@ impl Workload {
                 let _ = fd.into_raw();
                 Ok(())
             }
-            Op::File | Op::Socket | Op::Pipe | Op::Late | Op::Map | Op::Child => {
+            Op::Upgrade => match &self.image {
+                Some(image) => self.process.upgrade_to(image).await,
+                None => self.process.upgrade().await,
+            },
+            Op::File | Op::Socket | Op::Pipe | Op::Late | Op::Map | Op::Child | Op::Named => {
                 self.keep(op).await
             }
             Op::Bytes => {
@@ -380,8 +404,13 @@ impl Workload {
                 process.keep_mapping(&name, memory).await?;
             }
             _ => {
-                let child = process.child().spawn().await?;
-                process.keep_child(&name, &child).await?;
+                let child = if op == Op::Named {
+                    process.child().named(&name).spawn().await?
+                } else {
+                    let child = process.child().spawn().await?;
+                    process.keep_child(&name, &child).await?;
+                    child
+                };
                 if self.random.one_in(2) {
                     child.exit(CHILD_STATUS).await?;
                 }
@@ -418,9 +447,13 @@ impl Workload {
         self.next += count;
         say(&Word::Appending(first + count - 1));
         let process = self.process.clone();
-        let mut steps: Vec<Option<Step<'_>>> = (first..first + count)
-            .map(|number| Some(Box::pin(append(&process, &self.file, number)) as Step<'_>))
-            .collect();
+        let mut steps: Vec<Option<Step<'_>>> = Vec::new();
+        // The link ends before the process comes to what stands behind this, and has it already.
+        let pause = if link == Link::Cut { PAUSE } else { Duration::ZERO };
+        steps.push(Some(Box::pin(process.nanosleep(pause))));
+        for number in first..first + count {
+            steps.push(Some(Box::pin(append(&process, &self.file, number))));
+        }
         // In order, and without waiting for any.
         let mut results = poll_fn(|context| Poll::Ready(poll_all(&mut steps, context))).await;
         let again = match link {
@@ -436,47 +469,74 @@ impl Workload {
             if steps.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-        appended(first, results)?;
+        appended(first - 1, results)?;
         again
     }
 
-    /// Hands over one record after the other, without ever letting the runtime hear anything, until
-    /// so many are unanswered.
+    /// Appends records by calls that are handed over together.
+    async fn append_in_one(&mut self) -> Result<(), Error> {
+        let first = self.next;
+        self.next += IN_ONE;
+        say(&Word::Appending(self.next - 1));
+        let mut chain = self.process.chain();
+        for number in first..self.next {
+            write_record(&mut chain, &self.file, number);
+        }
+        chain.run().await?;
+        say(&Word::Appended(self.next - 1));
+        Ok(())
+    }
+
+    /// Waits with a ring, without hearing anything, until the supervisor says that another controller
+    /// has taken the process over; and hands calls over then, in a ring that is none any more, before
+    /// anybody here can know.
     async fn deaf(&mut self) -> Result<(), Error> {
         self.process.enter_ring(Polling::Adaptive).await?;
-        let first = self.next;
-        let process = self.process.clone();
-        let mut steps: Vec<Option<Step<'_>>> = Vec::new();
-        let mut results = Vec::new();
-        let end = Instant::now() + Duration::from_secs(2);
-        while steps.iter().flatten().count() < DEAF && Instant::now() < end {
-            let number = self.next;
-            self.next += 1;
-            say(&Word::Appending(number));
-            steps.push(Some(Box::pin(append(&process, &self.file, number))));
-            results.extend(poll_all(&mut steps, &mut Context::from_waker(Waker::noop())));
-            let pause = Instant::now() + Duration::from_micros(30);
-            while Instant::now() < pause {
-                spin_loop();
-            }
+        for _ in 0..BEFORE {
+            self.append(1, Link::Same).await?;
         }
-        poll_fn(|context| {
-            results.extend(poll_all(&mut steps, context));
-            if steps.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-        appended(first, results)
+        let (process, file, number) = (self.process.clone(), self.file.number(), self.next);
+        // Not in the ring's memory, which the next controller gives back.
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let memory = process.mmap(RECORD, protection, MapFlags::MAP_PRIVATE, None).await?;
+        process.write_memory(memory.address(), number.to_le_bytes()).await?;
+        let args = [file as u64, memory.address(), RECORD as u64, number, 0, 0];
+        // On the one thread of the runtime.
+        say(&Word::Ready);
+        wait_for_a_line();
+        say(&Word::Appending(number));
+        self.next += 1;
+        let record = tokio::task::spawn_blocking(move || {
+            let written = process.syscall_blocking(Sysno::write, args);
+            drop(memory);
+            written
+        });
+        for _ in 0..OTHERS {
+            let process = self.process.clone();
+            tokio::task::spawn_blocking(move || process.syscall_blocking(Sysno::getpid, [0; 6]));
+        }
+        // Long enough for all of them to hand over what they have.
+        std::thread::sleep(DEAF);
+        record.await.map_err(|_| Error::Gone)??;
+        say(&Word::Appended(number));
+        Ok(())
     }
 }
 
+/// The supervisor says when to go on. Nothing else happens here until then.
+pub fn wait_for_a_line() {
+    let _ = std::io::stdin().lock().read_line(&mut String::new());
+}
+
 /// What becomes of the link in the midst of calls.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Link {
     Same,
     Another,
     Cut,
 }
 
-/// Tells what was appended of the records from `first` on.
+/// Tells what was appended: the record `first` was before, and those behind it come now.
 fn appended(first: u64, mut results: Vec<(usize, Result<(), Error>)>) -> Result<(), Error> {
     results.sort_by_key(|(place, _)| *place);
     let mut all = Ok(());
@@ -518,11 +578,15 @@ fn poll_all(
 /// it stands in the process's log.
 async fn append(process: &Process, file: &Fd, number: u64) -> Result<(), Error> {
     let mut chain = process.chain();
-    let bytes = chain.input(number.to_le_bytes());
-    let (file, len, zero) = (file.number().into(), (RECORD as u64).into(), 0.into());
-    let written = chain.syscall(Sysno::write, [file, bytes, len, number.into(), zero, zero]);
+    let written = write_record(&mut chain, file, number);
     let written = chain.run().await?.value(written);
     if written == RECORD as u64 { Ok(()) } else { Err(Error::Protocol("a record was torn")) }
+}
+
+fn write_record(chain: &mut Chain<'_>, file: &Fd, number: u64) -> Later<u64> {
+    let bytes = chain.input(number.to_le_bytes());
+    let (file, len, zero) = (file.number().into(), (RECORD as u64).into(), 0.into());
+    chain.syscall(Sysno::write, [file, bytes, len, number.into(), zero, zero])
 }
 
 async fn open(
