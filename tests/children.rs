@@ -94,6 +94,58 @@ async fn a_controller_that_is_killed_at_once_after_a_start_leaves_the_status_to_
 }
 
 #[tokio::test]
+async fn no_child_lacks_its_name_at_whatever_instant_its_controller_is_killed() {
+    const TEST: &str = "no_child_lacks_its_name_at_whatever_instant_its_controller_is_killed";
+    if let Some(socket) = role() {
+        let process = attach(Place::at(PathBuf::from(socket))).await.unwrap();
+        tell("attached");
+        for i in 0.. {
+            let child = process.child().named(format!("{i}")).spawn().await.unwrap();
+            child.exit(i % 100).await.unwrap();
+            if i == 10 {
+                tell("ten");
+            }
+        }
+    }
+    let home = TestHome::new();
+    let root = root().await;
+    let (process, place) = persistent(&home, &root).await;
+    process.prepare_for_reconnect().await.unwrap();
+    let mut made = 0;
+    for round in 0..=20 {
+        let mut controller = Role::start(TEST, place.socket());
+        assert_eq!(controller.told(), "attached");
+        // After some time, whatever it has done by then; at last, when it has made some.
+        if round == 20 {
+            assert_eq!(controller.told(), "ten");
+        }
+        std::thread::sleep(Duration::from_micros(700 * round));
+        controller.kill();
+        let next = attach(place.clone()).await.unwrap();
+        let names = named(&next).await;
+        let children = next.children().await.unwrap();
+        assert!(children.complete);
+        let mut pids: Vec<i32> = names.values().copied().collect();
+        pids.sort_unstable();
+        let listed: Vec<i32> = children.known.iter().map(|child| child.pid).collect();
+        assert_eq!(listed, pids);
+        made += pids.len();
+        for (name, pid) in names {
+            // The last ones may not have been told to exit: their streams' ends have ended them.
+            let status = next.wait_for_child(pid).await.unwrap();
+            let expected = name.parse::<i32>().unwrap() % 100;
+            let ended = [WaitStatus::Exited(expected), WaitStatus::Exited(0)].contains(&status);
+            assert!(ended, "{name}: {status}");
+            next.forget(&name).await.unwrap();
+        }
+        assert_eq!(next.children().await.unwrap().known, []);
+        next.prepare_for_reconnect().await.unwrap();
+    }
+    assert!(made >= 10);
+    attach(place).await.unwrap().exit(0).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_name_that_can_not_be_makes_no_child() {
     let home = TestHome::new();
     let root = root().await;
