@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -65,7 +65,7 @@ impl Making {
         let told = {
             let sent = [memory.memfd(), wakes_server.as_fd(), wakes_controller.as_fd()];
             // The order of messages is the order of the calls that take them.
-            let data = process.data.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(data) = data_socket(process, own) else { return Ok(None) };
             let calls = calls(&data, buffer.address());
             let (table, space) = (table.clone(), process.space.clone());
             let complete = move |replies: Vec<Reply>| {
@@ -115,6 +115,24 @@ impl Making {
         process.connection.enter_ring(self.epoch, memory, polling, signal, bell, ours);
         fault::point("ring.entered");
         Ok(())
+    }
+}
+
+/// The process's data socket, for a message and the call that takes it.
+///
+/// Who makes a ring by the way, in the middle of submitting any other batch, may be passing descriptors
+/// with that: then this thread has the socket, and its message is on the way before its calls are.
+fn data_socket<'a>(
+    process: &'a Process,
+    own: Option<&Pause>,
+) -> Option<MutexGuard<'a, DataSocket>> {
+    if own.is_some() {
+        return Some(process.data.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    match process.data.try_lock() {
+        Ok(data) => Some(data),
+        Err(TryLockError::Poisoned(data)) => Some(data.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
     }
 }
 
