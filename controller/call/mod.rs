@@ -4,7 +4,9 @@ mod connection;
 mod error;
 mod polling;
 
-pub(crate) use connection::{Bell, Past, Pause, Socket, Successor, WeakConnection, Weight};
+pub(crate) use connection::{
+    Bell, DataSocket, Inbox, Past, Pause, Socket, Successor, WeakConnection, Weight,
+};
 pub use connection::{Connection, Interrupter, Receipt};
 pub use error::{Error, Outcome, Result, errno_name};
 pub use polling::Polling;

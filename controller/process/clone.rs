@@ -11,10 +11,10 @@ use super::child::{self, Child, Remains};
 use super::naming::Naming;
 use super::start::{Started, start};
 use super::{Parts, Process, ServerFds, Sockets, to_the_end};
-use crate::call::{self, Connection, Error, Outcome, Result};
+use crate::call::{self, Connection, DataSocket, Error, Outcome, Result};
 use crate::handle::{AddressSpace, Fd, FdTable};
 use crate::memory::Arena;
-use crate::sys::{DataSocket, Guardian};
+use crate::sys::Guardian;
 
 /// What a child shares with its parent and what it has for itself. By default it is isolated: it
 /// has a copy of its parent's memory and descriptors, as after fork(2).
@@ -145,7 +145,8 @@ impl ChildBuilder {
         let started = match start(&parent, flags, &stack, &there, naming).await {
             Ok(started) => started,
             Err(error) => {
-                if shares_memory && matches!(error, Error::Lost(Outcome::PossiblyExecuted)) {
+                let begun = error.outcome().is_some_and(|outcome| outcome != Outcome::NotExecuted);
+                if shares_memory && begun {
                     // There may be a child that runs on it.
                     stack.leave();
                 }

@@ -30,11 +30,11 @@ pub use clone::ChildBuilder;
 pub(crate) use clone::Legacy;
 
 use crate::abi::handshake::Token;
-use crate::call::{Call, Connection, Error, Outcome, Polling, Result, Socket};
+use crate::call::{Call, Connection, DataSocket, Error, Outcome, Polling, Result, Socket};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::Arena;
-use crate::sys::{DataSocket, Guardian, Task};
+use crate::sys::{Guardian, Task};
 
 /// A process that a server runs in. Clones are the same process.
 ///

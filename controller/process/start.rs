@@ -17,9 +17,9 @@ use super::Process;
 use super::naming::Naming;
 use crate::abi::entry::TrampolineFrame;
 use crate::abi::wire::Operation;
-use crate::call::{Call, Error, Reply, Result};
+use crate::call::{Call, Error, Inbox, Reply, Result};
 use crate::handle::{FdTable, Stack};
-use crate::sys::{Message, receive};
+use crate::sys::Message;
 
 /// A child that runs.
 pub(super) struct Started {
@@ -115,7 +115,6 @@ async fn at_once(
     let receipt = {
         // The order of messages is the order of the calls that take them.
         let socket = parent.data.lock().unwrap_or_else(PoisonError::into_inner);
-        socket.pass(there)?;
         let mut steps = Steps(Vec::with_capacity(16));
         steps.0.push(Call::copy_in(sp, bytes));
         let received = steps.linked(socket.recvmsg(incoming));
@@ -142,11 +141,10 @@ async fn at_once(
             steps.close(input);
             steps.close(data);
         }
-        let here = socket.here.clone();
         let places = Places { received, input, data, both, kept, cloned, sent };
-        parent.connection.submit_on_link(steps.0, move |replies| {
+        parent.connection.submit_passing(steps.0, &socket, there, move |replies, inbox| {
             let _naming = naming;
-            places.started(&replies, &table, &here, shares_files)
+            places.started(&replies, &table, inbox, shares_files)
         })
     };
     receipt.await
@@ -169,7 +167,7 @@ impl Places {
         &self,
         replies: &[Reply],
         table: &Arc<FdTable>,
-        here: &OwnedFd,
+        inbox: &Inbox,
         shares_files: bool,
     ) -> Result<Started> {
         let value = |place: usize, name| {
@@ -196,7 +194,7 @@ impl Places {
         };
         let [input, data] = fds;
         // The message is there now, and messages arrive in the order of the replies.
-        let here = value(self.sent, "sendmsg").and_then(|_| receive(here));
+        let here = value(self.sent, "sendmsg").and_then(|_| inbox.take());
         Ok(Started { pid, here, input: input?, data: data? })
     }
 }

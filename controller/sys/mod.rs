@@ -22,12 +22,12 @@ use std::time::Duration;
 pub(crate) use credentials::exit_group;
 pub use process::WaitStatus;
 pub(crate) use process::{SIGINFO_SIZE, pid_of_siginfo, set_pdeathsig, waitid};
-pub(crate) use rights::{DataSocket, Message, receive};
+pub(crate) use rights::Message;
 pub use shared::SharedBuffer;
 pub(crate) use socket::{ADDRESS_SIZE, address_bytes, socket_address};
 pub use syscalls::Sysno;
 
-use crate::call::{Call, Connection, Error, Reply, Result};
+use crate::call::{Call, Connection, DataSocket, Error, Reply, Result};
 use crate::handle::{AddressSpace, Fd, FdTable, Mapping, Registry};
 use crate::memory::{Arena, Piece};
 use crate::transport::Shared;

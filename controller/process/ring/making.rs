@@ -18,11 +18,11 @@ use tokio::sync::OwnedMutexGuard;
 use super::There;
 use super::signal::interrupt;
 use crate::abi::wire::Operation;
-use crate::call::{Bell, Call, Error, Pause, Polling, Receipt, Reply, Result};
+use crate::call::{Bell, Call, DataSocket, Error, Pause, Polling, Receipt, Reply, Result};
 use crate::fault;
 use crate::handle::{AddressSpace, FdTable, Mapping};
 use crate::process::Process;
-use crate::sys::{Buffer, DataSocket, Message};
+use crate::sys::{Buffer, Message};
 use crate::transport::{Prepared, SHARED_SIZE};
 
 /// A ring that is being made.
