@@ -509,6 +509,8 @@ impl Shared {
             return;
         }
         for (batch, replies) in batches {
+            // What it has passed may be a child's end of something, and is not held here any more then.
+            drop(batch.of);
             (batch.complete)(Ok(replies));
         }
         self.lock().completing -= count;
@@ -620,6 +622,7 @@ fn receipt<R: Send + 'static>(
 fn fail(lost: Lost) {
     for (batch, outcome) in lost.batches {
         let successor = lost.successor.map(|successor| successor.error(outcome));
+        drop(batch.of);
         (batch.complete)(Err(successor.unwrap_or(Error::Lost(outcome))));
     }
 }

@@ -188,3 +188,101 @@ fn names(call: &Call, number: Sysno, fd: i32) -> bool {
         && word & Word::reference(0) == 0
         && call.request.args[0] == fd as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// A data socket, of which the other end is `there` in the target.
+    fn socket(there: i32) -> (DataSocket, DataSocket) {
+        let (here, other) = UnixStream::pair().unwrap();
+        (DataSocket::new(here.into(), there), DataSocket::new(other.into(), there))
+    }
+
+    fn file() -> (File, u64) {
+        let file = tempfile::tempfile().unwrap();
+        let inode = file.metadata().unwrap().ino();
+        (file, inode)
+    }
+
+    fn inode(fd: Result<OwnedFd>) -> u64 {
+        File::from(fd.unwrap()).metadata().unwrap().ino()
+    }
+
+    fn ok() -> Reply {
+        Reply { result: 1, data: Vec::new() }
+    }
+
+    /// As of a child that is made: a message comes, and one goes.
+    fn both(socket: &DataSocket) -> Vec<Call> {
+        let other = Call::syscall(Sysno::recvmsg, [77, 0, 0, 0, 0, 0]);
+        vec![socket.recvmsg(1), socket.sendmsg(2), other, Call::syscall(Sysno::close, [5; 6])]
+    }
+
+    #[test]
+    fn what_was_not_executed_is_passed_over_the_other_socket() {
+        let (old, _) = socket(5);
+        let (file, expected) = file();
+        let calls = both(&old);
+        let (mut passing, inbox) = Passing::over(&old, &[file.as_fd()], &calls, true).unwrap();
+        let (next, target) = socket(9);
+        let mut moved = calls.clone();
+        passing.move_to(&next, &mut moved).unwrap();
+        assert_eq!(moved[..2], [next.recvmsg(1), next.sendmsg(2)]);
+        assert_eq!(moved[2..], calls[2..]);
+        assert_eq!(inode(target.here.receive()), expected);
+        // What the batch sends comes there, too.
+        target.pass(&[file.as_fd()]).unwrap();
+        passing.replied(&[ok(), ok(), ok(), ok()]);
+        assert_eq!(inode(inbox.take()), expected);
+    }
+
+    #[test]
+    fn what_was_executed_is_not_passed_again() {
+        let (old, target) = socket(5);
+        let (file, expected) = file();
+        let calls = both(&old);
+        let (mut passing, inbox) = Passing::over(&old, &[file.as_fd()], &calls, true).unwrap();
+        target.pass(&[file.as_fd()]).unwrap();
+        let (next, other) = socket(9);
+        // All that is left is to close something.
+        let mut rest = calls[3..].to_vec();
+        passing.move_to(&next, &mut rest).unwrap();
+        assert_eq!(rest, calls[3..]);
+        assert!(other.here.receive().is_err());
+        // Its message is where it was sent to.
+        passing.replied(&[ok(), ok(), ok(), ok()]);
+        assert_eq!(inode(inbox.take()), expected);
+    }
+
+    #[test]
+    fn what_is_executed_in_part_goes_on_over_the_other_socket() {
+        let (old, _) = socket(5);
+        let (file, _) = file();
+        let calls = both(&old);
+        let (mut passing, _inbox) = Passing::over(&old, &[file.as_fd()], &calls, true).unwrap();
+        let (next, other) = socket(9);
+        let mut rest = calls[1..].to_vec();
+        passing.move_to(&next, &mut rest).unwrap();
+        assert_eq!(rest[0], next.sendmsg(2));
+        assert!(other.here.receive().is_err());
+    }
+
+    #[test]
+    fn no_batch_gets_the_message_of_one_whose_result_is_lost() {
+        let (socket, target) = socket(5);
+        let (file, _) = file();
+        let calls = [socket.sendmsg(2)];
+        let (lost, _) = Passing::over(&socket, &[], &calls, true).unwrap();
+        let (passing, inbox) = Passing::over(&socket, &[], &calls, true).unwrap();
+        target.pass(&[file.as_fd()]).unwrap();
+        lost.give_up();
+        passing.replied(&[ok()]);
+        assert!(matches!(inbox.take(), Err(Error::Lost(Outcome::Executed))));
+    }
+}
