@@ -548,6 +548,46 @@ async fn children_are_listed_with_and_without_a_proc_that_knows_them() {
 }
 
 #[tokio::test]
+async fn another_child_of_the_same_pid_is_not_taken_for_the_one_that_had_the_name() {
+    let home = TestHome::new();
+    let root = root().await;
+    // In a pid namespace of its own, in which nobody else takes pids.
+    let reserved = home.home.reserve(&"init".parse().unwrap()).unwrap();
+    let init = root.child().flags(CloneFlags::CLONE_NEWPID);
+    let init = init.spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
+    let place = Place::at(init.place().unwrap().socket().to_owned());
+    let first = init.child().named("by its start").spawn().await.unwrap();
+    let pid = first.pid_in_parent();
+    init.keep_child("later", &first).await.unwrap();
+    let both = ["by its start", "later"].map(|name| (name.to_owned(), pid));
+    assert_eq!(named(&init).await, BTreeMap::from(both));
+    first.exit(0).await.unwrap();
+    // As an earlier controller may have done that has crashed then.
+    init.wait_for_child(pid).await.unwrap();
+    let gone = init.names().await.unwrap();
+    assert!(gone.iter().all(|found| matches!(found.state, Sameness::Changed(_))), "{gone:?}");
+
+    let (path, flags) = ("/proc/sys/kernel/ns_last_pid", OFlag::O_WRONLY);
+    let last = init.openat(None, path, flags, Mode::empty()).await.unwrap();
+    init.write(&last, (pid - 1).to_string().into_bytes()).await.unwrap();
+    let second = init.child().named("the second").spawn().await.unwrap();
+    assert_eq!(second.pid_in_parent(), pid);
+    drop(last);
+    init.prepare_for_reconnect().await.unwrap();
+    let next = attach(place).await.unwrap();
+    for found in next.names().await.unwrap() {
+        if found.name == "the second" {
+            assert_eq!(found.state, Sameness::Same);
+            continue;
+        }
+        let Sameness::Changed(what) = &found.state else { panic!("{found:?}") };
+        assert!(what.contains("another child"), "{what}");
+        assert!(matches!(found.what, Resource::Nothing { .. }), "{found:?}");
+    }
+    next.exit(0).await.unwrap();
+}
+
+#[tokio::test]
 async fn children_are_listed_also_where_a_descriptor_has_the_number_of_their_parent() {
     let root = root().await;
     let flags = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;

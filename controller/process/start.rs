@@ -59,17 +59,17 @@ fn clone(flags: CloneFlags, sp: u64, pidfd: u64) -> Call {
 }
 
 /// A batch for a server of version 1, in which calls are named by their places.
-struct Steps(Vec<Call>);
+pub(super) struct Steps(Vec<Call>);
 
 impl Steps {
     /// Adds a call that is executed only if the one before succeeded.
-    fn linked(&mut self, call: Call) -> usize {
+    pub(super) fn linked(&mut self, call: Call) -> usize {
         self.0.push(call.linked());
         self.0.len() - 1
     }
 
     /// How far back a call lies from the one that is added next.
-    fn back(&self, to: usize) -> usize {
+    pub(super) fn back(&self, to: usize) -> usize {
         self.0.len() - to
     }
 
@@ -79,7 +79,7 @@ impl Steps {
     }
 
     /// STORE of an earlier result to the 8 bytes at `address`.
-    fn store(&mut self, address: u64, result: usize) -> usize {
+    pub(super) fn store(&mut self, address: u64, result: usize) -> usize {
         let back = self.back(result);
         let store = Call::operation(Operation::Store, [address, 8, 0, 0, 0, 0]);
         self.linked(store.referring(2, back))
@@ -115,7 +115,7 @@ async fn at_once(
     let receipt = {
         // The order of messages is the order of the calls that take them.
         let socket = parent.data.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut steps = Steps(Vec::with_capacity(16));
+        let mut steps = Steps(Vec::with_capacity(24));
         steps.0.push(Call::copy_in(sp, bytes));
         let received = steps.linked(socket.recvmsg(incoming));
         let fds = incoming + Message::FDS as u64;
@@ -130,11 +130,13 @@ async fn at_once(
         // The kernel puts the pidfd right into the message.
         let slot = outgoing + Message::FDS as u64;
         // Directly before clone, which it is about.
-        let calls = naming.iter().flat_map(Naming::calls);
-        let kept = calls.map(|call| steps.linked(call)).last();
+        let kept = naming.as_ref().map(|naming| naming.prepare(&mut steps));
         let cloned = steps.linked(clone(flags, sp, slot));
         let pidfd = steps.load(slot);
         let sent = steps.linked(socket.sendmsg(outgoing));
+        if let Some(naming) = &naming {
+            naming.enter(&mut steps, cloned, pidfd);
+        }
         // Here is where it is needed. There it would be one more in the table of every child to come.
         steps.close(pidfd);
         if !shares_files {
