@@ -61,10 +61,9 @@ impl Naming {
         let copy = |to: u64, offset: usize, len: u64| {
             Call::operation(Operation::Copy, [to, stat + offset as u64, len, 0, 0, 0])
         };
+        // Also if the pidfd could not be sent to a controller that is gone.
+        steps.with(pidfd, Call::syscall(Sysno::fstat, [0, stat, 0, 0, 0, 0]));
         steps.store(at, pid);
-        let fstat = Call::syscall(Sysno::fstat, [0, stat, 0, 0, 0, 0]);
-        let back = steps.back(pidfd);
-        steps.linked(fstat.referring(0, back));
         steps.linked(copy(details, STAT_DEV, 16));
         steps.linked(copy(details + 16, STAT_MODE, 4));
         let (slot, clear) = (self.slots.first + 1, self.slots.first + 1);

@@ -69,7 +69,7 @@ impl Steps {
     }
 
     /// How far back a call lies from the one that is added next.
-    pub(super) fn back(&self, to: usize) -> usize {
+    fn back(&self, to: usize) -> usize {
         self.0.len() - to
     }
 
@@ -85,10 +85,15 @@ impl Steps {
         self.linked(store.referring(2, back))
     }
 
+    /// Adds a call with an earlier result as its first argument, whatever else has failed.
+    pub(super) fn with(&mut self, result: usize, call: Call) {
+        let back = self.back(result);
+        self.0.push(call.referring(0, back));
+    }
+
     /// close(2) of an earlier result, whatever else has failed.
     fn close(&mut self, fd: usize) {
-        let back = self.back(fd);
-        self.0.push(Call::syscall(Sysno::close, [0; 6]).referring(0, back));
+        self.with(fd, Call::syscall(Sysno::close, [0; 6]));
     }
 }
 
