@@ -94,6 +94,58 @@ async fn a_controller_that_is_killed_at_once_after_a_start_leaves_the_status_to_
 }
 
 #[tokio::test]
+async fn no_child_lacks_its_name_at_whatever_instant_its_controller_is_killed() {
+    const TEST: &str = "no_child_lacks_its_name_at_whatever_instant_its_controller_is_killed";
+    if let Some(socket) = role() {
+        let process = attach(Place::at(PathBuf::from(socket))).await.unwrap();
+        tell("attached");
+        for i in 0.. {
+            let child = process.child().named(format!("{i}")).spawn().await.unwrap();
+            child.exit(i % 100).await.unwrap();
+            if i == 10 {
+                tell("ten");
+            }
+        }
+    }
+    let home = TestHome::new();
+    let root = root().await;
+    let (process, place) = persistent(&home, &root).await;
+    process.prepare_for_reconnect().await.unwrap();
+    let mut made = 0;
+    for round in 0..=20 {
+        let mut controller = Role::start(TEST, place.socket());
+        assert_eq!(controller.told(), "attached");
+        // After some time, whatever it has done by then; at last, when it has made some.
+        if round == 20 {
+            assert_eq!(controller.told(), "ten");
+        }
+        std::thread::sleep(Duration::from_micros(700 * round));
+        controller.kill();
+        let next = attach(place.clone()).await.unwrap();
+        let names = named(&next).await;
+        let children = next.children().await.unwrap();
+        assert!(children.complete);
+        let mut pids: Vec<i32> = names.values().copied().collect();
+        pids.sort_unstable();
+        let listed: Vec<i32> = children.known.iter().map(|child| child.pid).collect();
+        assert_eq!(listed, pids);
+        made += pids.len();
+        for (name, pid) in names {
+            // The last ones may not have been told to exit: their streams' ends have ended them.
+            let status = next.wait_for_child(pid).await.unwrap();
+            let expected = name.parse::<i32>().unwrap() % 100;
+            let ended = [WaitStatus::Exited(expected), WaitStatus::Exited(0)].contains(&status);
+            assert!(ended, "{name}: {status}");
+            next.forget(&name).await.unwrap();
+        }
+        assert_eq!(next.children().await.unwrap().known, []);
+        next.prepare_for_reconnect().await.unwrap();
+    }
+    assert!(made >= 10);
+    attach(place).await.unwrap().exit(0).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_name_that_can_not_be_makes_no_child() {
     let home = TestHome::new();
     let root = root().await;
@@ -290,12 +342,14 @@ async fn who_can_be_reached_has_all_that_it_inherits_whenever_the_controller_is_
         std::thread::sleep(Duration::from_micros(500 * round));
         controller.kill();
         let place = Place::at(socket.clone());
-        if let Ok(next) = attach(place.clone()).await {
+        // It may be reached and still end with its parent.
+        if let Ok(next) = attach(place.clone()).await
+            && let Ok(names) = next.names().await
+        {
             reached += 1;
-            let names = next.names().await.unwrap();
             let names: Vec<&str> = names.iter().map(|named| named.name.as_str()).collect();
             assert_eq!(names, ["one", "three", "two"], "round {round}");
-            next.exit(0).await.unwrap();
+            let _ = next.exit(0).await;
         }
         if let Some(state) = place.state() {
             until_async("it is gone", || !state.process.is_alive()).await;
@@ -491,6 +545,69 @@ async fn children_are_listed_with_and_without_a_proc_that_knows_them() {
     assert!(!children.complete);
     assert_eq!(listed(&children), [expected[0], expected[2]]);
     process.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_child_of_the_same_pid_is_not_taken_for_the_one_that_had_the_name() {
+    let home = TestHome::new();
+    let root = root().await;
+    // In a pid namespace of its own, in which nobody else takes pids.
+    let reserved = home.home.reserve(&"init".parse().unwrap()).unwrap();
+    let init = root.child().flags(CloneFlags::CLONE_NEWPID);
+    let init = init.spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
+    let place = Place::at(init.place().unwrap().socket().to_owned());
+    let first = init.child().named("by its start").spawn().await.unwrap();
+    let pid = first.pid_in_parent();
+    init.keep_child("later", &first).await.unwrap();
+    let both = ["by its start", "later"].map(|name| (name.to_owned(), pid));
+    assert_eq!(named(&init).await, BTreeMap::from(both));
+    first.exit(0).await.unwrap();
+    // As an earlier controller may have done that has crashed then.
+    init.wait_for_child(pid).await.unwrap();
+    let gone = init.names().await.unwrap();
+    assert!(gone.iter().all(|found| matches!(found.state, Sameness::Changed(_))), "{gone:?}");
+
+    let (path, flags) = ("/proc/sys/kernel/ns_last_pid", OFlag::O_WRONLY);
+    let last = init.openat(None, path, flags, Mode::empty()).await.unwrap();
+    init.write(&last, (pid - 1).to_string().into_bytes()).await.unwrap();
+    let second = init.child().named("the second").spawn().await.unwrap();
+    assert_eq!(second.pid_in_parent(), pid);
+    drop(last);
+    init.prepare_for_reconnect().await.unwrap();
+    let next = attach(place).await.unwrap();
+    for found in next.names().await.unwrap() {
+        if found.name == "the second" {
+            assert_eq!(found.state, Sameness::Same);
+            continue;
+        }
+        let Sameness::Changed(what) = &found.state else { panic!("{found:?}") };
+        assert!(what.contains("another child"), "{what}");
+        assert!(matches!(found.what, Resource::Nothing { .. }), "{found:?}");
+    }
+    next.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn children_are_listed_also_where_a_descriptor_has_the_number_of_their_parent() {
+    let root = root().await;
+    let flags = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;
+    let init = root.child().flags(flags).spawn().await.unwrap();
+    let memory = page(&init).await;
+    let (proc, slash) = (memory.address(), memory.address() + 8);
+    let path = memory.address() + 16;
+    init.write_memory(proc, *b"proc\0\0\0\0/\0\0\0\0\0\0\0/proc\0").await.unwrap();
+    let private = (MsFlags::MS_REC | MsFlags::MS_PRIVATE).bits();
+    init.syscall(Sysno::mount, [0, slash, 0, private, 0, 0]).await.unwrap();
+    init.syscall(Sysno::mount, [proc, path, proc, 0, 0, 0]).await.unwrap();
+    let parent = init.child().spawn().await.unwrap();
+    assert_eq!(parent.pid_in_parent(), 2);
+    // The next that is opened.
+    parent.syscall(Sysno::close, [2, 0, 0, 0, 0, 0]).await.unwrap();
+    let child = parent.child().spawn().await.unwrap();
+    let children = parent.children().await.unwrap();
+    assert!(children.complete);
+    let pids: Vec<i32> = children.known.iter().map(|child| child.pid).collect();
+    assert_eq!(pids, [child.pid_in_parent()]);
 }
 
 #[tokio::test]

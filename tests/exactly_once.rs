@@ -2,18 +2,26 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
+use std::future::Future;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use common::{TestHome, cut};
-use farcall::call::Polling;
-use farcall::persist::SharedMemory;
+use common::{TestHome, blocked_in, cut, cut_stream, fds, until_async};
+use farcall::call::{Call, Polling};
+use farcall::persist::{Attach, Place, SharedMemory, attach};
 use farcall::process::Child;
-use farcall::{Local, Process};
+use farcall::sys::{Sysno, WaitStatus};
+use farcall::{Error, Fd, Local, Outcome, Process};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::stat::Mode;
+use tokio::task::JoinSet;
 
 async fn persistent(home: &TestHome, root: &Process) -> Child {
     let place = home.home.reserve(&"counts".parse().unwrap()).unwrap();
@@ -79,4 +87,162 @@ async fn every_call_is_executed_once_though_streams_are_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_is_executed_once_though_rings_are_lost() {
     appends_through_losses(true).await;
+}
+
+/// A file of its own, and its inode.
+fn file() -> (File, u64) {
+    let file = tempfile::tempfile().unwrap();
+    let inode = file.metadata().unwrap().ino();
+    (file, inode)
+}
+
+fn inode_of(process: &Process, fd: &Fd) -> u64 {
+    let path = format!("/proc/{}/fd/{}", process.pid().unwrap(), fd.number());
+    fs::metadata(path).unwrap().ino()
+}
+
+/// Polls once.
+fn begin<F: Future>(future: &mut Pin<Box<F>>) -> bool {
+    future.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
+}
+
+#[tokio::test]
+async fn descriptors_wait_for_the_next_connection_of_the_same_controller() {
+    let home = TestHome::new();
+    let root = Local::new().start().await.unwrap();
+    let process = persistent(&home, &root).await;
+    let place = Place::at(process.place().unwrap().socket().to_owned());
+    for another_comes in [false, true] {
+        let (there, inode) = file();
+        let kept = process.send_fds(&[there.as_fd()]).await.unwrap().pop().unwrap();
+        process.prepare_for_reconnect().await.unwrap();
+        let (file, other) = file();
+        let files = [file.as_fd()];
+        let mut send = Box::pin(process.send_fds(&files));
+        let mut fetch = Box::pin(process.fetch_fd(&kept));
+        let mut spawn = Box::pin(process.child().spawn());
+        assert!(begin(&mut send) && begin(&mut fetch) && begin(&mut spawn));
+        if another_comes {
+            attach(place.clone()).await.unwrap().prepare_for_reconnect().await.unwrap();
+        }
+        process.reconnect().await.unwrap();
+        let (sent, fetched, spawned) = (send.await, fetch.await, spawn.await);
+        if another_comes {
+            // What they are about is not what it was.
+            let all = [sent.err(), fetched.err(), spawned.err()];
+            for lost in all {
+                assert!(matches!(lost, Some(Error::Lost(Outcome::NotExecuted))), "{lost:?}");
+            }
+            assert_eq!(process.children().await.unwrap().known, []);
+        } else {
+            assert_eq!(inode_of(&process, &sent.unwrap()[0]), other);
+            assert_eq!(File::from(fetched.unwrap()).metadata().unwrap().ino(), inode);
+            let mut child = spawned.unwrap();
+            child.exit(3).await.unwrap();
+            assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(3));
+        }
+        // Messages and calls are in step.
+        let sent = process.send_fds(&[there.as_fd()]).await.unwrap();
+        assert_eq!(inode_of(&process, &sent[0]), inode);
+    }
+    process.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_loses_the_process_is_told_what_has_become_of_its_descriptors() {
+    let home = TestHome::new();
+    let root = Local::new().start().await.unwrap();
+    let process = persistent(&home, &root).await;
+    let place = Place::at(process.place().unwrap().socket().to_owned());
+    let (there, _) = file();
+    let kept = process.send_fds(&[there.as_fd()]).await.unwrap().pop().unwrap();
+    // Blocked, and then busy for longer than it takes to look who else is there.
+    let connection = process.connection();
+    let blocked = connection.call("pause", Call::syscall(Sysno::pause, [0; 6]));
+    let busy = connection.submit(vec![Call::syscall(Sysno::getpid, [0; 6]); 500], Ok);
+    let pid = process.pid().unwrap();
+    until_async("it is blocked", || blocked_in(pid) == Some(Sysno::pause as usize)).await;
+    let files = [there.as_fd()];
+    let mut send = Box::pin(process.send_fds(&files));
+    let mut fetch = Box::pin(process.fetch_fd(&kept));
+    assert!(begin(&mut send) && begin(&mut fetch));
+    let next = Attach::default().take_over().to(place).await.unwrap();
+    for lost in [send.await.err(), fetch.await.err()] {
+        let outcome = lost.as_ref().and_then(Error::outcome);
+        assert!(matches!(lost, Some(Error::Superseded { .. })), "{lost:?}");
+        assert_eq!(outcome, Some(Outcome::NotExecuted));
+    }
+    assert_eq!(blocked.await.unwrap_err().errno(), Some(Errno::EINTR));
+    drop(busy);
+    next.exit(0).await.unwrap();
+}
+
+/// Lets the link be lost at many instants while descriptors are passed both ways, some of them with names,
+/// and children are made, which takes both ways.
+async fn passes_through_losses(in_a_ring: bool) {
+    let home = TestHome::new();
+    let root = Local::new().polling(None).start().await.unwrap();
+    let process = persistent(&home, &root).await;
+    for round in 0..150u64 {
+        if in_a_ring {
+            process.enter_ring(Polling::Adaptive).await.unwrap();
+        }
+        let mut tasks = JoinSet::new();
+        for i in 0..20 {
+            let process = process.process().clone();
+            tasks.spawn(async move {
+                let (file, inode) = file();
+                let name = format!("{i}");
+                match i % 4 {
+                    0 => {
+                        let mut child = process.child().named(&name).spawn().await.unwrap();
+                        child.exit(i).await.unwrap();
+                        let status = child.wait().await.unwrap();
+                        assert_eq!(status, WaitStatus::Exited(i));
+                        process.forget(&name).await.unwrap();
+                    }
+                    1 => {
+                        let kept = process.keep_sent(&[(&name, file.as_fd())]).await.unwrap();
+                        assert_eq!(inode_of(&process, &kept[0]), inode);
+                        drop(kept);
+                        process.release(&name).await.unwrap();
+                    }
+                    _ => {
+                        let fds = [file.as_fd(), file.as_fd()];
+                        let sent = process.send_fds(&fds).await.unwrap();
+                        assert_eq!(inode_of(&process, &sent[1]), inode);
+                        let back = File::from(process.fetch_fd(&sent[0]).await.unwrap());
+                        assert_eq!(back.metadata().unwrap().ino(), inode);
+                    }
+                }
+            });
+        }
+        let end = Instant::now() + Duration::from_micros(round * 37 % 5000);
+        while Instant::now() < end {
+            tokio::task::yield_now().await;
+        }
+        cut_stream(&process);
+        process.reconnect().await.unwrap();
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap();
+        }
+    }
+    assert_eq!(process.children().await.unwrap().known, []);
+    assert!(process.names().await.unwrap().is_empty());
+    // Nothing is left of any.
+    until_async("what nobody knows is closed", || {
+        fds(process.pid().unwrap()).values().all(|path| !path.to_string_lossy().contains("deleted"))
+    })
+    .await;
+    process.exit(0).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn descriptors_are_passed_once_though_streams_are_lost() {
+    passes_through_losses(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn descriptors_are_passed_once_though_rings_are_lost() {
+    passes_through_losses(true).await;
 }

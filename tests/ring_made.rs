@@ -2,12 +2,14 @@
 
 mod common;
 
+use std::fs::File;
 use std::future::Future;
 use std::os::fd::AsFd;
 use std::pin::pin;
+use std::sync::mpsc;
 use std::task::{Context, Waker};
 
-use common::{TestHome, blocked_in, fds, until_async};
+use common::{LIMIT, TestHome, blocked_in, fds, until_async};
 use farcall::call::{Call, Polling, Receipt};
 use farcall::persist::SharedMemory;
 use farcall::sys::Sysno;
@@ -99,6 +101,57 @@ fn and_one_whose_calls_are_made_on_a_thread() {
     }
     common::until("it has a ring", || root.connection().has_ring());
     root.syscall_blocking(Sysno::getpid, [0; 6]).unwrap();
+}
+
+/// Drives a new process on a thread of its own, which must come to an end.
+fn driven<F: Future<Output = ()>>(drive: impl FnOnce(Process) -> F + Send + 'static) {
+    let (ended, end) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let root = Local::new().start().await.unwrap();
+            drive(root).await;
+        });
+        ended.send(()).unwrap();
+    });
+    match end.recv_timeout(LIMIT) {
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("it waits for itself"),
+        _ => thread.join().unwrap(),
+    }
+}
+
+#[test]
+fn the_call_that_is_one_too_many_may_be_one_that_passes_descriptors() {
+    driven(async |root| {
+        let null = File::open("/dev/null").unwrap();
+        let fd = root.send_fds(&[null.as_fd()]).await.unwrap().pop().unwrap();
+        for _ in 0..OFTEN {
+            root.fetch_fd(&fd).await.unwrap();
+        }
+        // It has its ring with the next one that passes none.
+        root.getpid().await.unwrap();
+        turns().await;
+        assert!(root.connection().has_ring());
+        // Messages and the calls that take them have stayed in step.
+        assert_eq!(root.send_fds(&[null.as_fd()]).await.unwrap().len(), 1);
+    });
+    driven(async |root| {
+        let null = File::open("/dev/null").unwrap();
+        let mut passed = Vec::new();
+        for _ in 0..OFTEN {
+            passed.extend(root.send_fds(&[null.as_fd()]).await.unwrap());
+        }
+        assert_eq!(passed.len(), OFTEN);
+    });
+    // A stack may have to be mapped in between, so there are several calls for some of them.
+    driven(async |root| {
+        for _ in 0..OFTEN {
+            let child = root.child().spawn().await.unwrap();
+            child.exit(0).await.unwrap();
+            child.ended().await;
+            drop(child);
+        }
+    });
 }
 
 #[tokio::test]

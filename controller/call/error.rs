@@ -214,6 +214,16 @@ impl Error {
         move |errno| Self::Call { call, errno }
     }
 
+    /// What is known of a call whose result did not arrive, if this is such an error.
+    #[must_use]
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::Lost(outcome) | Self::Superseded { outcome, .. } => Some(*outcome),
+            Self::Gone => Some(Outcome::NotExecuted),
+            _ => None,
+        }
+    }
+
     /// The errno, if the kernel refused a call in the target process.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {

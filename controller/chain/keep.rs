@@ -17,14 +17,7 @@ use crate::abi::registry::{ENTRY_SIZE, Entry};
 use crate::abi::wire::Operation;
 use crate::call::Error;
 use crate::handle::{Fd, kind};
-use crate::sys::registry::{check_name, entry};
-
-/// Bytes of struct stat, and where in it lie st_dev with st_ino behind it, and st_mode.
-const STAT_SIZE: usize = size_of::<nix::libc::stat>();
-const STAT_DEV: usize = offset_of!(nix::libc::stat, st_dev);
-const STAT_MODE: usize = offset_of!(nix::libc::stat, st_mode);
-
-const _: () = assert!(offset_of!(nix::libc::stat, st_ino) == STAT_DEV + 8);
+use crate::sys::registry::{STAT_DEV, STAT_MODE, STAT_SIZE, check_name, entry};
 
 impl Chain<'_> {
     /// What the next call opens has that name in the process's registry from the instant on at which

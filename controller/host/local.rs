@@ -16,12 +16,12 @@ use syscalls::Sysno;
 use tokio::sync::oneshot;
 
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
-use crate::call::{self, Call, Connection, Error, Polling, Result};
+use crate::call::{self, Call, Connection, DataSocket, Error, Polling, Result};
 use crate::handle::{AddressSpace, FdTable, close_others};
 use crate::image::{self, Carrier, Loaded};
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::process::{Parts, Process, Sockets, pidfd_open, random_token};
-use crate::sys::{DataSocket, Guardian, ServerFds, set_pdeathsig};
+use crate::sys::{Guardian, ServerFds, set_pdeathsig};
 
 /// What the descriptors 0, 1 and 2 of a root server are, and so of its children.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -13,13 +13,13 @@ use super::home::Place;
 use super::meet::{Heard, Manner, meet};
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
-use crate::call::{self, Call, Connection, Error, Polling, Reply, Result};
+use crate::call::{self, Call, Connection, DataSocket, Error, Polling, Reply, Result};
 use crate::fault;
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::process::{Parts, Process, Sockets, pidfd_open, random_token};
-use crate::sys::{Buffer, DataSocket, Guardian, ServerFds};
+use crate::sys::{Buffer, Guardian, ServerFds};
 
 /// Where the arenas of attached processes lie: see [`arena_address`].
 const ARENAS: u64 = 0x1000_0000_0000;

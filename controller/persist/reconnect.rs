@@ -13,11 +13,10 @@ use tokio::time::{Instant, sleep};
 use super::attach::{Taken, find_image_first, refused, taken};
 use super::home::Place;
 use super::meet::{Heard, Manner, PAUSE, meet, shake_hands};
-use crate::call::{Connection, Error, Past, Result, to_the_end};
+use crate::call::{Connection, DataSocket, Error, Past, Result, to_the_end};
 use crate::fault;
 use crate::handle::{FdTable, Unready};
 use crate::process::{Process, Sockets};
-use crate::sys::DataSocket;
 
 /// How long a reconnect waits for a server that is busy.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -133,8 +132,11 @@ impl Process {
             // What passes descriptors does so with both of the old link's sockets or of the new.
             let mut data = self.ends.data();
             let known = fault::mutant("no-log").is_none().then_some(&past);
-            self.connection.attach(sockets.stream, known);
-            *data = Some(DataSocket::new(sockets.data, fds.data));
+            let next = DataSocket::new(sockets.data, fds.data);
+            // Whose descriptors are meant, and whether the image is there that a child begins in, only
+            // holds as long as nobody else has had the process.
+            self.connection.attach(sockets.stream, known, last.then_some(&next));
+            *data = Some(next);
         }
         fault::point("reconnect.resumed");
         // What has a name is not swept away.

@@ -157,7 +157,8 @@ impl ChildBuilder {
         let started = match start(&parent, flags, &stack, &there, naming).await {
             Ok(started) => started,
             Err(error) => {
-                if shares_memory && matches!(error, Error::Lost(Outcome::PossiblyExecuted)) {
+                let begun = error.outcome().is_some_and(|outcome| outcome != Outcome::NotExecuted);
+                if shares_memory && begun {
                     // There may be a child that runs on it.
                     stack.leave();
                 }

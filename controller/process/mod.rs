@@ -30,11 +30,13 @@ pub use clone::ChildBuilder;
 pub(crate) use clone::Legacy;
 
 use crate::abi::handshake::Token;
-use crate::call::{Call, Connection, Error, Outcome, Polling, Result, Socket, to_the_end};
+use crate::call::{
+    Call, Connection, DataSocket, Error, Outcome, Polling, Result, Socket, to_the_end,
+};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::Arena;
-use crate::sys::{DataSocket, Ends, Guardian, ServerFds, Task};
+use crate::sys::{Ends, Guardian, ServerFds, Task};
 
 /// A process that a server runs in. Clones are the same process.
 ///

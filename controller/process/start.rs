@@ -16,9 +16,9 @@ use syscalls::Sysno;
 use super::naming::Naming;
 use super::{Process, numbers};
 use crate::abi::wire::Operation;
-use crate::call::{Call, Error, Reply, Result};
+use crate::call::{Call, DataSocket, Error, Inbox, Reply, Result};
 use crate::handle::{Fd, FdTable, Stack};
-use crate::sys::{DataSocket, Message, receive};
+use crate::sys::Message;
 
 /// A child that runs.
 pub(super) struct Started {
@@ -69,12 +69,18 @@ fn clone(flags: CloneFlags, sp: u64, pidfd: Option<u64>) -> Call {
 }
 
 /// A batch for a server of version 1, in which calls are named by their places.
-struct Steps(Vec<Call>);
+pub(super) struct Steps(Vec<Call>);
 
 impl Steps {
     /// Adds a call that is executed only if the one before succeeded.
-    fn linked(&mut self, call: Call) -> usize {
+    pub(super) fn linked(&mut self, call: Call) -> usize {
         self.0.push(call.linked());
+        self.0.len() - 1
+    }
+
+    /// Adds a call, whatever else has failed.
+    fn add(&mut self, call: Call) -> usize {
+        self.0.push(call);
         self.0.len() - 1
     }
 
@@ -89,7 +95,7 @@ impl Steps {
     }
 
     /// STORE of an earlier result to the 8 bytes at `address`.
-    fn store(&mut self, address: u64, result: usize) -> usize {
+    pub(super) fn store(&mut self, address: u64, result: usize) -> usize {
         let back = self.back(result);
         let store = Call::operation(Operation::Store, [address, 8, 0, 0, 0, 0]);
         self.linked(store.referring(2, back))
@@ -105,6 +111,12 @@ impl Steps {
         // The first argument of the function, behind the trampoline's address.
         self.store(sp + 8, number);
         Input::Received { message, number, there }
+    }
+
+    /// Adds a call with an earlier result as its first argument, whatever else has failed.
+    pub(super) fn with(&mut self, result: usize, call: Call) {
+        let back = self.back(result);
+        self.0.push(call.referring(0, back));
     }
 
     /// close(2) of an earlier result: a pidfd, or a socket of which this process has the other end,
@@ -142,25 +154,22 @@ async fn at_once(
     bytes.extend(&frame);
     let shares_files = flags.contains(CloneFlags::CLONE_FILES);
     let table = parent.table();
-    let number_here = parent.number_here();
+    // A name says which child it is by what its pidfd is, there.
+    let number_here = parent.number_here().filter(|_| naming.is_none());
     let receipt = {
         // The order of messages is the order of the calls that take them.
         let socket = parent.ends.data();
         let socket = socket.as_ref().ok_or(Error::Gone)?;
-        let mut steps = Steps(Vec::with_capacity(16));
+        let mut steps = Steps(Vec::with_capacity(24));
         steps.0.push(Call::copy_in(buffer.address(), bytes));
         let copy = [sp, template, frame.len() as u64, 0, 0, 0];
         steps.linked(Call::operation(Operation::Copy, copy));
-        let input = match there {
-            There::Already(number) => Input::Known(*number),
-            There::Passed(there) => {
-                socket.pass(&[there.as_fd()])?;
-                steps.receive(socket, incoming, sp)
-            }
+        let (input, sent) = match there {
+            There::Already(number) => (Input::Known(*number), None),
+            There::Passed(there) => (steps.receive(socket, incoming, sp), Some(there.as_fd())),
         };
         // Directly before clone, which it is about.
-        let calls = naming.iter().flat_map(Naming::calls);
-        let kept = calls.map(|call| steps.linked(call)).last();
+        let kept = naming.as_ref().map(|naming| naming.prepare(&mut steps));
         let (cloned, passed) = if number_here.is_some() {
             (steps.linked(clone(flags, sp, None)), None)
         } else {
@@ -168,7 +177,11 @@ async fn at_once(
             let slot = outgoing + Message::FDS as u64;
             let cloned = steps.linked(clone(flags, sp, Some(slot)));
             let pidfd = steps.load(slot);
-            let sent = steps.linked(socket.try_sendmsg(outgoing));
+            if let Some(naming) = &naming {
+                naming.enter(&mut steps, cloned, pidfd);
+            }
+            // Whatever has become of that. Without a child there is nothing to send, which is an error.
+            let sent = steps.add(socket.try_sendmsg(outgoing));
             // Here is where it is needed. There it would be one more in the table of every child to
             // come.
             steps.linked(steps.close(pidfd));
@@ -178,13 +191,12 @@ async fn at_once(
             && !shares_files
         {
             // Whatever else has failed.
-            steps.0.push(steps.close(number));
+            steps.add(steps.close(number));
         }
         let places = Places { input, kept, cloned, passed };
-        let here = socket.here.clone();
-        parent.connection.submit_on_link(steps.0, move |replies| {
+        parent.connection.submit_passing(steps.0, socket, sent.as_slice(), move |replies, inbox| {
             let _used = (buffer, naming);
-            places.started(&replies, &table, &here, shares_files)
+            places.started(&replies, &table, inbox, shares_files)
         })
     };
     let (pid, input, pidfd) = receipt.await?;
@@ -246,7 +258,7 @@ impl Places {
         &self,
         replies: &[Reply],
         table: &Arc<FdTable>,
-        here: &OwnedFd,
+        inbox: &Inbox,
         shares_files: bool,
     ) -> Result<(i32, i32, Pidfd)> {
         let value = |place: usize, name| {
@@ -277,7 +289,7 @@ impl Places {
             match (value(passed.sent, "sendmsg"), value(passed.pidfd, "LOAD")) {
                 (Err(_), Ok(number)) => Pidfd::There(table.made(number as i32)),
                 // The message is there now, and messages arrive in the order of the replies.
-                (sent, _) => Pidfd::Here(sent.and_then(|_| receive(here))),
+                (sent, _) => Pidfd::Here(sent.and_then(|_| inbox.take())),
             }
         });
         Ok((pid, input, pidfd))

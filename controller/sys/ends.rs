@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use nix::errno::Errno;
 use tokio::sync::OwnedMutexGuard;
 
-use super::rights::{DataSocket, Message, taken};
+use super::rights::{Message, taken};
 use super::{Buffer, Task};
-use crate::call::{Call, Connection, Error, Passing, Result, to_the_end};
+use crate::call::{Call, Connection, DataSocket, Error, Result, ThroughStream, take, to_the_end};
 use crate::handle::{FdTable, Lent};
 
 /// The descriptors that a server runs on; a negative one is not there.
@@ -121,7 +121,7 @@ impl Ends {
     fn taking(&self, buffer: &Buffer) -> (Vec<Call>, Call) {
         let address = buffer.address();
         let message = Message::receiving(address, 1);
-        (vec![Call::copy_in(address, message)], Message::recvmsg(self.fds().input, address))
+        (vec![Call::copy_in(address, message)], take(self.fds().input, address))
     }
 }
 
@@ -131,7 +131,7 @@ struct Coming {
     connection: Connection,
     table: Arc<FdTable>,
     buffer: Buffer,
-    passing: Passing,
+    passing: ThroughStream,
     _locks: [OwnedMutexGuard<()>; 2],
 }
 

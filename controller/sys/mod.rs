@@ -26,7 +26,7 @@ pub(crate) use credentials::exit_group;
 pub(crate) use ends::{Ends, ServerFds};
 pub use process::WaitStatus;
 pub(crate) use process::{SIGINFO_SIZE, pid_of_siginfo, set_pdeathsig, waitid};
-pub(crate) use rights::{DataSocket, Message, receive};
+pub(crate) use rights::Message;
 pub use shared::SharedBuffer;
 pub(crate) use socket::{ADDRESS_SIZE, address_bytes, socket_address};
 pub use syscalls::Sysno;

@@ -9,6 +9,7 @@ use syscalls::Sysno;
 
 use super::Task;
 use crate::call::Result;
+use crate::handle::Fd;
 
 /// Bytes that are read at once from a directory or a file.
 const AT_ONCE: usize = 32 * 1024;
@@ -32,10 +33,24 @@ impl Task {
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// The entries of a directory whose names are numbers, without the descriptor that it is read by.
+    /// The descriptors that are open, as /proc/self/fd of the target process lists them.
+    pub(crate) async fn open_numbers(&self) -> Result<BTreeSet<i32>> {
+        let directory = self.open_directory("/proc/self/fd").await?;
+        let mut numbers = self.numbers_at(&directory).await?;
+        numbers.remove(&directory.number());
+        Ok(numbers)
+    }
+
+    /// The entries of a directory whose names are numbers.
     pub(crate) async fn numbers_in(&self, directory: &str) -> Result<BTreeSet<i32>> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
-        let directory = self.openat(None, directory, flags, Mode::empty()).await?;
+        self.numbers_at(&self.open_directory(directory).await?).await
+    }
+
+    async fn open_directory(&self, path: &str) -> Result<Fd> {
+        self.openat(None, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()).await
+    }
+
+    async fn numbers_at(&self, directory: &Fd) -> Result<BTreeSet<i32>> {
         let mut numbers = BTreeSet::new();
         loop {
             let mut chain = self.chain();
@@ -51,7 +66,6 @@ impl Task {
             }
             numbers.extend(names(&bytes).filter_map(|name| name.parse::<i32>().ok()));
         }
-        numbers.remove(&directory.number());
         Ok(numbers)
     }
 

@@ -1,7 +1,8 @@
 //! The registry of a persistent process: reading it, making it larger, and naming what there is.
 
 use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
+use std::mem::offset_of;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::libc;
@@ -23,6 +24,13 @@ const MOST: u64 = 4 << 20;
 /// Entries of one that is new.
 const FIRST: u64 = 64;
 
+/// Bytes of struct stat, and where in it lie st_dev with st_ino behind it, and st_mode.
+pub(crate) const STAT_SIZE: usize = size_of::<libc::stat>();
+pub(crate) const STAT_DEV: usize = offset_of!(libc::stat, st_dev);
+pub(crate) const STAT_MODE: usize = offset_of!(libc::stat, st_mode);
+
+const _: () = assert!(offset_of!(libc::stat, st_ino) == STAT_DEV + 8);
+
 /// Whether a resource can have that name.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > NAME_SIZE || name.contains('\0') {
@@ -40,6 +48,13 @@ pub(crate) fn entry(name: &str, kind: u64, details: [u64; 3]) -> Entry {
     bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
     let state = Entry::FREE;
     Entry { value: 0, state, kind, details, name: bytes, user: [0; USER_SIZE] }
+}
+
+/// What a descriptor of this process is open on, for an entry: device, inode and mode. The inode of a
+/// pidfd is the process's, in every process.
+pub(crate) fn details_of(fd: impl AsFd) -> Result<[u64; 3]> {
+    let stat = fstat(fd).map_err(Error::local("fstat"))?;
+    Ok([stat.st_dev, stat.st_ino, u64::from(stat.st_mode)])
 }
 
 /// Entries that are set aside for descriptors that the next call makes, and memory for what is written
@@ -60,9 +75,7 @@ impl Keeping {
         let mut entries = Vec::new();
         for (fd, name) in fds.iter().zip(names) {
             check_name(name)?;
-            let stat = fstat(fd).map_err(Error::local("fstat"))?;
-            let details = [stat.st_dev, stat.st_ino, u64::from(stat.st_mode)];
-            entries.extend(entry(name, kind::FD, details).to_bytes());
+            entries.extend(entry(name, kind::FD, details_of(fd)?).to_bytes());
         }
         let count = names.len() as u64;
         let slots = task.slots(count, names).await?;

@@ -1,33 +1,18 @@
 //! Descriptors between this process and a target process: SCM_RIGHTS over the connection's data
 //! socket (unix(7), cmsg(3)).
 
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
-use syscalls::Sysno;
 
 use super::registry::Keeping;
 use super::{Buffer, Task, finish, last};
-use crate::call::{Call, Connection, Error, Receipt, Reply, Result};
+use crate::call::{Call, Connection, DataSocket, Error, Outcome, Receipt, Reply, Result};
 use crate::handle::{Fd, FdTable};
 
 /// The most descriptors that one message of farcall's carries.
 const MAX_RIGHTS: usize = 16;
-
-/// Both ends of a connection's data socket: ours, and the number of the other in the target.
-pub(crate) struct DataSocket {
-    pub(crate) here: Arc<OwnedFd>,
-    pub(crate) there: i32,
-}
-
-impl DataSocket {
-    pub(crate) fn new(here: OwnedFd, there: i32) -> Self {
-        Self { here: Arc::new(here), there }
-    }
-}
 
 /// `struct msghdr`, one `struct iovec`, a control message with descriptors and the data, laid out
 /// for the memory of a target process.
@@ -87,12 +72,6 @@ impl Message {
         message.0
     }
 
-    /// The call that takes a message, laid out at `address`, from socket `number`.
-    pub(super) fn recvmsg(number: i32, address: u64) -> Call {
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC.bits() as u64;
-        Call::syscall(Sysno::recvmsg, [number as u64, address, flags, 0, 0, 0])
-    }
-
     /// The descriptors in a message that was received, and whether some were lost.
     fn received(bytes: &[u8]) -> (Vec<i32>, bool) {
         let word = |at: usize| {
@@ -117,50 +96,20 @@ impl DataSocket {
         number: i32,
     ) -> Receipt<OwnedFd> {
         let address = buffer.address();
-        let here = self.here.clone();
         let calls = vec![
             Call::copy_in(address, Message::sending(address, &[0], &[number])),
             self.sendmsg(address),
         ];
-        connection.submit_on_link(calls, move |replies| {
+        connection.submit_passing(calls, self, &[], move |replies, inbox| {
             let _buffer = buffer;
-            finish("sendmsg", &replies)?;
-            // The message is there now, and messages arrive in the order of the replies: so this
-            // is ours, also when fetches overlap or nobody waits any more.
-            receive(&here)
+            match finish("sendmsg", &replies) {
+                // The socket was at its end already.
+                Err(Error::Call { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => {
+                    Err(Error::Lost(Outcome::NotExecuted))
+                }
+                sent => sent.and_then(|_| inbox.take()),
+            }
         })
-    }
-
-    /// Sends descriptors of this process into the socket, for the next recvmsg to take.
-    pub(crate) fn pass(&self, fds: &[BorrowedFd<'_>]) -> Result<()> {
-        let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        sendmsg::<()>(
-            self.here.as_raw_fd(),
-            &[IoSlice::new(&[0])],
-            &[ControlMessage::ScmRights(&raw)],
-            MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
-            None,
-        )
-        .map_err(Error::local("sendmsg"))?;
-        Ok(())
-    }
-
-    /// The call that takes a message, laid out at `address`, from the socket.
-    pub(crate) fn recvmsg(&self, address: u64) -> Call {
-        Message::recvmsg(self.there, address)
-    }
-
-    /// The call that sends the message at `address`.
-    pub(crate) fn sendmsg(&self, address: u64) -> Call {
-        let flags = MsgFlags::MSG_NOSIGNAL.bits() as u64;
-        Call::syscall(Sysno::sendmsg, [self.there as u64, address, flags, 0, 0, 0])
-    }
-
-    /// The same, if there is room for it at once.
-    pub(crate) fn try_sendmsg(&self, address: u64) -> Call {
-        let mut call = self.sendmsg(address);
-        call.request.args[2] |= MsgFlags::MSG_DONTWAIT.bits() as u64;
-        call
     }
 
     /// How large a buffer a fetch needs.
@@ -215,7 +164,6 @@ impl Task {
             // The order of messages is the order of the calls that take them.
             let data = self.ends.data();
             let data = data.as_ref().ok_or(Error::Gone)?;
-            data.pass(fds)?;
             let mut calls = vec![Call::copy_in(address, Message::receiving(address, count))];
             if let Some(keeping) = &keeping {
                 calls.extend(keeping.calls(address + Message::FDS as u64));
@@ -223,7 +171,7 @@ impl Task {
             // Whether or not there are names for what it brings: else the next one would take that.
             calls.extend([data.recvmsg(address), Call::copy_out(address, Message::size(1))]);
             let connection = self.connection.clone();
-            self.connection.submit_on_link(calls, move |mut replies| {
+            self.connection.submit_passing(calls, &data, fds, move |mut replies, _| {
                 let _buffer = buffer;
                 let kept = match &keeping {
                     Some(keeping) => keeping.kept(&mut replies),
@@ -281,28 +229,4 @@ pub(super) fn taken(replies: &[Reply]) -> Result<(Vec<i32>, bool)> {
         reply.value().map_err(Error::call("recvmsg"))?;
     }
     Ok(Message::received(&message.data))
-}
-
-/// The descriptor in the next message that a target process has sent.
-pub(crate) fn receive(here: &OwnedFd) -> Result<OwnedFd> {
-    let mut byte = [0];
-    let mut space = nix::cmsg_space!([i32; 1]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-    let mut iov = [IoSliceMut::new(&mut byte)];
-    let message = recvmsg::<()>(here.as_raw_fd(), &mut iov, Some(&mut space), flags)
-        .map_err(Error::local("recvmsg"))?;
-    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
-        // There is room for one in the message: there was none in this process's table.
-        return Err(Error::local("recvmsg")(Errno::EMFILE));
-    }
-    let mut fd = None;
-    for control in message.cmsgs().map_err(Error::local("recvmsg"))? {
-        if let ControlMessageOwned::ScmRights(fds) = control {
-            for raw in fds {
-                // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
-                fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
-            }
-        }
-    }
-    fd.ok_or_else(|| Error::local("recvmsg")(Errno::EMFILE))
 }

@@ -101,6 +101,14 @@ impl<T> Batch<T> {
     }
 }
 
+fn with_bytes(calls: Vec<Call>) -> Vec<(Call, [u8; REQUEST_SIZE])> {
+    let with_bytes = |call: Call| {
+        let bytes = call.request.to_bytes();
+        (call, bytes)
+    };
+    calls.into_iter().map(with_bytes).collect()
+}
+
 /// What the next bytes are.
 #[derive(Debug)]
 enum Incoming {
@@ -182,13 +190,7 @@ impl<T> Stream<T> {
         {
             first.request.word |= Word::FLUSH;
         }
-        let calls: Vec<_> = calls
-            .into_iter()
-            .map(|call| {
-                let bytes = call.request.to_bytes();
-                (call, bytes)
-            })
-            .collect();
+        let calls = with_bytes(calls);
         let replies = Vec::with_capacity(calls.len());
         Batch { calls, replies, known, begun, tag }
     }
@@ -491,6 +493,25 @@ impl<T> Stream<T> {
             queue.into_iter().partition(|batch| which(&batch.tag));
         self.queue = kept;
         withdrawn.into_iter().map(|batch| batch.tag).collect()
+    }
+
+    /// Changes the calls of what waits to be written, of which nothing has been, where `change` finds
+    /// that it can go out. What can't is given up.
+    pub fn revise(&mut self, mut change: impl FnMut(&mut [Call], &mut T) -> bool) -> Fates<T> {
+        debug_assert!(!self.is_torn());
+        let mut fates = Fates::default();
+        for mut batch in std::mem::take(&mut self.queue) {
+            let mut calls: Vec<Call> = batch.calls.into_iter().map(|(call, _)| call).collect();
+            if !change(&mut calls, &mut batch.tag) {
+                // What goes on after a loss has been begun before it.
+                let fate = if batch.begun { &mut fates.lost } else { &mut fates.not_executed };
+                fate.push(batch.tag);
+                continue;
+            }
+            batch.calls = with_bytes(calls);
+            self.queue.push_back(batch);
+        }
+        fates
     }
 
     /// Takes away what waits to be written, while nothing of it has been.

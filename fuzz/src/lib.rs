@@ -10,11 +10,12 @@ use std::os::unix::net::UnixStream;
 use farcall::abi::handshake::{
     ANSWER_SIZE, Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, Hello, Token,
 };
-use farcall::abi::log::{LOG_HEAD_SIZE, LogHead, Record, Tenure};
+use farcall::abi::log::{LOG_CAPACITY, LOG_HEAD_SIZE, LOG_SIZE, LogHead, Record, Tenure};
 use farcall::abi::wire::{Operation, RESULT_SIZE, SPARES, STREAM_VERSION, Word};
 use farcall::call::{Call, Reply};
 use farcall::persist::{Hold, answer as read_answer};
 use farcall::sys::Sysno;
+use farcall::transport::log::Log;
 use farcall::transport::stream::Stream;
 use server::{Server, send};
 
@@ -164,33 +165,59 @@ pub fn answer(input: &[u8]) {
     }
 }
 
-/// The input is what follows an answer to whoever asks for the log: its head, whose missing end is
-/// zeros, and as many records as are whole.
+/// The input is what follows an answer to whoever asks for the log, as far as it has arrived; what has not
+/// is zeros.
 pub fn log(input: &[u8]) {
-    let mut input = Input(input);
-    let mut bytes = [0; LOG_HEAD_SIZE];
-    let front = input.take(LOG_HEAD_SIZE);
-    bytes[..front.len()].copy_from_slice(front);
-    let head = LogHead::from_bytes(&bytes);
+    let mut bytes = input.to_vec();
+    bytes.resize(bytes.len().max(LOG_HEAD_SIZE + LOG_SIZE), 0);
+    let (front, records) = bytes.split_first_chunk().expect("a head");
+    let (records, _) = records[..LOG_SIZE].as_chunks::<{ size_of::<Record>() }>();
+    let head = LogHead::from_bytes(front);
     let LogHead { calls, first, memory, registry, capacity, used, controllers, past } = head;
     let numbers = [calls, first, memory, registry, capacity, used, controllers];
     let past_numbers = past.iter().flat_map(|Tenure { token, end }| [token.0[0], token.0[1], *end]);
-    assert!(numbers.into_iter().chain(past_numbers).flat_map(u64::to_le_bytes).eq(bytes));
+    assert!(numbers.into_iter().chain(past_numbers).flat_map(u64::to_le_bytes).eq(*front));
+
+    // It is read as soon as all of it is here, and what comes behind does not count.
+    let size = if memory == 0 { LOG_HEAD_SIZE } else { LOG_HEAD_SIZE + LOG_SIZE };
+    let log = Log::from_bytes(&bytes).expect("all of it");
+    assert_eq!(log.head, head);
+    assert_eq!(Log::from_bytes(&bytes[..size]).as_ref(), Some(&log));
+    assert_eq!(Log::from_bytes(&bytes[..size - 1]), None);
+    assert_eq!(Log::from_bytes(&input[..input.len().min(LOG_HEAD_SIZE - 1)]), None);
+
+    // Each call that is remembered is where its number says, and no other is.
+    let remembered = if memory == 0 { 0 } else { calls.min(LOG_CAPACITY) };
+    let mut expected = calls - remembered..calls;
+    for (number, record) in log.calls() {
+        assert_eq!(Some(number), expected.next());
+        assert_eq!(log.record(number), Some(record));
+        let request = record.request.to_bytes();
+        let at = (number % LOG_CAPACITY) as usize;
+        assert!(request.into_iter().chain(record.result.to_le_bytes()).eq(records[at]));
+    }
+    assert_eq!(expected.next(), None);
+    let others = [Some(calls), calls.checked_sub(LOG_CAPACITY + 1), Some(u64::MAX)];
+    let others = others
+        .into_iter()
+        .flatten()
+        .filter(|number| *number >= calls || calls - number > LOG_CAPACITY);
+    others.for_each(|number| assert_eq!(log.record(number), None));
+
+    // Whose they were: nobody's who came later than the last one.
+    for number in [0, calls, u64::MAX].into_iter().chain(past.map(|tenure| tenure.end)) {
+        assert!(log.controller_of(number).is_none_or(|controller| controller <= controllers));
+    }
     for tenure in past {
-        let latest = head.end_of(tenure.token).expect("it is there");
+        let latest = log.end_of(tenure.token, false).expect("it is there");
         let same = past.iter().filter(|other| other.token == tenure.token);
         assert_eq!(same.map(|other| other.end).max(), Some(latest));
+        assert_eq!(log.end_of(tenure.token, true), Some(calls));
     }
     let [low, high] = past[0].token.0;
     let unknown = (1..).map(|n| Token([low ^ n, high]));
     let unknown = unknown.take(past.len()).find(|token| past.iter().all(|t| t.token != *token));
-    assert!(unknown.is_some_and(|token| head.end_of(token).is_none()));
-    let (records, _) = input.0.as_chunks();
-    for bytes in records {
-        let record = Record::from_bytes(bytes);
-        let request = record.request.to_bytes();
-        assert!(request.into_iter().chain(record.result.to_le_bytes()).eq(*bytes));
-    }
+    assert!(unknown.is_some_and(|token| log.end_of(token, false).is_none()));
 }
 
 /// The input is what a client of a persistent process's socket sends, in steps: a byte that says with

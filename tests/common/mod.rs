@@ -199,6 +199,16 @@ pub fn blocked_in(pid: i32) -> Option<usize> {
 
 /// Ends a connection, by duplicates of the server's sockets.
 pub fn cut(process: &Process) {
+    shut_down(process, usize::MAX);
+}
+
+/// Ends the stream of a connection alone: the data socket ends when the server hangs up.
+pub fn cut_stream(process: &Process) {
+    // Of the two, which come together, it has the lower number.
+    shut_down(process, 1);
+}
+
+fn shut_down(process: &Process, mut sockets: usize) {
     for number in process.server_descriptors() {
         // SAFETY: the calls have no pointers.
         unsafe {
@@ -208,7 +218,8 @@ pub fn cut(process: &Process) {
                 continue;
             }
             let fd = OwnedFd::from_raw_fd(fd);
-            if getsockopt(&fd, sockopt::AcceptConn) == Ok(false) {
+            if sockets > 0 && getsockopt(&fd, sockopt::AcceptConn) == Ok(false) {
+                sockets -= 1;
                 let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
             }
         }

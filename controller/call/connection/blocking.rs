@@ -10,7 +10,7 @@ use nix::poll::PollTimeout;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::state::{Link, State};
-use super::{Batch, Connection, value};
+use super::{Batch, Connection, Of, value};
 use crate::call::{Call, Reply, Result};
 
 /// How long a thread waits for its reply before it leaves that to the task, in milliseconds: others
@@ -45,7 +45,7 @@ impl Connection {
                 Err(index) => index,
             };
             let (complete, receipt) = self.receipt_of(name, call);
-            let complete = ring.leave(index, call, Batch { complete, of_link: false });
+            let complete = ring.leave(index, call, Batch { complete, of: Of::AnyLink });
             drop(state);
             if complete {
                 self.shared().collect();
@@ -63,7 +63,7 @@ impl Connection {
             return self.call(name, call.clone()).wait();
         }
         let (complete, receipt) = self.receipt_of(name, call);
-        state.stream.push(vec![call.clone()], Batch { complete, of_link: false });
+        state.stream.push(vec![call.clone()], Batch { complete, of: Of::AnyLink });
         let before = state.alone;
         state.alone = Some(before.unwrap_or(0) + 1);
         if before.is_none() {

@@ -18,7 +18,7 @@
 mod blocking;
 mod driver;
 mod interrupt;
-mod pass;
+mod passing;
 mod pause;
 mod retire;
 mod ring;
@@ -27,18 +27,22 @@ mod socket;
 mod state;
 #[cfg(test)]
 mod tests;
+mod through_stream;
 
 use std::future::Future;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
 use driver::drive;
 pub use interrupt::Interrupter;
-pub(crate) use pass::Passing;
+use passing::Passing;
+pub(crate) use passing::{DataSocket, Inbox, take};
 pub(crate) use pause::Pause;
 pub(crate) use ring::Bell;
 use ring::{Offered, Waited};
@@ -47,6 +51,7 @@ pub(crate) use room::Weight;
 pub(crate) use socket::Socket;
 use state::{Link, Lost, State};
 pub(crate) use state::{Past, Successor};
+pub(crate) use through_stream::ThroughStream;
 
 use super::{Call, Error, Outcome, Reply, Result};
 use crate::transport::stream::Stream;
@@ -60,24 +65,39 @@ type Complete = Box<dyn FnOnce(Result<Vec<Reply>>) + Send>;
 /// A batch under way.
 struct Batch {
     complete: Complete,
-    /// It names what exists with this link only: on another one it must not be executed.
-    of_link: bool,
+    of: Of,
 }
 
-/// On which link a batch may be executed that names what a link has.
-#[derive(Clone, Copy)]
+/// On which links a batch may be executed.
 enum Of {
-    /// The one that there is.
     AnyLink,
-    /// The one of that number, if that is the one that there is.
-    Link(u64),
+    /// It names what exists with this one only.
+    ThisLink,
+    /// On any, over its data socket.
+    Data(Passing),
 }
 
-impl Of {
-    fn is_of(self, epoch: u64) -> bool {
-        match self {
-            Self::AnyLink => true,
-            Self::Link(link) => link == epoch,
+impl Batch {
+    fn is_of_this_link(&self) -> bool {
+        matches!(self.of, Of::ThisLink)
+    }
+
+    /// It names what this link has, or is moved to another one.
+    fn is_of_a_link(&self) -> bool {
+        !matches!(self.of, Of::AnyLink)
+    }
+
+    /// It has these replies. In the order of the replies.
+    fn replied(&self, replies: &[Reply]) {
+        if let Of::Data(passing) = &self.of {
+            passing.replied(replies);
+        }
+    }
+
+    /// Nobody will know any more with what result it was executed.
+    fn give_up(&self) {
+        if let Of::Data(passing) = &self.of {
+            passing.give_up();
         }
     }
 }
@@ -154,6 +174,13 @@ impl<R> Future for Receipt<R> {
 }
 
 impl<R> Receipt<R> {
+    /// Of what was not submitted.
+    fn failed(error: Error) -> Self {
+        let (sender, result) = oneshot::channel();
+        let _ = sender.send(Err(error));
+        Self { result, waited: None }
+    }
+
     /// What can interrupt the last call of the batch; none where the batch takes the stream, on which
     /// nobody here knows what the server is executing, and none for execve(2). To be asked for before the receipt is first
     /// polled.
@@ -230,7 +257,7 @@ impl Connection {
             room: Arc::default(),
         });
         let connection = Self { handle: Arc::new(Handle(shared)) };
-        connection.attach(stream, None);
+        connection.attach(stream, None, None);
         connection
     }
 
@@ -244,8 +271,8 @@ impl Connection {
     }
 
     /// Goes on over another stream. `past` is what the server says about the calls that were under way
-    /// on the one before.
-    pub(crate) fn attach(&self, stream: Socket, past: Option<&Past>) {
+    /// on the one before. What passes descriptors goes on over `data`; without that it does not.
+    pub(crate) fn attach(&self, stream: Socket, past: Option<&Past>, data: Option<&DataSocket>) {
         let stream = Arc::new(stream);
         let mut state = self.shared().lock();
         let mut answered = state.drain();
@@ -253,6 +280,7 @@ impl Connection {
         let (complete, unknown) = state.resume(past);
         answered.extend(complete);
         lost.extend(unknown);
+        lost.extend(state.move_to(data));
         state.first = past.map_or(0, |past| past.log.head.calls);
         state.in_rings = 0;
         state.leaving = false;
@@ -311,7 +339,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        self.submit_as(calls, complete, None, When::AtOnce)
+        self.submit_as(calls, complete, When::AtOnce)
     }
 
     /// The same for what nobody waits for: it goes out together with what is submitted next, if
@@ -321,17 +349,32 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        self.submit_as(calls, complete, None, When::Soon)
+        self.submit_as(calls, complete, When::Soon)
     }
 
-    /// The same for calls that name what exists with this link only, such as its data socket: they
-    /// do not wait for another one, but are not executed then.
-    pub(crate) fn submit_on_link<R: Send + 'static>(
+    /// The same for what passes descriptors over the data socket of the link that there is: its calls
+    /// receive `fds`, or send a descriptor, which is in the inbox when the replies are here. A link that is
+    /// lost takes none of that away: what was not executed goes on over the next one's data socket.
+    ///
+    /// The socket is exchanged together with the link, and not before this returns.
+    pub(crate) fn submit_passing<R: Send + 'static>(
         &self,
         calls: Vec<Call>,
-        complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
+        socket: &DataSocket,
+        fds: &[BorrowedFd<'_>],
+        complete: impl FnOnce(Vec<Reply>, &Inbox) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        self.submit_as(calls, complete, Some(Of::AnyLink), When::AtOnce)
+        let keep = self.shared().lock().persistent;
+        let (passing, inbox) = match Passing::over(socket, fds, &calls, keep) {
+            Ok(both) => both,
+            Err(error) => return Receipt::failed(error),
+        };
+        let complete = move |replies| complete(replies, &inbox);
+        let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
+        let batch = Batch { complete, of: Of::Data(passing) };
+        let pass = || if fds.is_empty() { Ok(()) } else { socket.pass(fds) };
+        receipt.waited = self.shared().submit(calls, batch, None, When::AtOnce, pass);
+        receipt
     }
 
     /// The same for what was found out on the link of that [`Connection::epoch`] and holds as long as
@@ -343,19 +386,21 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        self.submit_as(calls, complete, Some(Of::Link(epoch)), When::AtOnce)
+        let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
+        let batch = Batch { complete, of: Of::ThisLink };
+        receipt.waited = self.shared().submit(calls, batch, Some(epoch), When::AtOnce, || Ok(()));
+        receipt
     }
 
     fn submit_as<R: Send + 'static>(
         &self,
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
-        of: Option<Of>,
         when: When,
     ) -> Receipt<R> {
         let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
-        let batch = Batch { complete, of_link: of.is_some() };
-        receipt.waited = self.shared().submit(calls, batch, of, when);
+        let batch = Batch { complete, of: Of::AnyLink };
+        receipt.waited = self.shared().submit(calls, batch, None, when, || Ok(()));
         receipt
     }
 
@@ -472,31 +517,46 @@ impl Shared {
             return;
         }
         for (batch, replies) in batches {
+            // What it has passed may be a child's end of something, and is not held here any more then.
+            drop(batch.of);
             (batch.complete)(Ok(replies));
         }
         self.lock().completing -= count;
         self.changed.send_replace(());
     }
 
-    /// Returns what can be waited for in the ring, if the batch went there.
+    /// Submits a batch, on the link `epoch` only if there is one, right after `before` if there is a
+    /// link; that says [`Error::Lost`] where the link is over. Returns what can be waited for in the ring, if the batch went there.
     fn submit(
         self: &Arc<Self>,
         mut calls: Vec<Call>,
         mut batch: Batch,
-        of: Option<Of>,
+        epoch: Option<u64>,
         when: When,
+        before: impl FnOnce() -> Result<()>,
     ) -> Option<Waited> {
         let mut state = self.lock_and_count();
-        let refused = match state.link {
+        let mut is_over = false;
+        let refused = match &state.link {
             Link::Gone => Some(Err(Error::Gone)),
             _ if state.dead => Some(Err(Error::Gone)),
             Link::Lost(successor) => Some(Err(successor.error(Outcome::NotExecuted))),
-            Link::Down if batch.of_link => Some(Err(Error::Lost(Outcome::NotExecuted))),
-            _ if of.is_some_and(|of| !of.is_of(state.epoch)) => {
+            Link::Down if batch.is_of_this_link() => Some(Err(Error::Lost(Outcome::NotExecuted))),
+            _ if epoch.is_some_and(|epoch| epoch != state.epoch) => {
                 Some(Err(Error::Lost(Outcome::NotExecuted)))
             }
             // It is complete as it is.
-            _ => calls.is_empty().then(|| Ok(Vec::new())),
+            _ if calls.is_empty() => Some(Ok(Vec::new())),
+            Link::Down => None,
+            Link::Up(stream) => match before() {
+                Err(Error::Lost(_)) if state.persistent => {
+                    // So is the stream, or else it ends here. The batch waits for the next link.
+                    let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
+                    is_over = true;
+                    None
+                }
+                before => before.err().map(Err),
+            },
         };
         if let Some(result) = refused {
             drop(state);
@@ -504,7 +564,7 @@ impl Shared {
             return None;
         }
         let executes = calls.last().is_some_and(Call::executes);
-        if let Some(ring) = state.usable_ring() {
+        if let Some(ring) = state.usable_ring().filter(|_| !is_over) {
             match ring.offer(calls, batch) {
                 Offered::HandedOver(index) => {
                     let mut waited = ring.waited(self, index);
@@ -570,6 +630,7 @@ fn receipt<R: Send + 'static>(
 fn fail(lost: Lost) {
     for (batch, outcome) in lost.batches {
         let successor = lost.successor.map(|successor| successor.error(outcome));
+        drop(batch.of);
         (batch.complete)(Err(successor.unwrap_or(Error::Lost(outcome))));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::state::{Link, State};
-use super::{Batch, Connection, Receipt, Shared, receipt, room};
+use super::{Batch, Connection, Of, Receipt, Shared, receipt, room};
 use crate::call::{Call, Error, Outcome, Reply, Result};
 
 /// Keeps a connection from writing anything new until it is dropped.
@@ -94,7 +94,7 @@ impl Connection {
         match &state.link {
             Link::Up(stream) if !state.dead => {
                 let stream = stream.clone();
-                state.write_first([(calls, Batch { complete, of_link: true })], &stream);
+                state.write_first([(calls, Batch { complete, of: Of::ThisLink })], &stream);
                 drop(state);
                 self.shared().work.notify_one();
             }
@@ -123,12 +123,12 @@ impl Connection {
     ) -> Result<Option<Receipt<R>>> {
         let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let mut state = self.shared().lock();
-        if !state.could_begin(own)? || state.stream.has_queued(|batch| batch.of_link) {
+        if !state.could_begin(own)? || state.stream.has_queued(Batch::is_of_a_link) {
             return Ok(None);
         }
         before()?;
         if let Some(stream) = state.link.stream().cloned() {
-            state.write_first([(calls, Batch { complete, of_link: true })], &stream);
+            state.write_first([(calls, Batch { complete, of: Of::ThisLink })], &stream);
         }
         drop(state);
         self.shared().work.notify_one();

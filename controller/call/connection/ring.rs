@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::interrupt::{Interrupter, Interrupts, Signal};
-use super::state::{Link, State};
+use super::state::{Link, State, replied};
 use super::{Batch, Connection, Shared};
 use crate::call::polling::{Looks, Polling};
 use crate::call::{Call, Error, Reply, Result};
@@ -161,7 +161,9 @@ impl RingLink {
 
     /// Takes what is complete.
     pub(super) fn take_complete(&mut self, complete: &mut Vec<(Batch, Vec<Reply>)>) {
+        let before = complete.len();
         self.calls.take_complete(complete);
+        replied(&complete[before..]);
         if self.calls.is_idle() {
             self.calls.memory().ring().awake();
         }

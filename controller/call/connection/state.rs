@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::Batch;
+use super::passing::DataSocket;
 use super::ring::RingLink;
 use super::socket::Socket;
+use super::{Batch, Of};
 use crate::call::{Call, Outcome, Reply};
 use crate::transport;
 use crate::transport::log::Log;
@@ -105,6 +106,11 @@ impl Link {
     }
 }
 
+/// Batches that have just got their replies, in the order of these.
+pub(super) fn replied(batches: &[(Batch, Vec<Reply>)]) {
+    batches.iter().for_each(|(batch, replies)| batch.replied(replies));
+}
+
 /// What has become of bytes that arrived.
 pub(super) struct Arrived {
     pub(super) complete: Vec<(Batch, Vec<Reply>)>,
@@ -173,6 +179,7 @@ impl State {
     pub(super) fn receive(&mut self, bytes: &[u8]) -> Arrived {
         let mut complete = Vec::new();
         let over = self.stream.receive(bytes, &mut complete).is_err();
+        replied(&complete);
         self.completing += complete.len();
         Arrived { complete, over }
     }
@@ -218,11 +225,11 @@ impl State {
         let logged = self.persistent && self.stream.version() > 0;
         // What is of the link can't go on, and others may wait for it to be over. And a program that
         // was executed instead of the server does not keep its log.
-        let given_up = self
-            .stream
-            .give_up(|last, batch| !logged || batch.of_link || last.is_some_and(Call::executes));
+        let given_up = self.stream.give_up(|last, batch| {
+            !logged || batch.is_of_this_link() || last.is_some_and(Call::executes)
+        });
         lost.extend(Lost::new(given_up, Outcome::PossiblyExecuted));
-        let of_link = self.stream.withdraw(|batch| batch.of_link);
+        let of_link = self.stream.withdraw(Batch::is_of_this_link);
         lost.extend(Lost::new(of_link, Outcome::NotExecuted));
         lost
     }
@@ -241,10 +248,25 @@ impl State {
             return (Vec::new(), Lost::new(lost, Outcome::PossiblyExecuted));
         };
         let fates = self.stream.resume(log, self.base, *end, again);
+        fates.lost.iter().for_each(Batch::give_up);
         let mut lost = Lost::new(fates.lost, Outcome::Executed);
         lost.extend(Lost::new(fates.not_executed, Outcome::NotExecuted));
+        replied(&fates.complete);
         self.completing += fates.complete.len();
         (fates.complete, lost)
+    }
+
+    /// What is queued and passes descriptors does so over that socket, or is not executed any more.
+    pub(super) fn move_to(&mut self, data: Option<&DataSocket>) -> Lost {
+        let fates = self.stream.revise(|calls, batch| match (&mut batch.of, data) {
+            (Of::Data(passing), Some(data)) => passing.move_to(data, calls).is_ok(),
+            (Of::Data(_), None) => false,
+            _ => true,
+        });
+        fates.lost.iter().for_each(Batch::give_up);
+        let mut lost = Lost::new(fates.lost, Outcome::Executed);
+        lost.extend(Lost::new(fates.not_executed, Outcome::NotExecuted));
+        lost
     }
 
     /// Another controller has taken the process over, as `past` tells. Returns what was executed, and

@@ -36,7 +36,7 @@ async fn what_does_not_fit_is_written_by_the_new_links_task_though_the_old_one_s
     tokio::task::yield_now().await;
     let (stream, mut server) = pair();
     let pause = connection.pause();
-    connection.attach(stream, None);
+    connection.attach(stream, None, None);
     let bytes = vec![1; 4 << 20];
     let receipt = connection.call("COPY_IN", Call::copy_in(0, bytes.clone()));
     drop(pause);
@@ -243,7 +243,7 @@ async fn ending_a_link_in_good_order_does_not_end_the_next_one() {
     }
     let (stream, mut server) = pair();
     server.set_nonblocking(true).unwrap();
-    connection.attach(stream, None);
+    connection.attach(stream, None, None);
     assert!(ends.as_mut().poll(&mut context).is_ready());
     let read = server.read(&mut [0]).map_err(|error| error.kind());
     assert_eq!(read, Err(std::io::ErrorKind::WouldBlock));

@@ -86,7 +86,7 @@ impl Process {
                 Ok(Sameness::Changed(format!("descriptor {value} is the server's own")))
             }
             kind::FD => self.check_fd(value, details).await,
-            kind::CHILD => self.check_child(value).await,
+            kind::CHILD => self.check_child(value, details).await,
             kind::MAPPING => self.check_mapping(value, details[0]).await,
             kind::BYTES => Ok(Sameness::Same),
             other => {
@@ -140,15 +140,34 @@ impl Process {
         Ok(magic == Some(PIDFS_MAGIC))
     }
 
-    /// A pid is not used anew before the process reaps its child.
-    async fn check_child(&self, pid: u64) -> Result<Sameness> {
+    /// A pid is not used anew before the process reaps its child; then it can become another child's.
+    async fn check_child(&self, pid: u64, details: [u64; 3]) -> Result<Sameness> {
+        let gone = || Ok(Sameness::Changed(format!("{pid} is no child: it has been reaped")));
         match self.child_state(pid as i32).await {
-            Ok(_) => Ok(Sameness::Same),
-            Err(Error::Call { errno: Errno::ECHILD, .. }) => {
-                Ok(Sameness::Changed(format!("{pid} is no child: it has been reaped")))
-            }
-            Err(error) => Err(error),
+            Err(Error::Call { errno: Errno::ECHILD, .. }) => return gone(),
+            state => drop(state?),
         }
+        if details == [0; 3] {
+            return Ok(Sameness::Unverified("nobody wrote down which child it was"));
+        }
+        let call = Call::syscall(Sysno::pidfd_open, [pid, 0, 0, 0, 0, 0]);
+        let pidfd = match self.opens("pidfd_open", call).await {
+            Err(Error::Call { errno: Errno::ESRCH, .. }) => return gone(),
+            Err(Error::Call { .. }) => {
+                return Ok(Sameness::Unverified("there can be no pidfd of it, to see which it is"));
+            }
+            pidfd => pidfd?,
+        };
+        let state = self.check_fd(self.number(&pidfd)?, details).await?;
+        Ok(match state {
+            Sameness::Changed(_) => {
+                Sameness::Changed(format!("{pid} is another child: the one that was is reaped"))
+            }
+            Sameness::Unverified(_) => {
+                Sameness::Unverified("before Linux 6.9 nobody can tell children of one pid apart")
+            }
+            Sameness::Same => Sameness::Same,
+        })
     }
 
     async fn check_mapping(&self, address: u64, size: u64) -> Result<Sameness> {

@@ -19,7 +19,7 @@ use crate::call::{Call, Error, Result};
 use crate::fault;
 use crate::handle::{Fd, Kept, Mapping, kind};
 use crate::process::{Child, Process};
-use crate::sys::registry::{check_name, entry};
+use crate::sys::registry::{check_name, details_of, entry};
 use crate::sys::{Buffer, last};
 
 /// The most bytes that [`Process::keep_bytes`] keeps under one name.
@@ -94,7 +94,7 @@ struct Given {
 
 impl Process {
     /// Everything that has a name, in the order of the names, each checked whether it is still what
-    /// got the name: a descriptor by its device, inode and type (fstat(2)), a child by being a child,
+    /// got the name: a descriptor by its device, inode and type (fstat(2)), a child by being a child, and by the inode of its pidfd,
     /// memory by being mapped.
     ///
     /// # Errors
@@ -186,7 +186,8 @@ impl Process {
     pub async fn keep_child(&self, name: &str, child: &Child) -> Result<()> {
         // Pids are positive.
         let pid = child.pid_in_parent() as u64;
-        self.keep(name, kind::CHILD, pid, [0; 3], &[], None).await
+        let details = details_of(child.pidfd())?;
+        self.keep(name, kind::CHILD, pid, details, &[], None).await
     }
 
     /// Keeps bytes under a name, in the place of those that it had: at any instant there are the old

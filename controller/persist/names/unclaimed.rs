@@ -30,7 +30,7 @@ impl Process {
     pub async fn unclaimed(&self) -> Result<Vec<Unclaimed>> {
         // Those that have names are known then.
         self.kept().await?;
-        let (open, has_proc) = match self.numbers_in("/proc/self/fd").await {
+        let (open, has_proc) = match self.open_numbers().await {
             Ok(open) => (open, true),
             Err(Error::Call { .. } | Error::Chain(_)) => (self.open_by_asking().await?, false),
             Err(error) => return Err(error),

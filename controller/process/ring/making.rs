@@ -18,11 +18,11 @@ use tokio::sync::OwnedMutexGuard;
 use super::There;
 use super::signal::interrupt;
 use crate::abi::wire::Operation;
-use crate::call::{Bell, Call, Error, Pause, Polling, Receipt, Reply, Result};
+use crate::call::{Bell, Call, DataSocket, Error, Pause, Polling, Receipt, Reply, Result};
 use crate::fault;
 use crate::handle::{AddressSpace, FdTable, Mapping};
 use crate::process::Process;
-use crate::sys::{Buffer, DataSocket, Message};
+use crate::sys::{Buffer, Message};
 use crate::transport::{Prepared, SHARED_SIZE};
 
 /// A ring that is being made.
@@ -65,7 +65,8 @@ impl Making {
         let told = {
             let sent = [memory.memfd(), wakes_server.as_fd(), wakes_controller.as_fd()];
             // The order of messages is the order of the calls that take them.
-            // Whoever has it may be the one that this is done for: before a call of theirs.
+            // Who makes a ring by the way, in the middle of submitting any other batch, may be passing
+            // descriptors with that: then this thread has the socket.
             let Some(data) = process.ends.try_data() else { return Ok(None) };
             let data = data.as_ref().ok_or(Error::Gone)?;
             let calls = calls(data, buffer.address());

@@ -17,11 +17,11 @@ use std::sync::Arc;
 
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::{Batch, Connection, Pause, Receipt, Socket, receipt, room, value};
+use super::{Batch, Connection, Of, Pause, Receipt, Socket, receipt, room, value};
 use crate::call::{Call, Error, Outcome, Result};
 
 /// A descriptor that a server is about to take. To be carried out to the end.
-pub(crate) struct Passing {
+pub(crate) struct ThroughStream {
     stream: Arc<Socket>,
     linked: bool,
     prepared: Receipt<()>,
@@ -42,7 +42,7 @@ impl Connection {
         pause: Pause,
         first: Vec<Call>,
         receive: Call,
-    ) -> Result<std::result::Result<Passing, Pause>> {
+    ) -> Result<std::result::Result<ThroughStream, Pause>> {
         let weight = self.weigh(room::size(&first));
         let (first_complete, prepared) = receipt(weight, |replies| {
             let value = |reply: &crate::call::Reply| reply.value().map(drop);
@@ -58,16 +58,16 @@ impl Connection {
         let stream = stream.ok_or(Error::Lost(Outcome::NotExecuted))?;
         let linked = state.stream.version() > 0;
         let receive = if linked { receive.linked() } else { receive };
-        let batch = |complete| Batch { complete, of_link: true };
+        let batch = |complete| Batch { complete, of: Of::ThisLink };
         let batches = [(first, batch(first_complete)), (vec![receive], batch(complete))];
         state.write_first(batches, &stream);
         drop(state);
         self.shared().work.notify_one();
-        Ok(Ok(Passing { stream, linked, prepared, received, pause }))
+        Ok(Ok(ThroughStream { stream, linked, prepared, received, pause }))
     }
 }
 
-impl Passing {
+impl ThroughStream {
     /// Passes the descriptor, and gives the pause back.
     pub(crate) async fn finish(self, fd: BorrowedFd<'_>) -> Result<Pause> {
         let Self { stream, linked, prepared, received, pause } = self;
