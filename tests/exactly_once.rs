@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use common::{TestHome, blocked_in, cut, cut_stream, fds, until_async};
+use common::{TestHome, blocked_in, cut, cut_stream, fds, until, until_async};
 use farcall::call::{Call, Polling};
 use farcall::persist::{Attach, Place, SharedMemory, attach};
 use farcall::process::Child;
@@ -20,7 +20,9 @@ use farcall::{Error, Fd, Local, Outcome, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 use tokio::task::JoinSet;
 
 async fn persistent(home: &TestHome, root: &Process) -> Child {
@@ -245,4 +247,49 @@ async fn descriptors_are_passed_once_though_streams_are_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn descriptors_are_passed_once_though_rings_are_lost() {
     passes_through_losses(true).await;
+}
+
+/// As many calls may be under way.
+const UNDER_WAY: usize = 128;
+
+#[tokio::test]
+async fn a_child_is_made_once_wherever_in_the_calls_for_that_the_stream_is_lost() {
+    let home = TestHome::new();
+    let root = Local::new().polling(None).start().await.unwrap();
+    let process = persistent(&home, &root).await;
+    let pid = process.pid().unwrap();
+    // A stack stays for those to come: to make one is one batch then.
+    let mut first = process.child().spawn().await.unwrap();
+    first.exit(0).await.unwrap();
+    first.wait().await.unwrap();
+    drop(first);
+    process.getpid().await.unwrap();
+    let before = fds(pid).len();
+    for executed in 0..16 {
+        // So many of the calls for the child go out while the server is blocked. The rest waits for
+        // replies, which nobody reads.
+        let connection = process.connection();
+        let blocked = connection.call("pause", Call::syscall(Sysno::pause, [0; 6]));
+        let others = vec![Call::syscall(Sysno::getpid, [0; 6]); UNDER_WAY - 1 - executed];
+        let others = connection.submit(others, Ok);
+        let mut spawn = Box::pin(process.child().spawn());
+        assert!(begin(&mut spawn));
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        until("it is blocked", || blocked_in(pid) == Some(Sysno::pause as usize));
+        kill(Pid::from_raw(pid), Signal::SIGPIPE).unwrap();
+        until("all is executed", || blocked_in(pid) == Some(Sysno::ppoll as usize));
+        cut_stream(&process);
+        process.reconnect().await.unwrap();
+        assert_eq!(blocked.await.unwrap_err().errno(), Some(Errno::EINTR));
+        assert_eq!(others.await.unwrap().len(), UNDER_WAY - 1 - executed);
+        let mut child = spawn.await.unwrap();
+        let children = process.children().await.unwrap();
+        assert_eq!(children.known.len(), 1, "{executed} were executed");
+        child.exit(3).await.unwrap();
+        assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(3));
+        until_async("nothing is left", || fds(pid).len() == before).await;
+    }
+    process.exit(0).await.unwrap();
 }
