@@ -17,12 +17,12 @@ use super::{Row, root};
 use crate::Failure;
 
 /// Calls of one round, one at a time.
-const CALLS: usize = 100;
+const CALLS: usize = 500;
 /// Calls in flight together, and how often in one round.
 const IN_FLIGHT: usize = 64;
-const BATCHES: usize = 10;
+const BATCHES: usize = 50;
 /// Chains of one round.
-const CHAINS: usize = 20;
+const CHAINS: usize = 100;
 
 pub async fn calls(progress: &Progress) -> Result<Vec<Row>, Failure> {
     let process = root(None).await?;

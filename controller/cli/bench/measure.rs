@@ -9,9 +9,9 @@ use nix::unistd::Pid;
 use super::Row;
 use crate::Failure;
 
-/// How often a figure and its baseline take turns. Rounds are short, so that what else the machine does
-/// is in few of them, and the median is none of those.
-pub const ROUNDS: usize = 75;
+/// How often a figure and its baseline take turns. What else the machine does is in few of them, if they
+/// are short. But they are long enough that it does not count that each is cold when its turn begins.
+pub const ROUNDS: usize = 45;
 
 /// Durations of the rounds of one thing, in microseconds a repetition.
 #[derive(Default)]

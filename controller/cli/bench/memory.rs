@@ -14,7 +14,7 @@ use crate::Failure;
 
 /// Bytes of a transfer in one direction, and transfers in both of one round.
 const SIZE: usize = 1 << 20;
-const TRANSFERS: usize = 4;
+const TRANSFERS: usize = 20;
 
 pub async fn memory(progress: &Progress) -> Result<Vec<Row>, Failure> {
     let process = root(None).await?;

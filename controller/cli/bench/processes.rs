@@ -18,7 +18,7 @@ use crate::Failure;
 use crate::list::Memory;
 
 /// Processes of one round.
-const SPAWNS: usize = 5;
+const SPAWNS: usize = 20;
 /// What a controller has resident in the large case.
 const GIBIBYTE: usize = 1 << 30;
 

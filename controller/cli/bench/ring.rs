@@ -14,7 +14,7 @@ use super::{Row, root};
 use crate::Failure;
 
 /// Calls of one round.
-const CALLS: usize = 4_000;
+const CALLS: usize = 20_000;
 /// Calls in flight together, and how often in one round.
 const IN_FLIGHT: usize = 64;
 const BATCHES: usize = CALLS / IN_FLIGHT;
