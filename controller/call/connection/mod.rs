@@ -526,7 +526,8 @@ impl Shared {
     }
 
     /// Submits a batch, on the link `epoch` only if there is one, right after `before` if there is a
-    /// link; that says [`Error::Lost`] where the link is over. Returns what can be waited for in the ring, if the batch went there.
+    /// link; that says [`Error::Lost`] where the link is over. Returns what can be waited for in the
+    /// ring, if the batch went there.
     fn submit(
         self: &Arc<Self>,
         mut calls: Vec<Call>,
