@@ -171,7 +171,7 @@ impl Task {
             // Whether or not there are names for what it brings: else the next one would take that.
             calls.extend([data.recvmsg(address), Call::copy_out(address, Message::size(1))]);
             let connection = self.connection.clone();
-            self.connection.submit_passing(calls, &data, fds, move |mut replies, _| {
+            self.connection.submit_passing(calls, data, fds, move |mut replies, _| {
                 let _buffer = buffer;
                 let kept = match &keeping {
                     Some(keeping) => keeping.kept(&mut replies),

@@ -281,8 +281,7 @@ impl Server {
             && version != 0
             && memory.is_multiple_of(64)
             && size >= AHEAD_SIZE as u64
-            && (known != 0
-                || sys::copy(memory, memory, AHEAD_SIZE as u64) == AHEAD_SIZE as i64)
+            && (known != 0 || sys::copy(memory, memory, AHEAD_SIZE as u64) == AHEAD_SIZE as i64)
         {
             if self.state.log.memory != 0 {
                 // The log of the earlier memory goes on here.
