@@ -134,7 +134,12 @@ impl Task {
         names: &[String],
     ) -> Result<Vec<Fd>> {
         let keeping = Keeping::new(self, fds, names).await?;
-        self.send_fds_as(fds, Some(keeping), made).await
+        let sent = self.send_fds_as(fds, Some(keeping), made).await;
+        if sent.is_err() {
+            // Names that were given up are free when calls are made that come behind that.
+            let _ = self.getpid().await;
+        }
+        sent
     }
 
     /// Passes descriptors to be a server's own.
