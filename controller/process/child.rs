@@ -347,7 +347,7 @@ impl Process {
     }
 
     /// A pidfd, in the process, of its child.
-    pub(super) async fn open_child(&self, pid: i32) -> Result<Fd> {
+    pub(crate) async fn open_child(&self, pid: i32) -> Result<Fd> {
         let call = Call::syscall(Sysno::pidfd_open, [pid as u64, 0, 0, 0, 0, 0]);
         self.opens("pidfd_open", call).await
     }

@@ -115,8 +115,7 @@ impl Steps {
 
     /// Adds a call with an earlier result as its first argument, whatever else has failed.
     pub(super) fn with(&mut self, result: usize, call: Call) {
-        let back = self.back(result);
-        self.0.push(call.referring(0, back));
+        self.add(call.referring(0, self.back(result)));
     }
 
     /// close(2) of an earlier result: a pidfd, or a socket of which this process has the other end,
@@ -127,10 +126,10 @@ impl Steps {
     }
 }
 
-/// The child's first stack pointer lies at the top of the stack, under what the parent needs
-/// meanwhile, where the child never comes: what the child pops, then a message that takes its
-/// descriptor, then one that sends its pidfd. In memory that is shared with this process the messages
-/// need no way into the parent, and writing there copies no page that a child has too.
+/// What the child pops lies at the top of its stack. It comes there from a buffer of the parent's, in
+/// which are also a message that takes the child's descriptor and one that sends its pidfd. In memory that
+/// is shared with this process these need no way into the parent, and writing there copies no page that a
+/// child has too.
 async fn at_once(
     parent: &Process,
     flags: CloneFlags,
@@ -161,7 +160,7 @@ async fn at_once(
         let socket = parent.ends.data();
         let socket = socket.as_ref().ok_or(Error::Gone)?;
         let mut steps = Steps(Vec::with_capacity(24));
-        steps.0.push(Call::copy_in(buffer.address(), bytes));
+        steps.add(Call::copy_in(buffer.address(), bytes));
         let copy = [sp, template, frame.len() as u64, 0, 0, 0];
         steps.linked(Call::operation(Operation::Copy, copy));
         let (input, sent) = match there {

@@ -150,8 +150,7 @@ impl Process {
         if details == [0; 3] {
             return Ok(Sameness::Unverified("nobody wrote down which child it was"));
         }
-        let call = Call::syscall(Sysno::pidfd_open, [pid, 0, 0, 0, 0, 0]);
-        let pidfd = match self.opens("pidfd_open", call).await {
+        let pidfd = match self.open_child(pid as i32).await {
             Err(Error::Call { errno: Errno::ESRCH, .. }) => return gone(),
             Err(Error::Call { .. }) => {
                 return Ok(Sameness::Unverified("there can be no pidfd of it, to see which it is"));

@@ -94,8 +94,8 @@ struct Given {
 
 impl Process {
     /// Everything that has a name, in the order of the names, each checked whether it is still what
-    /// got the name: a descriptor by its device, inode and type (fstat(2)), a child by being a child, and by the inode of its pidfd,
-    /// memory by being mapped.
+    /// got the name: a descriptor by its device, inode and type (fstat(2)), a child by being a child and by
+    /// the inode of its pidfd, memory by being mapped.
     ///
     /// # Errors
     ///
