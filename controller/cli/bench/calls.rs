@@ -10,10 +10,10 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
 
 use super::baseline::Server;
-use super::measure::{Pinned, row, take_turns};
+use super::measure::{Figure, Pinned, take_turns};
 use super::progress::Progress;
 use super::ring::on_a_thread;
-use super::{Row, root};
+use super::root;
 use crate::Failure;
 
 /// Calls of one round, one at a time.
@@ -24,7 +24,7 @@ const BATCHES: usize = 50;
 /// Chains of one round.
 const CHAINS: usize = 100;
 
-pub async fn calls(progress: &Progress) -> Result<Vec<Row>, Failure> {
+pub async fn calls(progress: &Progress) -> Result<Vec<Figure>, Failure> {
     let process = root(None).await?;
     let _pinned = Pinned::with(&process)?;
     let mut server = Server::start(None)?;
@@ -41,7 +41,7 @@ async fn blocking(
     progress: &Progress,
     name: &'static str,
     process: &Process,
-) -> Result<Row, Failure> {
+) -> Result<Figure, Failure> {
     let (process, progress) = (process.clone(), progress.clone());
     on_a_thread(move || {
         let mut server = Server::start(None)?;
@@ -54,7 +54,7 @@ async fn blocking(
             },
             server.ping_pong(CALLS)?,
         );
-        Ok(row(name, &figure, "ping-pong with a one-at-a-time server", &baseline))
+        Ok(Figure::times(name, figure, "ping-pong with a one-at-a-time server", baseline))
     })
     .await
 }
@@ -65,7 +65,7 @@ async fn one_at_a_time(
     name: &'static str,
     process: &Process,
     server: &mut Server,
-) -> Result<Row, Failure> {
+) -> Result<Figure, Failure> {
     let [figure, baseline] = take_turns!(
         progress,
         name,
@@ -75,7 +75,7 @@ async fn one_at_a_time(
         },
         server.ping_pong(CALLS)?,
     );
-    Ok(row(name, &figure, "ping-pong with a one-at-a-time server", &baseline))
+    Ok(Figure::times(name, figure, "ping-pong with a one-at-a-time server", baseline))
 }
 
 /// getppid, many in flight, each awaited by itself.
@@ -84,7 +84,7 @@ async fn in_flight(
     name: &'static str,
     process: &Process,
     server: &mut Server,
-) -> Result<Row, Failure> {
+) -> Result<Figure, Failure> {
     let call = || Call::syscall(Sysno::getppid, [0; 6]);
     let [figure, baseline] = take_turns!(
         progress,
@@ -101,11 +101,15 @@ async fn in_flight(
             server.pipelined(IN_FLIGHT)?;
         },
     );
-    Ok(row(name, &figure, "64 in flight at a one-at-a-time server", &baseline))
+    Ok(Figure::times(name, figure, "64 in flight at a one-at-a-time server", baseline))
 }
 
 /// A file of 4 KiB opened, read and closed: one round trip, or it is no figure.
-async fn chain(progress: &Progress, name: &'static str, process: &Process) -> Result<Row, Failure> {
+async fn chain(
+    progress: &Progress,
+    name: &'static str,
+    process: &Process,
+) -> Result<Figure, Failure> {
     let path = std::env::temp_dir().join(format!("farcall-bench-{}", std::process::id()));
     fs::write(&path, vec![7; 4096])?;
     let [figure, baseline] = take_turns!(
@@ -128,5 +132,5 @@ async fn chain(progress: &Progress, name: &'static str, process: &Process) -> Re
         },
     );
     fs::remove_file(&path)?;
-    Ok(row(name, &figure, "three local calls", &baseline))
+    Ok(Figure::times(name, figure, "three local calls", baseline))
 }

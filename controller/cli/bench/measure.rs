@@ -9,12 +9,18 @@ use nix::unistd::Pid;
 use super::Row;
 use crate::Failure;
 
-/// How often a figure and its baseline take turns. What else the machine does is in few of them, if they
-/// are short. But they are long enough that it does not count that each is cold when its turn begins.
-pub const ROUNDS: usize = 45;
+/// How often all figures are measured one after the other. Between two passes lie seconds: what the
+/// machine does in one of these, or where a virtual machine's processors are just then, is in few rounds
+/// of a figure.
+pub const PASSES: usize = 5;
+
+/// How often a figure and its baseline take turns in one pass. What else the machine does is in few of
+/// them, if they are short. But they are long enough that it does not count that each is cold when its
+/// turn begins.
+pub const ROUNDS: usize = 9;
 
 /// Durations of the rounds of one thing, in microseconds a repetition.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Samples(Vec<f64>);
 
 impl Samples {
@@ -64,35 +70,68 @@ macro_rules! take_turns {
 }
 pub(super) use take_turns;
 
-/// A row of times.
-pub fn row(name: &'static str, figure: &Samples, against: &'static str, baseline: &Samples) -> Row {
-    Row {
-        spread: Some(figure.spread()),
-        baseline: Some(against),
-        baseline_value: Some(baseline.median()),
-        baseline_spread: Some(baseline.spread()),
-        ratio: Some(figure.median() / baseline.median()),
-        ..Row::alone(name, figure.median(), "us")
-    }
+/// What was measured of a row.
+pub struct Figure {
+    name: &'static str,
+    samples: Samples,
+    against: &'static str,
+    baseline: Samples,
+    /// What it is of, per repetition, if it is a bandwidth.
+    bytes: Option<usize>,
 }
 
-/// A row of bandwidths, for `bytes` a repetition.
-pub fn bandwidth(
-    name: &'static str,
-    figure: &Samples,
-    against: &'static str,
-    baseline: &Samples,
-    bytes: usize,
-) -> Row {
-    let gigabytes = |microseconds: f64| bytes as f64 / microseconds / 1e3;
-    let row = row(name, figure, against, baseline);
-    let (value, baseline) = (gigabytes(row.value), row.baseline_value.map(gigabytes));
-    Row {
-        value,
-        unit: "GB/s",
-        baseline_value: baseline,
-        ratio: baseline.map(|baseline| value / baseline),
-        ..row
+impl Figure {
+    /// A figure of times.
+    pub fn times(
+        name: &'static str,
+        samples: Samples,
+        against: &'static str,
+        baseline: Samples,
+    ) -> Self {
+        Self { name, samples, against, baseline, bytes: None }
+    }
+
+    /// A figure of bandwidths, for `bytes` a repetition.
+    pub fn bandwidth(
+        name: &'static str,
+        samples: Samples,
+        against: &'static str,
+        baseline: Samples,
+        bytes: usize,
+    ) -> Self {
+        Self { bytes: Some(bytes), ..Self::times(name, samples, against, baseline) }
+    }
+
+    /// Adds another pass to those that were measured before.
+    pub fn add_to(self, figures: &mut Vec<Self>) {
+        match figures.iter_mut().find(|figure| figure.name == self.name) {
+            Some(figure) => {
+                figure.samples.0.extend(self.samples.0);
+                figure.baseline.0.extend(self.baseline.0);
+            }
+            None => figures.push(self),
+        }
+    }
+
+    pub fn row(&self) -> Row {
+        let (value, unit) = self.value(&self.samples);
+        let (baseline, _) = self.value(&self.baseline);
+        Row {
+            spread: Some(self.samples.spread()),
+            baseline: Some(self.against),
+            baseline_value: Some(baseline),
+            baseline_spread: Some(self.baseline.spread()),
+            ratio: Some(value / baseline),
+            ..Row::alone(self.name, value, unit)
+        }
+    }
+
+    fn value(&self, samples: &Samples) -> (f64, &'static str) {
+        let microseconds = samples.median();
+        match self.bytes {
+            None => (microseconds, "us"),
+            Some(bytes) => (bytes as f64 / microseconds / 1e3, "GB/s"),
+        }
     }
 }
 

@@ -7,16 +7,16 @@ use farcall::call::Polling;
 use nix::sys::mman::{MapFlags, ProtFlags};
 
 use super::baseline::Server;
-use super::measure::{Pinned, bandwidth, take_turns};
+use super::measure::{Figure, Pinned, take_turns};
 use super::progress::Progress;
-use super::{Row, root};
+use super::root;
 use crate::Failure;
 
 /// Bytes of a transfer in one direction, and transfers in both of one round.
 const SIZE: usize = 1 << 20;
 const TRANSFERS: usize = 20;
 
-pub async fn memory(progress: &Progress) -> Result<Vec<Row>, Failure> {
+pub async fn memory(progress: &Progress) -> Result<Vec<Figure>, Failure> {
     let process = root(None).await?;
     let mut echo = Server::start(Some(SIZE))?;
     let pid = process.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
@@ -37,12 +37,12 @@ pub async fn memory(progress: &Progress) -> Result<Vec<Row>, Failure> {
             echo.stream.read_exact(&mut bytes)?;
         },
     );
-    let stream = bandwidth("memory.stream", &stream, "raw socketpair stream", &raw, 2 * SIZE);
+    let stream = Figure::bandwidth("memory.stream", stream, "raw socketpair stream", raw, 2 * SIZE);
     Ok(vec![arena(progress).await?, bulk(progress).await?, stream])
 }
 
 /// Into memory that the process shares with this one: it is where a call finds it.
-async fn arena(progress: &Progress) -> Result<Row, Failure> {
+async fn arena(progress: &Progress) -> Result<Figure, Failure> {
     let process = root(None).await?;
     process.enter_ring(Polling::default()).await?;
     let mut buffer = process.shared_buffer(SIZE)?;
@@ -63,11 +63,11 @@ async fn arena(progress: &Progress) -> Result<Row, Failure> {
     if process.read_memory(buffer.address(), SIZE).await? != bytes {
         return Err(Failure::new("the bytes are not in the process"));
     }
-    Ok(bandwidth("memory.arena", &figure, "memcpy", &baseline, SIZE))
+    Ok(Figure::bandwidth("memory.arena", figure, "memcpy", baseline, SIZE))
 }
 
 /// Into and out of memory of a process that shares other memory with this one.
-async fn bulk(progress: &Progress) -> Result<Row, Failure> {
+async fn bulk(progress: &Progress) -> Result<Figure, Failure> {
     let process = root(None).await?;
     process.enter_ring(Polling::default()).await?;
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -87,5 +87,5 @@ async fn bulk(progress: &Progress) -> Result<Row, Failure> {
             one.copy_from_slice(black_box(&other));
         },
     );
-    Ok(bandwidth("memory.bulk", &figure, "memcpy", &baseline, 2 * SIZE))
+    Ok(Figure::bandwidth("memory.bulk", figure, "memcpy", baseline, 2 * SIZE))
 }

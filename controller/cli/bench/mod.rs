@@ -25,12 +25,13 @@ use crate::{Done, Failure};
 
 pub use baseline::BenchServer;
 pub use idle::BenchIdle;
+use measure::{Figure, PASSES};
 use progress::Progress;
 
 /// Measures what calls and processes cost, as ratios against baselines of the same run.
 ///
-/// Medians over several rounds, in which a figure and its baseline take turns; +- is half the
-/// distance between the quartiles. Machines differ and are noisy: compare ratios, not times. What
+/// Medians over rounds in which a figure and its baseline take turns, in several passes over all
+/// figures; +- is half the distance between the quartiles. Machines differ and are noisy: compare ratios, not times. What
 /// takes turns with its server by way of the kernel is pinned to one processor, what moves bytes or
 /// shares memory to two.
 ///
@@ -98,7 +99,8 @@ impl Row {
 
 impl Bench {
     pub async fn run(self) -> Done {
-        let rows = self.rows().await?;
+        // As a task: whoever makes calls in a program is one.
+        let rows = tokio::spawn(measured(self.only)).await??;
         if let Some(path) = &self.svg {
             fs::write(path, plot::ratios(&rows)?)
                 .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
@@ -110,27 +112,49 @@ impl Bench {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
 
-    async fn rows(&self) -> Result<Vec<Row>, Failure> {
-        let progress = Progress::new()?;
-        let mut rows = Vec::new();
-        for group in Group::value_variants() {
-            if !self.only.is_empty() && !self.only.contains(group) {
-                continue;
+async fn measured(only: Vec<Group>) -> Result<Vec<Row>, Failure> {
+    let progress = Progress::new()?;
+    let is_wanted = |group: &&Group| only.is_empty() || only.contains(group);
+    let groups = || Group::value_variants().iter().filter(is_wanted);
+    let mut figures = Vec::new();
+    for _ in 0..PASSES {
+        for group in groups() {
+            for figure in group.figures(&progress).await? {
+                figure.add_to(&mut figures);
             }
-            rows.extend(match group {
-                Group::Calls => {
-                    let mut rows = ring::ring(&progress).await?;
-                    rows.extend(calls::calls(&progress).await?);
-                    rows
-                }
-                Group::Memory => memory::memory(&progress).await?,
-                Group::Spawn => processes::spawn(&progress).await?,
-                Group::Footprint => processes::footprint(&progress).await?,
-                Group::Scale => processes::scale(&progress).await?,
-            });
         }
-        Ok(rows)
+    }
+    let mut rows: Vec<Row> = figures.iter().map(Figure::row).collect();
+    for group in groups() {
+        rows.extend(group.rows(&progress).await?);
+    }
+    Ok(rows)
+}
+
+impl Group {
+    /// One pass over what is measured in turns.
+    async fn figures(self, progress: &Progress) -> Result<Vec<Figure>, Failure> {
+        match self {
+            Self::Calls => {
+                let mut figures = ring::ring(progress).await?;
+                figures.extend(calls::calls(progress).await?);
+                Ok(figures)
+            }
+            Self::Memory => memory::memory(progress).await,
+            Self::Spawn => processes::spawn(progress).await,
+            Self::Footprint | Self::Scale => Ok(Vec::new()),
+        }
+    }
+
+    /// What is measured once.
+    async fn rows(self, progress: &Progress) -> Result<Vec<Row>, Failure> {
+        match self {
+            Self::Footprint => processes::footprint(progress).await,
+            Self::Scale => processes::scale(progress).await,
+            Self::Calls | Self::Memory | Self::Spawn => Ok(Vec::new()),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use farcall::{Child, Process};
 
 use super::baseline::{NoOp, posix_spawn, std_command, tokio_command, vfork};
 use super::idle::Pair;
-use super::measure::{Pinned, ROUNDS, Samples, row, take_turns};
+use super::measure::{Figure, Pinned, Samples, take_turns};
 use super::progress::Progress;
 use super::{Row, root};
 use crate::Failure;
@@ -22,7 +22,7 @@ const SPAWNS: usize = 20;
 /// What a controller has resident in the large case.
 const GIBIBYTE: usize = 1 << 30;
 
-pub async fn spawn(progress: &Progress) -> Result<Vec<Row>, Failure> {
+pub async fn spawn(progress: &Progress) -> Result<Vec<Figure>, Failure> {
     let root = root(Some(Polling::default())).await?;
     let _pinned = Pinned::with(&root)?;
     let no_op = NoOp::new()?;
@@ -68,39 +68,44 @@ pub async fn spawn(progress: &Progress) -> Result<Vec<Row>, Failure> {
             tokio_command(program).await?;
         },
     );
+    let exec_against =
+        |name, against, baseline| Figure::times(name, exec.clone(), against, baseline);
     Ok(vec![
-        row("spawn.isolated", &isolated, "posix_spawn of a static no-op", &spawned),
-        row("spawn.shared", &shared, "vfork and _exit", &forked),
-        row("spawn.exec", &exec, "posix_spawn of /bin/true", &posix),
-        row("spawn.exec.std", &exec, "std::process of /bin/true", &std),
-        row("spawn.exec.tokio", &exec, "tokio::process of /bin/true", &tokio),
+        Figure::times("spawn.isolated", isolated, "posix_spawn of a static no-op", spawned),
+        Figure::times("spawn.shared", shared, "vfork and _exit", forked),
+        exec_against("spawn.exec", "posix_spawn of /bin/true", posix),
+        exec_against("spawn.exec.std", "std::process of /bin/true", std),
+        exec_against("spawn.exec.tokio", "tokio::process of /bin/true", tokio),
         large(progress, &root, program).await?,
     ])
 }
 
-/// The same with much memory resident here and without: nothing of it is copied for a child. To get so
-/// much takes a while, so turns are longer.
-async fn large(progress: &Progress, root: &Process, program: &Path) -> Result<Row, Failure> {
-    const TURNS: usize = 5;
+/// The same with much memory resident here and without: nothing of it is copied for a child.
+async fn large(progress: &Progress, root: &Process, program: &Path) -> Result<Figure, Failure> {
     let name = "spawn.exec.1gib";
-    let [mut large, mut small] = [Samples::default(), Samples::default()];
-    for turn in progress.rounds(name, 2 * TURNS) {
-        let has_memory = turn % 2 == 1;
-        let memory = vec![1u8; if has_memory { GIBIBYTE } else { 0 }];
-        std::hint::black_box(&memory);
-        for round in 0..=ROUNDS / TURNS {
-            let begun = Instant::now();
-            for _ in 0..SPAWNS {
-                run(root, program).await?;
-            }
-            // The first round warms up.
-            if round > 0 {
-                let samples = if has_memory { &mut large } else { &mut small };
-                samples.add(begun.elapsed(), SPAWNS);
-            }
-        }
-    }
-    Ok(row(name, &large, "spawn.exec", &small))
+    let small = runs(progress, name, root, program).await?;
+    let memory = vec![1u8; GIBIBYTE];
+    std::hint::black_box(&memory);
+    let large = runs(progress, name, root, program).await?;
+    Ok(Figure::times(name, large, "spawn.exec", small))
+}
+
+/// The rounds of a program alone.
+async fn runs(
+    progress: &Progress,
+    name: &'static str,
+    root: &Process,
+    program: &Path,
+) -> Result<Samples, Failure> {
+    let [samples] = take_turns!(
+        progress,
+        name,
+        SPAWNS,
+        for _ in 0..SPAWNS {
+            run(root, program).await?;
+        },
+    );
+    Ok(samples)
 }
 
 /// A child that is ready for calls, ends, and is reaped.

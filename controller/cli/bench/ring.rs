@@ -8,9 +8,9 @@ use farcall::sys::Sysno;
 use nix::unistd::getppid;
 use tokio::sync::oneshot;
 
-use super::measure::{Pinned, row, take_turns};
+use super::measure::{Figure, Pinned, take_turns};
 use super::progress::Progress;
-use super::{Row, root};
+use super::root;
 use crate::Failure;
 
 /// Calls of one round.
@@ -21,7 +21,7 @@ const BATCHES: usize = CALLS / IN_FLIGHT;
 
 const LOCAL: &str = "local getppid";
 
-pub async fn ring(progress: &Progress) -> Result<Vec<Row>, Failure> {
+pub async fn ring(progress: &Progress) -> Result<Vec<Figure>, Failure> {
     let process = root(None).await?;
     process.enter_ring(Polling::default()).await?;
     let pid = process.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
@@ -44,7 +44,7 @@ async fn blocking(
     progress: &Progress,
     name: &'static str,
     process: &Process,
-) -> Result<Row, Failure> {
+) -> Result<Figure, Failure> {
     let (process, progress) = (process.clone(), progress.clone());
     on_a_thread(move || {
         let [figure, baseline] = take_turns!(
@@ -56,7 +56,7 @@ async fn blocking(
             },
             local(CALLS),
         );
-        Ok(row(name, &figure, LOCAL, &baseline))
+        Ok(Figure::times(name, figure, LOCAL, baseline))
     })
     .await
 }
@@ -66,7 +66,7 @@ async fn one_at_a_time(
     progress: &Progress,
     name: &'static str,
     process: &Process,
-) -> Result<Row, Failure> {
+) -> Result<Figure, Failure> {
     let [figure, baseline] = take_turns!(
         progress,
         name,
@@ -76,7 +76,7 @@ async fn one_at_a_time(
         },
         local(CALLS),
     );
-    Ok(row(name, &figure, LOCAL, &baseline))
+    Ok(Figure::times(name, figure, LOCAL, baseline))
 }
 
 /// As many as can be under way, submitted and awaited together.
@@ -84,7 +84,7 @@ async fn in_flight(
     progress: &Progress,
     name: &'static str,
     process: &Process,
-) -> Result<Row, Failure> {
+) -> Result<Figure, Failure> {
     let call = Call::syscall(Sysno::getppid, [0; 6]);
     let [figure, baseline] = take_turns!(
         progress,
@@ -96,13 +96,13 @@ async fn in_flight(
         },
         local(IN_FLIGHT * BATCHES),
     );
-    Ok(row(name, &figure, LOCAL, &baseline))
+    Ok(Figure::times(name, figure, LOCAL, baseline))
 }
 
 /// Measures on a thread of its own, which may block: the runtime goes on here.
 pub async fn on_a_thread(
-    measure: impl FnOnce() -> Result<Row, Failure> + Send + 'static,
-) -> Result<Row, Failure> {
+    measure: impl FnOnce() -> Result<Figure, Failure> + Send + 'static,
+) -> Result<Figure, Failure> {
     let (done, row) = oneshot::channel();
     std::thread::spawn(move || {
         let _ = done.send(measure());
