@@ -1,7 +1,7 @@
 //! Processes: making them, having them, having many.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use farcall::call::Polling;
@@ -11,7 +11,7 @@ use farcall::{Child, Process};
 
 use super::baseline::{NoOp, posix_spawn, std_command, tokio_command, vfork};
 use super::idle::Pair;
-use super::measure::{Figure, Pinned, Samples, take_turns};
+use super::measure::{Figure, Pinned, ROUNDS, Samples, take_turns};
 use super::progress::Progress;
 use super::{Row, root};
 use crate::Failure;
@@ -80,32 +80,29 @@ pub async fn spawn(progress: &Progress) -> Result<Vec<Figure>, Failure> {
     ])
 }
 
-/// The same with much memory resident here and without: nothing of it is copied for a child.
+/// The same with much memory resident here and without: nothing of it is copied for a child. To get so
+/// much takes a while, so turns are longer.
 async fn large(progress: &Progress, root: &Process, program: &Path) -> Result<Figure, Failure> {
+    const TURNS: usize = 3;
     let name = "spawn.exec.1gib";
-    let small = runs(progress, name, root, program).await?;
-    let memory = vec![1u8; GIBIBYTE];
-    std::hint::black_box(&memory);
-    let large = runs(progress, name, root, program).await?;
+    let [mut large, mut small] = [Samples::default(), Samples::default()];
+    for turn in 0..2 * TURNS {
+        let has_memory = turn % 2 == 1;
+        let memory = vec![1u8; if has_memory { GIBIBYTE } else { 0 }];
+        std::hint::black_box(&memory);
+        let samples = if has_memory { &mut large } else { &mut small };
+        for round in progress.rounds(name, ROUNDS / TURNS) {
+            let begun = Instant::now();
+            for _ in 0..SPAWNS {
+                run(root, program).await?;
+            }
+            // The first round warms up.
+            if round > 0 {
+                samples.add(begun.elapsed(), SPAWNS);
+            }
+        }
+    }
     Ok(Figure::times(name, large, "spawn.exec", small))
-}
-
-/// The rounds of a program alone.
-async fn runs(
-    progress: &Progress,
-    name: &'static str,
-    root: &Process,
-    program: &Path,
-) -> Result<Samples, Failure> {
-    let [samples] = take_turns!(
-        progress,
-        name,
-        SPAWNS,
-        for _ in 0..SPAWNS {
-            run(root, program).await?;
-        },
-    );
-    Ok(samples)
 }
 
 /// A child that is ready for calls, ends, and is reaped.
@@ -124,13 +121,15 @@ async fn run(root: &Process, program: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A home of the bench's own, removed with what is in it.
+/// A home of the bench's own, removed with what is in it. It is in memory, as /run is, where there is such
+/// a place: what a disk does is not measured.
 struct BenchHome(Home);
 
 impl BenchHome {
     fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("farcall-bench-home-{}", std::process::id()));
-        Self(Home::at(path))
+        let memory = PathBuf::from("/dev/shm");
+        let place = if memory.is_dir() { memory } else { std::env::temp_dir() };
+        Self(Home::at(place.join(format!("farcall-bench-home-{}", std::process::id()))))
     }
 
     async fn start(&self, root: &Process, number: usize) -> Result<Child, Failure> {
@@ -176,14 +175,18 @@ fn private_bytes(pid: i32) -> Option<u64> {
 
 pub async fn scale(progress: &Progress) -> Result<Vec<Row>, Failure> {
     const MANY: usize = 2000;
+    // As for other figures: both take turns.
+    const PASSES: usize = 3;
     // So few are soon made: one time alone would say little.
-    const TURNS: usize = 15;
+    const TURNS: usize = 5;
     let mut few = Group::default();
     let mut many = Group::default();
-    for _ in progress.rounds("scale.processes", TURNS) {
-        few.measure(FEW).await?;
+    for _ in 0..PASSES {
+        for _ in progress.rounds("scale.processes", TURNS) {
+            few.measure(FEW).await?;
+        }
+        many.measure(MANY).await?;
     }
-    many.measure(MANY).await?;
     let [few, many] = [few.medians(), many.medians()];
     let ratio = few.iter().zip(&many).map(|(few, many)| many / few).fold(0.0, f64::max);
     Ok(vec![Row {
