@@ -54,6 +54,7 @@ pub(crate) use state::{Past, Successor};
 pub(crate) use through_stream::ThroughStream;
 
 use super::{Call, Error, Outcome, Reply, Result};
+use crate::abi::log::LOG_CAPACITY;
 use crate::transport::stream::Stream;
 
 /// After so many batches a ring is worth what it costs to make.
@@ -240,6 +241,7 @@ impl Connection {
                 closing: false,
                 pauses: 0,
                 completing: 0,
+                emptied: Vec::new(),
                 batches: 0,
                 when_busy: None,
                 has_told: false,
@@ -511,17 +513,22 @@ impl Shared {
     }
 
     /// Completes batches that were counted as completing, outside of the lock: it may submit.
-    fn complete(&self, batches: Vec<(Batch, Vec<Reply>)>) {
+    fn complete(&self, mut batches: Vec<(Batch, Vec<Reply>)>) {
         let count = batches.len();
         if count == 0 {
             return;
         }
-        for (batch, replies) in batches {
+        for (batch, replies) in batches.drain(..) {
             // What it has passed may be a child's end of something, and is not held here any more then.
             drop(batch.of);
             (batch.complete)(Ok(replies));
         }
-        self.lock().completing -= count;
+        let mut state = self.lock();
+        state.completing -= count;
+        if batches.capacity() <= 2 * LOG_CAPACITY as usize {
+            state.emptied = batches;
+        }
+        drop(state);
         self.changed.send_replace(());
     }
 

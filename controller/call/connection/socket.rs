@@ -21,7 +21,12 @@ use tokio::runtime::{Handle, Id};
 /// Bytes that one read takes.
 const READ_SIZE: usize = 64 * 1024;
 
+/// As many bytes are copied to be written as one piece.
+const LITTLE: usize = 8 * 1024;
+
 thread_local! {
+    /// Where they are put together.
+    static TOGETHER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(LITTLE));
     /// Where bytes arrive: they are taken from there before anything else is read.
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_SIZE].into());
 }
@@ -122,8 +127,20 @@ impl Socket {
         waiting(again, Interest::WRITABLE)?.writable().await.map(drop)
     }
 
-    /// Writes what there is room for.
+    /// Writes what there is room for. Little is put together here: to copy it costs less than to have
+    /// the kernel take it from many places.
     pub(super) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        if slices.len() == 1 || slices.iter().map(|slice| slice.len()).sum::<usize>() > LITTLE {
+            return self.send(slices);
+        }
+        TOGETHER.with_borrow_mut(|together| {
+            together.clear();
+            slices.iter().for_each(|slice| together.extend_from_slice(slice));
+            self.send(&[IoSlice::new(together)])
+        })
+    }
+
+    fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         Ok(sendmsg::<()>(self.as_raw_fd(), slices, &[], flags, None)?)
     }

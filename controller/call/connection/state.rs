@@ -30,6 +30,8 @@ pub(super) struct State {
     pub(super) pauses: usize,
     /// Batches that have their replies, and whose closures have not returned yet.
     pub(super) completing: usize,
+    /// Room for batches that complete together: one such list was emptied, and is filled again.
+    pub(super) emptied: Vec<(Batch, Vec<Reply>)>,
     /// All that is queued can wait for what comes next.
     pub(super) soon: bool,
     /// Threads wait for their own replies, and have done so that often: the driver does not.
@@ -177,7 +179,7 @@ impl State {
 
     /// Takes bytes that have arrived. What is complete with them counts as completing.
     pub(super) fn receive(&mut self, bytes: &[u8]) -> Arrived {
-        let mut complete = Vec::new();
+        let mut complete = std::mem::take(&mut self.emptied);
         let over = self.stream.receive(bytes, &mut complete).is_err();
         replied(&complete);
         self.completing += complete.len();
