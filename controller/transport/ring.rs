@@ -225,12 +225,16 @@ impl<T> Ring<T> {
     /// Takes the batches that are complete, in order.
     pub fn take_complete(&mut self, complete: &mut Vec<(T, Vec<Reply>)>) {
         while let Some(batch) = self.pending.front() {
-            let records = batch.first..=batch.last();
+            let ring = self.memory.ring();
+            if ring.result(batch.last()).is_none() {
+                return;
+            }
             // All of them: what is in the memory is only what the server claims.
-            let results: Option<Vec<_>> =
-                records.rev().map(|index| self.memory.ring().result(index).map(reply)).collect();
-            let Some(mut results) = results else { return };
-            results.reverse();
+            let mut results = Vec::with_capacity(batch.records);
+            for index in batch.first..=batch.last() {
+                let Some(result) = ring.result(index) else { return };
+                results.push(reply(result));
+            }
             let Some(batch) = self.pending.pop_front() else { return };
             self.in_flight -= batch.records;
             complete.push((batch.tag, self.replies(&batch.shape, results)));

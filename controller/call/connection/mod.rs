@@ -529,7 +529,10 @@ impl Shared {
             state.emptied = batches;
         }
         drop(state);
-        self.changed.send_replace(());
+        // Who comes to watch later looks at the state first, which says it by now.
+        if self.changed.receiver_count() > 0 {
+            self.changed.send_replace(());
+        }
     }
 
     /// Submits a batch, on the link `epoch` only if there is one, right after `before` if there is a

@@ -246,8 +246,8 @@ impl State {
 impl Shared {
     /// Completes what is complete in the ring.
     pub(super) fn collect(&self) {
-        let mut complete = Vec::new();
         let mut state = self.lock();
+        let mut complete = std::mem::take(&mut state.emptied);
         let Some(ring) = &mut state.ring else { return };
         ring.take_complete(&mut complete);
         state.completing += complete.len();

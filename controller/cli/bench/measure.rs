@@ -1,6 +1,6 @@
 //! Medians of figures that take turns with their baselines.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use farcall::Process;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -44,6 +44,25 @@ impl Samples {
     }
 }
 
+/// What a turn says about how long it took.
+pub trait Turn {
+    /// How long it took, if so much passed from its beginning to its end.
+    fn took(self, passed: Duration) -> Duration;
+}
+
+impl Turn for () {
+    fn took(self, passed: Duration) -> Duration {
+        passed
+    }
+}
+
+/// It has measured itself.
+impl Turn for Duration {
+    fn took(self, _: Duration) -> Duration {
+        self
+    }
+}
+
 /// Lets things take turns, each repeated `repetitions` times at once: a [`Samples`] for each, as an
 /// array. The progress shows the name.
 ///
@@ -57,8 +76,8 @@ macro_rules! take_turns {
             let mut next = samples.iter_mut();
             $({
                 let begun = std::time::Instant::now();
-                $turn;
-                let elapsed = begun.elapsed();
+                let turn = $turn;
+                let elapsed = $crate::bench::measure::Turn::took(turn, begun.elapsed());
                 // The first round warms up.
                 if let (Some(samples), 1..) = (next.next(), round) {
                     samples.add(elapsed, repetitions);
@@ -160,6 +179,20 @@ impl Pinned {
         }
         Ok(Self(before))
     }
+}
+
+/// Has this thread do something where that process is, while that sleeps: two processors of a virtual
+/// machine can be of different speeds from moment to moment. Returns how long it took.
+pub fn beside(pid: i32, work: impl FnOnce()) -> Result<Duration, Failure> {
+    const ASLEEP: Duration = Duration::from_millis(1);
+    let here = sched_getaffinity(Pid::from_raw(0))?;
+    sched_setaffinity(Pid::from_raw(0), &sched_getaffinity(Pid::from_raw(pid))?)?;
+    std::thread::sleep(ASLEEP);
+    let begun = Instant::now();
+    work();
+    let took = begun.elapsed();
+    sched_setaffinity(Pid::from_raw(0), &here)?;
+    Ok(took)
 }
 
 /// The first and the last processor of a set, each by itself.

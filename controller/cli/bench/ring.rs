@@ -1,6 +1,7 @@
 //! Calls through shared memory.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use farcall::Process;
 use farcall::call::{Call, Polling};
@@ -8,7 +9,7 @@ use farcall::sys::Sysno;
 use nix::unistd::getppid;
 use tokio::sync::oneshot;
 
-use super::measure::{Figure, Pinned, take_turns};
+use super::measure::{Figure, Pinned, beside, take_turns};
 use super::progress::Progress;
 use super::root;
 use crate::Failure;
@@ -19,6 +20,7 @@ const CALLS: usize = 20_000;
 const IN_FLIGHT: usize = 64;
 const BATCHES: usize = CALLS / IN_FLIGHT;
 
+/// On the server's processor.
 const LOCAL: &str = "local getppid";
 
 pub async fn ring(progress: &Progress) -> Result<Vec<Figure>, Failure> {
@@ -27,16 +29,19 @@ pub async fn ring(progress: &Progress) -> Result<Vec<Figure>, Failure> {
     let pid = process.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
     let _pinned = Pinned::apart(&[pid])?;
     Ok(vec![
-        blocking(progress, "ring.call.sync", &process).await?,
-        one_at_a_time(progress, "ring.call.async", &process).await?,
-        in_flight(progress, "ring.pipelined", &process).await?,
+        blocking(progress, "ring.call.sync", &process, pid).await?,
+        one_at_a_time(progress, "ring.call.async", &process, pid).await?,
+        in_flight(progress, "ring.pipelined", &process, pid).await?,
     ])
 }
 
-fn local(calls: usize) {
-    for _ in 0..calls {
-        black_box(getppid());
-    }
+/// As many calls of this process, where the server of the others is.
+fn local(calls: usize, server: i32) -> Result<Duration, Failure> {
+    beside(server, || {
+        for _ in 0..calls {
+            black_box(getppid());
+        }
+    })
 }
 
 /// Each awaited on the thread that makes the call.
@@ -44,6 +49,7 @@ async fn blocking(
     progress: &Progress,
     name: &'static str,
     process: &Process,
+    server: i32,
 ) -> Result<Figure, Failure> {
     let (process, progress) = (process.clone(), progress.clone());
     on_a_thread(move || {
@@ -54,7 +60,7 @@ async fn blocking(
             for _ in 0..CALLS {
                 process.syscall_blocking(Sysno::getppid, [0; 6])?;
             },
-            local(CALLS),
+            local(CALLS, server)?,
         );
         Ok(Figure::times(name, figure, LOCAL, baseline))
     })
@@ -66,6 +72,7 @@ async fn one_at_a_time(
     progress: &Progress,
     name: &'static str,
     process: &Process,
+    server: i32,
 ) -> Result<Figure, Failure> {
     let [figure, baseline] = take_turns!(
         progress,
@@ -74,7 +81,7 @@ async fn one_at_a_time(
         for _ in 0..CALLS {
             process.getppid().await?;
         },
-        local(CALLS),
+        local(CALLS, server)?,
     );
     Ok(Figure::times(name, figure, LOCAL, baseline))
 }
@@ -84,6 +91,7 @@ async fn in_flight(
     progress: &Progress,
     name: &'static str,
     process: &Process,
+    server: i32,
 ) -> Result<Figure, Failure> {
     let call = Call::syscall(Sysno::getppid, [0; 6]);
     let [figure, baseline] = take_turns!(
@@ -94,7 +102,7 @@ async fn in_flight(
             let calls = vec![call.clone(); IN_FLIGHT];
             black_box(process.connection().submit(calls, Ok).await?);
         },
-        local(IN_FLIGHT * BATCHES),
+        local(IN_FLIGHT * BATCHES, server)?,
     );
     Ok(Figure::times(name, figure, LOCAL, baseline))
 }
