@@ -103,6 +103,12 @@ impl Call {
         [Sysno::execve, Sysno::execveat].iter().any(|number| word == number.id() as u64)
     }
 
+    /// Whether the server is gone when the call succeeds.
+    pub(crate) fn ends(&self) -> bool {
+        let word = self.request.word & (Word::OP | Word::NUMBER);
+        self.executes() || word == Sysno::exit_group.id() as u64
+    }
+
     /// Whether the call may take long: whatever is not known to be quick.
     pub(crate) fn may_block(&self) -> bool {
         let word = self.request.word;

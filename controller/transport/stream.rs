@@ -100,6 +100,12 @@ impl<T> Batch<T> {
     }
 }
 
+fn batch<T>(calls: Vec<Call>, known: Option<Vec<Option<Reply>>>, begun: bool, tag: T) -> Batch<T> {
+    debug_assert!(!calls.is_empty());
+    let replies = Vec::with_capacity(calls.len());
+    Batch { calls, replies, known, begun, tag }
+}
+
 /// A request as it travels.
 fn as_bytes(request: &Request) -> &[u8; REQUEST_SIZE] {
     // SAFETY: laid out as C does, it is seven numbers of 8 bytes and, having 56 bytes in all, nothing
@@ -169,27 +175,23 @@ impl<T> Stream<T> {
     ///
     /// In version 1 the results of earlier batches must not wait for one that blocks: if any of its
     /// calls may, they are sent before it begins.
-    pub fn push(&mut self, calls: Vec<Call>, tag: T) {
-        let batch = self.batch(calls, None, false, tag);
-        self.queue.push_back(batch);
+    pub fn push(&mut self, mut calls: Vec<Call>, tag: T) {
+        self.flush_before(&mut calls);
+        self.push_together(calls, tag);
     }
 
-    fn batch(
-        &self,
-        mut calls: Vec<Call>,
-        known: Option<Vec<Option<Reply>>>,
-        begun: bool,
-        tag: T,
-    ) -> Batch<T> {
-        debug_assert!(!calls.is_empty());
+    /// The same for one for which the results of those before it may wait: nobody waits for them.
+    pub fn push_together(&mut self, calls: Vec<Call>, tag: T) {
+        self.queue.push_back(batch(calls, None, false, tag));
+    }
+
+    fn flush_before(&self, calls: &mut [Call]) {
         if self.version > 0
             && calls.iter().any(Call::may_block)
             && let Some(first) = calls.first_mut()
         {
             first.request.word |= Word::FLUSH;
         }
-        let replies = Vec::with_capacity(calls.len());
-        Batch { calls, replies, known, begun, tag }
     }
 
     /// Whether a batch is written in part: its rest must follow before anything else can.
@@ -468,8 +470,9 @@ impl<T> Stream<T> {
             } else {
                 match unanswered.resume(executed, |i| log.record(first + i as u64)) {
                     Resumed::Complete(replies) => fates.complete.push((tag, replies)),
-                    Resumed::Again { calls, replies } if again => {
-                        queue.push_back(self.batch(calls, Some(replies), begun, tag));
+                    Resumed::Again { mut calls, replies } if again => {
+                        self.flush_before(&mut calls);
+                        queue.push_back(batch(calls, Some(replies), begun, tag));
                     }
                     Resumed::Again { .. } | Resumed::ResultLost => fates.lost.push(tag),
                 }

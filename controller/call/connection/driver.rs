@@ -34,7 +34,8 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
             break;
         }
         tokio::select! {
-            () = tokio::time::sleep(ALONE), if here.is_some() => {
+            // The time is not looked at where nobody waits for it.
+            () = async { tokio::time::sleep(ALONE).await }, if here.is_some() => {
                 let mut state = shared.lock();
                 if state.alone == Some(alone) {
                     // No more of them: the end of the stream is to be seen.

@@ -575,6 +575,7 @@ impl Shared {
             return None;
         }
         let executes = calls.last().is_some_and(Call::executes);
+        let ends = calls.last().is_some_and(Call::ends);
         if let Some(ring) = state.usable_ring().filter(|_| !is_over) {
             match ring.offer(calls, batch) {
                 Offered::HandedOver(index) => {
@@ -594,10 +595,16 @@ impl Shared {
         // A call that finds nothing under way goes out at once. Behind others it is left to the
         // driver, which writes all that has gathered together.
         // What can wait for company has it then.
-        let idle = state.stream.is_answered() && (state.stream.is_written() || state.soon);
+        let soon = state.soon;
+        let idle = state.stream.is_answered() && (state.stream.is_written() || soon);
         state.soon = idle && when == When::Soon;
         let at_once = idle && when == When::AtOnce;
-        state.stream.push(calls, batch);
+        if at_once && soon && ends {
+            // Nobody waits for their results, and to send them first costs as much as some calls.
+            state.stream.push_together(calls, batch);
+        } else {
+            state.stream.push(calls, batch);
+        }
         if state.ring_is_busy() {
             // It follows when the ring is empty.
             let complete = state.ring.as_ref().is_some_and(|ring| ring.attend());

@@ -1,13 +1,14 @@
 //! What becomes of calls when links end and change.
 
 use super::*;
-use crate::abi::wire::{REQUEST_SIZE, Request};
+use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Request, Word};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as Peer;
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use syscalls::Sysno;
 
 use crate::call::Polling;
 use crate::transport;
@@ -18,14 +19,18 @@ fn pair() -> (Socket, Peer) {
 }
 
 /// Waits for a request without payload.
-async fn request(peer: &Peer) {
+async fn request(peer: &Peer) -> Request {
     let mut peer = peer.try_clone().unwrap();
-    let read = move || peer.read_exact(&mut [0; REQUEST_SIZE]).unwrap();
-    tokio::task::spawn_blocking(read).await.unwrap();
+    let read = move || {
+        let mut request = [0; REQUEST_SIZE];
+        peer.read_exact(&mut request).unwrap();
+        Request::from_bytes(&request)
+    };
+    tokio::task::spawn_blocking(read).await.unwrap()
 }
 
 fn getpid() -> Call {
-    Call::syscall(syscalls::Sysno::getpid, [0; 6])
+    Call::syscall(Sysno::getpid, [0; 6])
 }
 
 #[tokio::test]
@@ -121,6 +126,34 @@ async fn what_can_wait_goes_out_with_what_comes_next_or_else_by_itself() {
     request(&server).await;
     server.write_all(&4i64.to_le_bytes()).unwrap();
     assert_eq!(held.await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn results_that_nobody_waits_for_are_sent_before_what_blocks_but_not_before_the_servers_end()
+{
+    let calls = [(Sysno::exit_group, false), (Sysno::execve, false), (Sysno::pause, true)];
+    for (number, is_flushed) in calls {
+        let (stream, mut server) = pair();
+        let connection = Connection::over(stream);
+        connection.set_version(1);
+        drop(connection.submit_soon(vec![getpid()], |_| Ok(())));
+        drop(connection.call("it", Call::syscall(number, [0; 6])));
+        let mut requests = [0; 2 * REQUEST_SIZE + 1];
+        assert_eq!(server.read(&mut requests).unwrap(), 2 * REQUEST_SIZE);
+        let request = Request::from_bytes(requests[REQUEST_SIZE..].first_chunk().unwrap());
+        let flush = if is_flushed { Word::FLUSH } else { 0 };
+        assert_eq!(request.word, number as u64 | flush);
+    }
+    // What somebody waits for is sent first whatever comes.
+    let (stream, mut server) = pair();
+    let connection = Connection::over(stream);
+    connection.set_version(1);
+    let first = connection.call("getpid", getpid());
+    drop(connection.call("exit_group", Call::syscall(Sysno::exit_group, [0; 6])));
+    assert_eq!(request(&server).await.word, Sysno::getpid as u64);
+    server.write_all(&[0; RESULT_SIZE]).unwrap();
+    first.await.unwrap();
+    assert_eq!(request(&server).await.word, Sysno::exit_group as u64 | Word::FLUSH);
 }
 
 /// A ring's memory, and the bell that the server rings, to be given to a connection: the test is the
