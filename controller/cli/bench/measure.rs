@@ -38,11 +38,6 @@ impl Samples {
         self.quantile(0.5)
     }
 
-    /// Each round's part of that round of the other thing.
-    fn to(&self, other: &Self) -> Self {
-        Self(self.0.iter().zip(&other.0).map(|(one, other)| one / other).collect())
-    }
-
     /// Half the distance between the quartiles, in percent of the median.
     pub fn spread(&self) -> f64 {
         50.0 * (self.quantile(0.75) - self.quantile(0.25)) / self.median()
@@ -140,16 +135,12 @@ impl Figure {
     pub fn row(&self) -> Row {
         let (value, unit) = self.value(&self.samples);
         let (baseline, _) = self.value(&self.baseline);
-        // Of the rounds, not of the medians: where a machine goes at two speeds, both sides of a round
-        // have had the same one.
-        let times = self.samples.to(&self.baseline).median();
-        let ratio = if self.bytes.is_some() { 1.0 / times } else { times };
         Row {
             spread: Some(self.samples.spread()),
             baseline: Some(self.against),
             baseline_value: Some(baseline),
             baseline_spread: Some(self.baseline.spread()),
-            ratio: Some(ratio),
+            ratio: Some(value / baseline),
             ..Row::alone(self.name, value, unit)
         }
     }

@@ -36,7 +36,7 @@ use progress::Progress;
 /// shares memory to two.
 ///
 /// A ratio is VALUE to BASELINE: of times, so that less is better, and for memory of bandwidths, so
-/// that more is. It is the median of the rounds' ratios, and not the ratio of the medians beside it.
+/// that more is.
 #[derive(Args)]
 pub struct Bench {
     /// Print one array of {"name", "value", "unit", "baseline", "baseline_value", "ratio"}
