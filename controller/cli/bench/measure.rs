@@ -185,14 +185,12 @@ impl Pinned {
 /// machine can be of different speeds from moment to moment. Returns how long it took.
 pub fn beside(pid: i32, work: impl FnOnce()) -> Result<Duration, Failure> {
     const ASLEEP: Duration = Duration::from_millis(1);
-    let here = sched_getaffinity(Pid::from_raw(0))?;
+    let _back = Pinned(sched_getaffinity(Pid::from_raw(0))?);
     sched_setaffinity(Pid::from_raw(0), &sched_getaffinity(Pid::from_raw(pid))?)?;
     std::thread::sleep(ASLEEP);
     let begun = Instant::now();
     work();
-    let took = begun.elapsed();
-    sched_setaffinity(Pid::from_raw(0), &here)?;
-    Ok(took)
+    Ok(begun.elapsed())
 }
 
 /// The first and the last processor of a set, each by itself.
