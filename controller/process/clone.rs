@@ -11,7 +11,7 @@ use super::child::{self, Child, Remains};
 use super::naming::Naming;
 use super::start::{Started, There, start};
 use super::{Parts, Process, stream};
-use crate::call::{self, Connection, Error, Outcome, Result, to_the_end};
+use crate::call::{self, Connection, Error, Outcome, Receipt, Result, to_the_end};
 use crate::fault;
 use crate::handle::{AddressSpace, Fd, FdTable, Lent, Spare};
 use crate::memory::Arena;
@@ -136,21 +136,24 @@ impl ChildBuilder {
         // The one that it will run, whatever becomes of its parent meanwhile.
         let image = parent.image();
         let stack = parent.stack().await?;
-        let left = if shares_files { left(&table) } else { None };
-        let (connection, there) = match left {
-            Some((connection, number)) => (connection, There::Already(number)),
+        // Its first request waits in its stream when it begins. It is the same image under the same
+        // kernel: what its parent can, it can.
+        let version = parent.connection.version();
+        let greet = |connection: &Connection| {
+            let ready = connection.call("HELLO", call::hello(version, stack.top(), true));
+            connection.set_version(version);
+            ready
+        };
+        let left = if shares_files { left(&table, greet) } else { None };
+        let (connection, ready, there) = match left {
+            Some(left) => left,
             None => {
                 let (stream, there) = stream()?;
-                (Connection::over(stream), There::Passed(there))
+                let connection = Connection::over(stream);
+                let ready = greet(&connection);
+                (connection, ready, There::Passed(there))
             }
         };
-        // It is the same image under the same kernel: what its parent can, it can.
-        let version = parent.connection.version();
-        // Where it does not begin so, its first request waits in its stream when it begins.
-        let begins = version > 0 && image.begins_ahead();
-        let hello =
-            (!begins).then(|| connection.call("HELLO", call::hello(version, stack.top(), true)));
-        connection.set_version(version);
         let started = match start(&parent, flags, &stack, &there, naming).await {
             Ok(started) => started,
             Err(error) => {
@@ -160,6 +163,7 @@ impl ChildBuilder {
                     stack.leave();
                 }
                 if let There::Already(number) = there {
+                    // Its first request is in it.
                     table.close_later([number]);
                 }
                 return Err(error);
@@ -205,9 +209,13 @@ impl ChildBuilder {
                 return Err(error);
             }
         };
-        if let Some(hello) = hello {
-            // One that has ended meanwhile has a status to wait for.
-            let _ = hello.await;
+        // One that has ended meanwhile has a status to wait for. Whatever it answers, from then on
+        // its life is tied to its parent's.
+        let _ = ready.await;
+        let guardian = Guardian::Parent(parent.shared_pidfd().clone());
+        if !guardian.lives() {
+            // It may have died before that: then nothing but the end of its stream ends the child.
+            return Err(Error::ParentDied);
         }
         let process = Process::new(Parts {
             connection,
@@ -215,7 +223,7 @@ impl ChildBuilder {
             space,
             arena,
             data: None,
-            guardian: Guardian::Parent(parent.shared_pidfd().clone()),
+            guardian,
             image,
             fds: ServerFds::new(input, -1),
             pidfd: here,
@@ -249,19 +257,22 @@ impl ChildBuilder {
     }
 }
 
-/// A connection over a stream that an earlier child has left, and the number of its other end in the
-/// table.
-fn left(table: &Arc<FdTable>) -> Option<(Connection, i32)> {
+/// A stream that an earlier child has left in the table, with the first request in it.
+fn left(
+    table: &Arc<FdTable>,
+    greet: impl Fn(&Connection) -> Receipt<u64>,
+) -> Option<(Connection, Receipt<u64>, There)> {
     while let Some(Spare { stream, number }) = table.take_spare() {
-        if !stream.is_open() {
-            // Somebody has closed the other end, and the number may be something else's by now.
-            table.unreserve([number]);
+        let Ok(connection) = Connection::over_left(stream) else {
+            table.close_later([number]);
             continue;
+        };
+        let ready = greet(&connection);
+        if connection.is_written() {
+            return Some((connection, ready, There::Already(number)));
         }
-        if let Ok(connection) = Connection::over_left(stream) {
-            return Some((connection, number));
-        }
-        table.close_later([number]);
+        // Somebody has closed the other end, and the number may be something else's by now.
+        table.unreserve([number]);
     }
     None
 }

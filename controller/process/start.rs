@@ -15,7 +15,6 @@ use syscalls::Sysno;
 
 use super::naming::Naming;
 use super::{Process, numbers};
-use crate::abi::entry::{AHEAD, SAME};
 use crate::abi::wire::Operation;
 use crate::call::{Call, DataSocket, Error, Inbox, Reply, Result};
 use crate::handle::{Fd, FdTable, Stack};
@@ -142,10 +141,7 @@ async fn at_once(
         There::Passed(_) => None,
         There::Already(number) => Some(*number),
     };
-    let image = parent.image();
-    let output = if image.begins_ahead() { AHEAD } else { SAME };
-    // Above its stack is what it reads ahead into.
-    let frame = image.stack_that_serves(known.unwrap_or(0), output, top);
+    let frame = parent.image().stack_that_serves(known.unwrap_or(0), -1);
     let buffer = parent.buffer(frame.len() + 2 * SLOT).await?;
     let sp = top - frame.len() as u64;
     let (outgoing, incoming) = (buffer.address(), buffer.address() + SLOT as u64);
@@ -312,7 +308,7 @@ async fn step_by_step(
         There::Passed(there) => parent.send_server_fds(&[there.as_fd()]).await?[0],
     };
     let at = buffer.address();
-    let stack = parent.image().stack_that_serves(input, input, 0);
+    let stack = parent.image().stack_that_serves(input, input);
     let sp = top - stack.len() as u64;
     let calls = vec![
         Call::copy_in(sp, stack.to_vec()),

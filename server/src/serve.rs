@@ -5,7 +5,6 @@
 
 use core::mem::MaybeUninit;
 
-use farcall_abi::entry::AHEAD;
 use farcall_abi::handshake::Answer;
 use farcall_abi::log::LOG_SIZE;
 use farcall_abi::upgrade::{Handover, Watched};
@@ -47,20 +46,16 @@ pub struct Server {
     pub buffers: Buffers,
 }
 
-/// Entry: serves two descriptors until the end of input, from version 0 on. A negative output: both are
-/// the input's; and [`AHEAD`]: it begins in version 1, with this memory.
-pub extern "C" fn serve(input: i32, output: i32, memory: u64) {
-    serve_persistent(input, output, -1, memory);
+/// Entry: serves version 0 on two descriptors, until the end of input. A negative output: both are the
+/// input's.
+pub extern "C" fn serve(input: i32, output: i32) {
+    serve_persistent(input, output, -1);
 }
 
 /// Entry: the same, and after the end of input the next connection is awaited on `listen`. Returns
 /// when there is neither a connection nor a listener.
-pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32, memory: u64) {
+pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32) {
     let mut server = Server::new();
-    if output == AHEAD {
-        server.state.stream.version = STREAM_VERSION;
-        server.state.log.memory = memory;
-    }
     let entry = |fd, events| PollFd { fd, events, revents: 0 };
     server.state.watched = Watched {
         input: entry(input, POLLIN),
