@@ -7,7 +7,7 @@ use farcall::abi::handshake::{
     ANSWER_SIZE, Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, Hello, Token,
 };
 use farcall::abi::wire::{RESULT_SIZE, STREAM_VERSION};
-use farcall::call::{Call, Reply};
+use farcall::call::{Call, Replies};
 use farcall::memory::{ARENA_SIZE, Arena};
 use farcall::persist::answer as read_answer;
 use farcall::sys::Sysno;
@@ -29,7 +29,7 @@ fn written(calls: Vec<Call>) -> Stream<()> {
     stream
 }
 
-fn received(stream: &mut Stream<()>, bytes: &[u8]) -> Vec<((), Vec<Reply>)> {
+fn received(stream: &mut Stream<()>, bytes: &[u8]) -> Vec<((), Replies)> {
     let mut complete = Vec::new();
     stream.receive(bytes, &mut complete).expect("the replies follow the protocol");
     complete

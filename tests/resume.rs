@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use farcall::abi::handshake::Token;
 use farcall::abi::log::LOG_CAPACITY;
 use farcall::abi::wire::{Operation, Word};
-use farcall::call::{Call, Reply};
+use farcall::call::{Call, Replies};
 use farcall::transport::log::Log;
 use farcall::transport::stream::{Fates, Stream};
 use proptest::prelude::*;
@@ -83,7 +83,7 @@ struct Pair {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Fate {
-    Complete(Vec<Reply>),
+    Complete(Replies),
     NotExecuted,
     Executed,
     /// It was of a link.
@@ -144,7 +144,7 @@ impl Pair {
         self.complete(complete);
     }
 
-    fn complete(&mut self, complete: Vec<(Tag, Vec<Reply>)>) {
+    fn complete(&mut self, complete: Vec<(Tag, Replies)>) {
         for (tag, replies) in complete {
             self.fate(tag, Fate::Complete(replies));
         }
@@ -252,7 +252,7 @@ proptest! {
         let (batches, fates): (Vec<_>, Vec<_>) = pair.lasting().into_iter().unzip();
         let (server, expected) = undisturbed(&batches);
         for (number, (fate, replies)) in fates.iter().zip(expected).enumerate() {
-            prop_assert_eq!(fate, &Some(Fate::Complete(replies)), "batch {}", number);
+            prop_assert_eq!(fate, &Some(Fate::Complete(replies.into())), "batch {}", number);
         }
         prop_assert!(pair.fates.iter().all(Option::is_some));
         prop_assert_eq!(&pair.server.effects, &server.effects);

@@ -199,7 +199,7 @@ fn written(calls: Vec<Call>, bytes: usize) -> Stream<()> {
 fn receive(stream: &mut Stream<()>, bytes: &[u8]) -> Result<Vec<Vec<Reply>>, &'static str> {
     let mut complete = Vec::new();
     stream.receive(bytes, &mut complete)?;
-    Ok(complete.into_iter().map(|((), replies)| replies).collect())
+    Ok(complete.into_iter().map(|((), replies)| replies.into_vec()).collect())
 }
 
 #[test]
@@ -253,7 +253,8 @@ fn a_batch_that_was_complete_before_an_error_is_not_lost_with_it() {
     let mut complete = Vec::new();
     let bytes = [7_i64.to_le_bytes(), 8_i64.to_le_bytes()].concat();
     assert!(stream.receive(&bytes, &mut complete).is_err());
-    assert_eq!(complete, [((), vec![Reply { result: 7, data: Vec::new() }])]);
+    let reply = Reply { result: 7, data: Vec::new() };
+    assert_eq!(complete, [((), [reply].into())]);
 }
 
 #[test]

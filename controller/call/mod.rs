@@ -16,6 +16,7 @@ pub(crate) use steps::to_the_end;
 
 use nix::errno::Errno;
 use nix::libc;
+use smallvec::SmallVec;
 use syscalls::Sysno;
 
 use crate::abi::wire::{AHEAD_SIZE, MAX_ERRNO, Operation, Request, Word};
@@ -31,6 +32,12 @@ pub struct Call {
     /// earlier results before it begins.
     pub quick: bool,
 }
+
+/// The calls of a batch. Most are alone, and take no memory of their own.
+pub type Calls = SmallVec<[Call; 1]>;
+
+/// The replies to them.
+pub type Replies = SmallVec<[Reply; 1]>;
 
 impl From<Request> for Call {
     fn from(request: Request) -> Self {

@@ -140,7 +140,7 @@ impl ChildBuilder {
         // kernel: what its parent can, it can.
         let version = parent.connection.version();
         let greet = |connection: &Connection| {
-            let ready = connection.call("HELLO", call::hello(version, stack.top(), true));
+            let ready = connection.call_at_once("HELLO", call::hello(version, stack.top(), true));
             connection.set_version(version);
             ready
         };

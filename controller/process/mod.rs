@@ -205,7 +205,7 @@ impl Process {
     ///
     /// [`Error::Gone`] if it has ended already.
     pub async fn exit(&self, status: i32) -> Result<()> {
-        let call = self.connection.call("exit_group", crate::sys::exit_group(status));
+        let call = self.connection.call_at_once("exit_group", crate::sys::exit_group(status));
         match call.await {
             // The result never comes: that is the success.
             Ok(_) | Err(Error::Lost(Outcome::PossiblyExecuted)) => Ok(()),

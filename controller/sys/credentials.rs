@@ -98,7 +98,7 @@ impl Task {
             return Ok(());
         }
         // Its result never comes.
-        drop(self.connection.call("exit_group", exit_group(1)));
+        drop(self.connection.call_at_once("exit_group", exit_group(1)));
         Err(Error::ParentDied)
     }
 }

@@ -170,7 +170,7 @@ impl Task {
     /// The errno of the call, or what became of the connection.
     pub async fn syscall(&self, number: Sysno, args: [u64; 6]) -> Result<u64> {
         self.connection.room().await;
-        self.connection.call(number.name(), Call::syscall(number, args)).await
+        self.connection.call_alone(number.name(), Call::syscall(number, args)).await
     }
 
     /// [`Task::syscall`] of a call that is interrupted if it is not complete within `limit`: it has

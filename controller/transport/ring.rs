@@ -11,10 +11,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use nix::libc;
+use smallvec::smallvec;
 
 use crate::abi::ring::CAPACITY;
 use crate::abi::wire::{MAX_REF, Operation, Request, Word};
-use crate::call::{Call, Reply};
+use crate::call::{Call, Calls, Replies, Reply};
 use crate::transport::Shared;
 use crate::transport::resume::Unanswered;
 
@@ -37,7 +38,7 @@ struct Pending<T> {
     records: usize,
     shape: Shape,
     /// All of its calls, for the case that the link is lost.
-    calls: Vec<Call>,
+    calls: Calls,
     tag: T,
 }
 
@@ -69,9 +70,9 @@ pub enum Handed<T> {
     /// It is with the server; the number of its last record.
     Over(u64),
     /// There was nothing in it for the server.
-    Complete(T, Vec<Reply>),
+    Complete(T, Replies),
     /// It can't go this way.
-    Back(Vec<Call>, T),
+    Back(Calls, T),
 }
 
 impl<T> Ring<T> {
@@ -130,7 +131,7 @@ impl<T> Ring<T> {
     pub fn wait_for_one(&mut self, index: u64, call: &Call, tag: T) {
         self.in_flight += 1;
         let shape = Shape::default();
-        let calls = vec![call.clone()];
+        let calls = smallvec![call.clone()];
         self.pending.push_back(Pending { first: index, records: 1, shape, calls, tag });
     }
 
@@ -141,7 +142,7 @@ impl<T> Ring<T> {
 
     /// Hands a batch over, if it can go this way: there is room, and all that it moves in and out
     /// lies in the arena.
-    pub fn push(&mut self, mut calls: Vec<Call>, tag: T) -> Handed<T> {
+    pub fn push(&mut self, mut calls: Calls, tag: T) -> Handed<T> {
         let Some(shape) = self.shape(&calls) else { return Handed::Back(calls, tag) };
         let (before, behind) = (shape.before.len(), shape.behind.len());
         let records = calls.len() - before - behind;
@@ -149,7 +150,7 @@ impl<T> Ring<T> {
             self.memory.write(call.request.args[0], &call.payload);
         }
         if records == 0 {
-            let replies = self.replies(&shape, Vec::new());
+            let replies = self.replies(&shape, Replies::new());
             return Handed::Complete(tag, replies);
         }
         let first = self.next;
@@ -223,14 +224,14 @@ impl<T> Ring<T> {
     }
 
     /// Takes the batches that are complete, in order.
-    pub fn take_complete(&mut self, complete: &mut Vec<(T, Vec<Reply>)>) {
+    pub fn take_complete(&mut self, complete: &mut Vec<(T, Replies)>) {
         while let Some(batch) = self.pending.front() {
             let ring = self.memory.ring();
             if ring.result(batch.last()).is_none() {
                 return;
             }
             // All of them: what is in the memory is only what the server claims.
-            let mut results = Vec::with_capacity(batch.records);
+            let mut results = Replies::with_capacity(batch.records);
             for index in batch.first..=batch.last() {
                 let Some(result) = ring.result(index) else { return };
                 results.push(reply(result));
@@ -242,12 +243,12 @@ impl<T> Ring<T> {
     }
 
     /// The replies of a whole batch from the results of its records.
-    fn replies(&self, shape: &Shape, results: Vec<Reply>) -> Vec<Reply> {
+    fn replies(&self, shape: &Shape, results: Replies) -> Replies {
         if shape.before.is_empty() && shape.behind.is_empty() {
             return results;
         }
         let before = shape.before.iter().map(|len| reply(*len as i64));
-        let mut replies: Vec<_> = before.chain(results).collect();
+        let mut replies: Replies = before.chain(results).collect();
         for copy in &shape.behind {
             let last_failed = || replies.last().is_some_and(|reply| reply.value().is_err());
             let len = match copy.len {
@@ -281,7 +282,16 @@ impl<T> Ring<T> {
             calls.drain(..replies.len());
             replies.resize(replies.len() + calls.len(), None);
             // The copies at the end have not been done, and need no ring.
-            (Unanswered { calls, kept: false, sent: records, begun: false, replies }, tag)
+            (
+                Unanswered {
+                    calls: calls.into_vec(),
+                    kept: false,
+                    sent: records,
+                    begun: false,
+                    replies,
+                },
+                tag,
+            )
         })
     }
 }

@@ -27,7 +27,7 @@ use super::log::Log;
 use super::resume::{Resumed, Unanswered, is_keep, prepares};
 use crate::abi::log::LOG_CAPACITY;
 use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Request, Word};
-use crate::call::{Call, DataLen, Reply};
+use crate::call::{Call, Calls, DataLen, Replies, Reply};
 
 /// How many pieces are offered to one write: a list that an allocator has at hand.
 const PIECES: usize = 64;
@@ -57,7 +57,7 @@ pub struct Stream<T> {
 #[derive(Debug)]
 pub struct Fates<T> {
     /// Executed, with their replies.
-    pub complete: Vec<(T, Vec<Reply>)>,
+    pub complete: Vec<(T, Replies)>,
     /// Executed in part or whole, and a result is not known.
     pub lost: Vec<T>,
     /// Not executed, not even in part; only where nothing is sent again.
@@ -75,8 +75,8 @@ pub(crate) struct Queue<T>(VecDeque<Batch<T>>);
 
 #[derive(Debug)]
 struct Batch<T> {
-    calls: Vec<Call>,
-    replies: Vec<Reply>,
+    calls: Calls,
+    replies: Replies,
     /// If it goes on after a loss: the replies to all of its calls, with a free place for each of
     /// `calls`.
     known: Option<Vec<Option<Reply>>>,
@@ -86,7 +86,7 @@ struct Batch<T> {
 }
 
 /// All replies of a batch.
-fn fill(known: Option<Vec<Option<Reply>>>, replies: Vec<Reply>) -> Vec<Reply> {
+fn fill(known: Option<Vec<Option<Reply>>>, replies: Replies) -> Replies {
     let Some(known) = known else { return replies };
     let mut replies = replies.into_iter();
     known.into_iter().filter_map(|reply| reply.or_else(|| replies.next())).collect()
@@ -100,9 +100,9 @@ impl<T> Batch<T> {
     }
 }
 
-fn batch<T>(calls: Vec<Call>, known: Option<Vec<Option<Reply>>>, begun: bool, tag: T) -> Batch<T> {
+fn batch<T>(calls: Calls, known: Option<Vec<Option<Reply>>>, begun: bool, tag: T) -> Batch<T> {
     debug_assert!(!calls.is_empty());
-    let replies = Vec::with_capacity(calls.len());
+    let replies = Replies::with_capacity(calls.len());
     Batch { calls, replies, known, begun, tag }
 }
 
@@ -175,14 +175,15 @@ impl<T> Stream<T> {
     ///
     /// In version 1 the results of earlier batches must not wait for one that blocks: if any of its
     /// calls may, they are sent before it begins.
-    pub fn push(&mut self, mut calls: Vec<Call>, tag: T) {
+    pub fn push(&mut self, calls: impl Into<Calls>, tag: T) {
+        let mut calls = calls.into();
         self.flush_before(&mut calls);
         self.push_together(calls, tag);
     }
 
     /// The same for one for which the results of those before it may wait: nobody waits for them.
-    pub fn push_together(&mut self, calls: Vec<Call>, tag: T) {
-        self.queue.push_back(batch(calls, None, false, tag));
+    pub fn push_together(&mut self, calls: impl Into<Calls>, tag: T) {
+        self.queue.push_back(batch(calls.into(), None, false, tag));
     }
 
     fn flush_before(&self, calls: &mut [Call]) {
@@ -204,6 +205,12 @@ impl<T> Stream<T> {
     #[must_use]
     pub fn is_written(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    /// How many batches wait to be written.
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queue.len()
     }
 
     /// Whether nothing that was written, or begun to be, waits for its reply.
@@ -291,7 +298,7 @@ impl<T> Stream<T> {
     pub fn receive(
         &mut self,
         mut input: &[u8],
-        complete: &mut Vec<(T, Vec<Reply>)>,
+        complete: &mut Vec<(T, Replies)>,
     ) -> Result<(), &'static str> {
         while !input.is_empty() {
             let reply = match &mut self.incoming {
@@ -380,7 +387,7 @@ impl<T> Stream<T> {
         self.sent.front().or_else(|| self.queue.front().filter(|_| self.is_torn()))
     }
 
-    fn reply(&mut self, reply: Reply) -> Option<(T, Vec<Reply>)> {
+    fn reply(&mut self, reply: Reply) -> Option<(T, Replies)> {
         let torn = self.is_torn();
         self.answered += 1;
         match self.sent.front_mut() {
@@ -409,7 +416,8 @@ impl<T> Stream<T> {
         }
         self.written = 0;
         for batch in self.sent.drain(..) {
-            let Batch { mut calls, mut replies, known, mut begun, tag } = batch;
+            let Batch { calls, mut replies, known, mut begun, tag } = batch;
+            let mut calls = calls.into_vec();
             let mut known = known.unwrap_or_else(|| vec![None; calls.len()]);
             let sent = calls.len() - replies.len();
             // What it has prepared is forgotten.
@@ -469,10 +477,10 @@ impl<T> Stream<T> {
                 fates.not_executed.push(tag);
             } else {
                 match unanswered.resume(executed, |i| log.record(first + i as u64)) {
-                    Resumed::Complete(replies) => fates.complete.push((tag, replies)),
+                    Resumed::Complete(replies) => fates.complete.push((tag, replies.into())),
                     Resumed::Again { mut calls, replies } if again => {
                         self.flush_before(&mut calls);
-                        queue.push_back(batch(calls, Some(replies), begun, tag));
+                        queue.push_back(batch(calls.into(), Some(replies), begun, tag));
                     }
                     Resumed::Again { .. } | Resumed::ResultLost => fates.lost.push(tag),
                 }

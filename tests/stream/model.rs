@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use farcall::abi::log::LOG_CAPACITY;
 use farcall::abi::wire::{Operation, REQUEST_SIZE, Request, Word};
-use farcall::call::{Call, Reply};
+use farcall::call::{Call, Replies, Reply};
 use farcall::sys::Sysno;
 use farcall::transport::stream::Stream;
 use proptest::prelude::*;
@@ -297,7 +297,7 @@ impl Pair {
         }
     }
 
-    fn complete(&mut self, complete: Vec<(usize, Vec<Reply>)>) {
+    fn complete(&mut self, complete: Vec<(usize, Replies)>) {
         for (tag, replies) in complete {
             assert_eq!(Some(tag), self.sent.pop_front(), "in the order in which they were sent");
             let calls = &self.batches[tag].calls;

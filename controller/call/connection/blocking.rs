@@ -8,10 +8,11 @@ use std::os::fd::AsRawFd;
 
 use nix::poll::PollTimeout;
 use nix::sys::socket::{Shutdown, shutdown};
+use smallvec::smallvec;
 
 use super::state::{Link, State};
 use super::{Batch, Connection, Of, value};
-use crate::call::{Call, Reply, Result};
+use crate::call::{Call, Replies, Result};
 
 /// How long a thread waits for its reply before it leaves that to the task, in milliseconds: others
 /// who want the connection wait as long.
@@ -63,7 +64,7 @@ impl Connection {
             return self.call(name, call.clone()).wait();
         }
         let (complete, receipt) = self.receipt_of(name, call);
-        state.stream.push(vec![call.clone()], Batch { complete, of: Of::AnyLink });
+        state.stream.push(smallvec![call.clone()], Batch { complete, of: Of::AnyLink });
         let before = state.alone;
         state.alone = Some(before.unwrap_or(0) + 1);
         if before.is_none() {
@@ -83,7 +84,7 @@ impl Connection {
 
 impl State {
     /// Writes what is queued, and reads until that is answered, for a while.
-    fn answer_here(&mut self) -> Vec<(Batch, Vec<Reply>)> {
+    fn answer_here(&mut self) -> Vec<(Batch, Replies)> {
         let mut complete = Vec::new();
         let Some(stream) = self.link.stream().cloned() else { return complete };
         if self.flush() {

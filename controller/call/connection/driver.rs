@@ -9,7 +9,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::socket::Socket;
 use super::state::Link;
-use super::{Shared, fail};
+use super::{Gathered, Shared, fail};
 
 /// How long threads that wait for their own replies may pause before the task waits again.
 const ALONE: Duration = Duration::from_millis(50);
@@ -58,14 +58,14 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                 blocked = flush(&shared, epoch);
             }
             () = shared.work.notified() => {
-                let (dead, soon) = {
+                let (dead, gathers) = {
                     let state = shared.lock();
-                    (state.dead, state.soon)
+                    (state.dead, state.gathered != Gathered::Nothing)
                 };
                 if dead {
                     break;
                 }
-                if soon {
+                if gathers {
                     tokio::task::yield_now().await;
                 }
                 blocked = flush(&shared, epoch);

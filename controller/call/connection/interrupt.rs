@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::{Batch, Connection, Of, Receipt, Shared};
+use super::{Batch, Connection, Of, Receipt, Shared, Until};
 use crate::call::{Call, Error, Result};
 use crate::transport;
 
@@ -168,7 +168,7 @@ impl Connection {
                 if let Some(ring) = state.usable_ring().filter(|ring| ring.has_room()) {
                     let (complete, mut receipt) = self.receipt_of(name, &call);
                     let index = ring.hand_over(&call, Batch { complete, of: Of::ThisLink });
-                    receipt.waited = Some(ring.waited(self.shared(), index));
+                    receipt.until = Until::Looked(ring.waited(self.shared(), index));
                     return Ok(receipt);
                 }
                 let complete = state.ring.as_ref().is_some_and(|ring| ring.attend());

@@ -36,6 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use nix::sys::socket::{Shutdown, shutdown};
+use smallvec::smallvec;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -53,15 +54,37 @@ use state::{Link, Lost, State};
 pub(crate) use state::{Past, Successor};
 pub(crate) use through_stream::ThroughStream;
 
-use super::{Call, Error, Outcome, Reply, Result};
+use super::{Call, Calls, Error, Outcome, Replies, Reply, Result};
 use crate::abi::log::LOG_CAPACITY;
 use crate::transport::stream::Stream;
 
 /// After so many batches a ring is worth what it costs to make.
 const BUSY: u32 = 128;
 
-/// Runs when a batch is complete or lost.
-type Complete = Box<dyn FnOnce(Result<Vec<Reply>>) + Send>;
+/// What happens when a batch is complete or lost.
+enum Complete {
+    /// It is one call, and all that is asked for is its value: most are, and nothing is allocated for
+    /// that.
+    Value {
+        name: &'static str,
+        result: oneshot::Sender<Result<u64>>,
+        weight: Weight,
+    },
+    Any(Box<dyn FnOnce(Result<Replies>) + Send>),
+}
+
+impl Complete {
+    fn with(self, replies: Result<Replies>) {
+        match self {
+            Self::Value { name, result, weight } => {
+                // Nobody may wait for it any more.
+                let _ = result.send(replies.and_then(|replies| value(name, &replies)));
+                drop(weight);
+            }
+            Self::Any(complete) => complete(replies),
+        }
+    }
+}
 
 /// A batch under way.
 struct Batch {
@@ -104,12 +127,27 @@ impl Batch {
 }
 
 /// When a batch is written, if nothing is under way.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
     AtOnce,
+    /// When somebody waits for it, or else as the next.
+    Awaited,
     /// With the next batch, or when all tasks that can have had their turn.
     Soon,
 }
+
+/// What waits for company before it is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gathered {
+    Nothing,
+    /// Nobody waits for it.
+    Unawaited,
+    /// Somebody will.
+    Awaited,
+}
+
+/// After so many there is company enough: as many as one write takes.
+const COMPANY: usize = 64;
 
 /// One controller's hold on one server. Clones are the same connection; when the last one is
 /// dropped, what is queued still goes out, then the stream ends.
@@ -156,17 +194,45 @@ struct Shared {
 #[must_use]
 pub struct Receipt<R> {
     result: oneshot::Receiver<Result<R>>,
-    /// The batch is in a ring, and nobody has looked for it yet.
-    waited: Option<Waited>,
+    until: Until,
+}
+
+/// What the batch needs of who waits for it.
+enum Until {
+    Nothing,
+    /// It is in a ring, and nobody has looked for it yet.
+    Looked(Waited),
+    /// It waits for company.
+    Written(Arc<Shared>),
+}
+
+impl Until {
+    /// Somebody waits.
+    fn wait(&mut self) {
+        match std::mem::replace(self, Self::Nothing) {
+            Self::Nothing => {}
+            Self::Looked(waited) => {
+                waited.look();
+            }
+            Self::Written(shared) => shared.write_gathered(),
+        }
+    }
+
+    /// Nobody does any more.
+    fn leave(&mut self) {
+        match std::mem::replace(self, Self::Nothing) {
+            Self::Nothing => {}
+            Self::Looked(waited) => waited.leave(),
+            Self::Written(shared) => shared.write_gathered(),
+        }
+    }
 }
 
 impl<R> Future for Receipt<R> {
     type Output = Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(waited) = self.waited.take() {
-            waited.look();
-        }
+        self.until.wait();
         Pin::new(&mut self.result)
             .poll(context)
             // A sender that is dropped unused means that the runtime is being shut down.
@@ -179,7 +245,7 @@ impl<R> Receipt<R> {
     fn failed(error: Error) -> Self {
         let (sender, result) = oneshot::channel();
         let _ = sender.send(Err(error));
-        Self { result, waited: None }
+        Self { result, until: Until::Nothing }
     }
 
     /// What can interrupt the last call of the batch; none where the batch takes the stream, on which
@@ -187,7 +253,10 @@ impl<R> Receipt<R> {
     /// polled.
     #[must_use]
     pub fn interrupter(&self) -> Option<Interrupter> {
-        self.waited.as_ref().and_then(Waited::interrupter)
+        match &self.until {
+            Until::Looked(waited) => waited.interrupter(),
+            Until::Nothing | Until::Written(_) => None,
+        }
     }
 
     /// Waits on this thread.
@@ -200,9 +269,7 @@ impl<R> Receipt<R> {
     ///
     /// Where blocking would stop a runtime: on a thread that executes its tasks.
     pub fn wait(mut self) -> Result<R> {
-        if let Some(waited) = self.waited.take() {
-            waited.look();
-        }
+        self.until.wait();
         // Nothing in here but the receiver is needed any more, and there is nothing to be left.
         let (_, gone) = oneshot::channel();
         let result = std::mem::replace(&mut self.result, gone);
@@ -212,9 +279,7 @@ impl<R> Receipt<R> {
 
 impl<R> Drop for Receipt<R> {
     fn drop(&mut self) {
-        if let Some(waited) = self.waited.take() {
-            waited.leave();
-        }
+        self.until.leave();
     }
 }
 
@@ -246,7 +311,7 @@ impl Connection {
                 when_busy: None,
                 has_told: false,
                 ring: None,
-                soon: false,
+                gathered: Gathered::Nothing,
                 alone: None,
                 first: 0,
                 in_rings: 0,
@@ -290,6 +355,7 @@ impl Connection {
         state.batches = 0;
         state.has_told = false;
         state.alone = None;
+        state.gathered = Gathered::Nothing;
         state.link = Link::Up(stream.clone());
         tokio::spawn(drive(self.shared().clone(), stream, state.epoch));
         drop(state);
@@ -375,7 +441,7 @@ impl Connection {
         let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let batch = Batch { complete, of: Of::Data(passing) };
         let pass = || if fds.is_empty() { Ok(()) } else { socket.pass(fds) };
-        receipt.waited = self.shared().submit(calls, batch, None, When::AtOnce, pass);
+        receipt.until = self.shared().submit(calls.into(), batch, None, When::AtOnce, pass);
         receipt
     }
 
@@ -390,7 +456,8 @@ impl Connection {
     ) -> Receipt<R> {
         let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let batch = Batch { complete, of: Of::ThisLink };
-        receipt.waited = self.shared().submit(calls, batch, Some(epoch), When::AtOnce, || Ok(()));
+        receipt.until =
+            self.shared().submit(calls.into(), batch, Some(epoch), When::AtOnce, || Ok(()));
         receipt
     }
 
@@ -402,19 +469,39 @@ impl Connection {
     ) -> Receipt<R> {
         let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let batch = Batch { complete, of: Of::AnyLink };
-        receipt.waited = self.shared().submit(calls, batch, None, when, || Ok(()));
+        receipt.until = self.shared().submit(calls.into(), batch, None, when, || Ok(()));
         receipt
     }
 
     /// What completes a call that is a batch of its own, and what waits for its value.
     fn receipt_of(&self, name: &'static str, call: &Call) -> (Complete, Receipt<u64>) {
         let weight = self.weigh(room::size(std::slice::from_ref(call)));
-        receipt(weight, move |replies| value(name, &replies))
+        let (result, receiver) = oneshot::channel();
+        (
+            Complete::Value { name, result, weight },
+            Receipt { result: receiver, until: Until::Nothing },
+        )
     }
 
     /// [`Connection::submit`] of one system call or operation, completed with its value.
+    ///
+    /// On a stream on which nothing is under way it goes out when somebody waits for it, or else when all
+    /// tasks that can have had their turn: together with what has been submitted by then.
     pub fn call(&self, name: &'static str, call: Call) -> Receipt<u64> {
-        self.submit(vec![call], move |replies| value(name, &replies))
+        self.call_as(name, call, When::Awaited)
+    }
+
+    /// The same for what nothing is going to follow before it is awaited.
+    pub(crate) fn call_at_once(&self, name: &'static str, call: Call) -> Receipt<u64> {
+        self.call_as(name, call, When::AtOnce)
+    }
+
+    fn call_as(&self, name: &'static str, call: Call, when: When) -> Receipt<u64> {
+        let (complete, mut receipt) = self.receipt_of(name, &call);
+        let batch = Batch { complete, of: Of::AnyLink };
+        let calls = smallvec![call];
+        receipt.until = self.shared().submit(calls, batch, None, when, || Ok(()));
+        receipt
     }
 
     /// The process is dead: reads the replies that it has left, fails what waits, and refuses what
@@ -513,7 +600,7 @@ impl Shared {
     }
 
     /// Completes batches that were counted as completing, outside of the lock: it may submit.
-    fn complete(&self, mut batches: Vec<(Batch, Vec<Reply>)>) {
+    fn complete(&self, mut batches: Vec<(Batch, Replies)>) {
         let count = batches.len();
         if count == 0 {
             return;
@@ -521,7 +608,7 @@ impl Shared {
         for (batch, replies) in batches.drain(..) {
             // What it has passed may be a child's end of something, and is not held here any more then.
             drop(batch.of);
-            (batch.complete)(Ok(replies));
+            batch.complete.with(Ok(replies));
         }
         let mut state = self.lock();
         state.completing -= count;
@@ -536,16 +623,16 @@ impl Shared {
     }
 
     /// Submits a batch, on the link `epoch` only if there is one, right after `before` if there is a
-    /// link; that says [`Error::Lost`] where the link is over. Returns what can be waited for in the
-    /// ring, if the batch went there.
+    /// link; that says [`Error::Lost`] where the link is over. Returns what the batch needs of who waits
+    /// for it.
     fn submit(
         self: &Arc<Self>,
-        mut calls: Vec<Call>,
+        mut calls: Calls,
         mut batch: Batch,
         epoch: Option<u64>,
         when: When,
         before: impl FnOnce() -> Result<()>,
-    ) -> Option<Waited> {
+    ) -> Until {
         let mut state = self.lock_and_count();
         let mut is_over = false;
         let refused = match &state.link {
@@ -557,7 +644,7 @@ impl Shared {
                 Some(Err(Error::Lost(Outcome::NotExecuted)))
             }
             // It is complete as it is.
-            _ if calls.is_empty() => Some(Ok(Vec::new())),
+            _ if calls.is_empty() => Some(Ok(Replies::new())),
             Link::Down => None,
             Link::Up(stream) => match before() {
                 Err(Error::Lost(_)) if state.persistent => {
@@ -571,8 +658,8 @@ impl Shared {
         };
         if let Some(result) = refused {
             drop(state);
-            (batch.complete)(result);
-            return None;
+            batch.complete.with(result);
+            return Until::Nothing;
         }
         let executes = calls.last().is_some_and(Call::executes);
         let ends = calls.last().is_some_and(Call::ends);
@@ -581,13 +668,13 @@ impl Shared {
                 Offered::HandedOver(index) => {
                     let mut waited = ring.waited(self, index);
                     waited.executes = executes;
-                    return Some(waited);
+                    return Until::Looked(waited);
                 }
                 Offered::Complete(batch, replies) => {
                     state.completing += 1;
                     drop(state);
                     self.complete(vec![(batch, replies)]);
-                    return None;
+                    return Until::Nothing;
                 }
                 Offered::Back(back, tag) => (calls, batch) = (back, tag),
             }
@@ -595,11 +682,17 @@ impl Shared {
         // A call that finds nothing under way goes out at once. Behind others it is left to the
         // driver, which writes all that has gathered together.
         // What can wait for company has it then.
-        let soon = state.soon;
-        let idle = state.stream.is_answered() && (state.stream.is_written() || soon);
-        state.soon = idle && when == When::Soon;
-        let at_once = idle && when == When::AtOnce;
-        if at_once && soon && ends {
+        let gathered = state.gathered;
+        let before = state.stream.queued();
+        let idle = state.stream.is_answered() && (before == 0 || gathered != Gathered::Nothing);
+        state.gathered = match (when, gathered) {
+            _ if !idle || before >= COMPANY || state.pauses > 0 => Gathered::Nothing,
+            (When::AtOnce, _) | (When::Awaited, Gathered::Unawaited) => Gathered::Nothing,
+            (When::Awaited, _) | (_, Gathered::Awaited) => Gathered::Awaited,
+            (When::Soon, _) => Gathered::Unawaited,
+        };
+        let at_once = idle && state.gathered == Gathered::Nothing;
+        if at_once && gathered == Gathered::Unawaited && ends {
             // Nobody waits for their results, and to send them first costs as much as some calls.
             state.stream.push_together(calls, batch);
         } else {
@@ -612,16 +705,29 @@ impl Shared {
             if complete {
                 self.collect();
             }
-            return None;
+            return Until::Nothing;
         }
-        let left = !at_once || state.flush();
+        let gathers = state.gathered == Gathered::Awaited;
+        // The task has been told of what is gathered already.
+        let told = gathers && gathered == Gathered::Awaited;
+        let left = if at_once { state.flush() } else { !told };
         // Somebody has to wait for it.
         let left = state.alone.take().is_some() || left;
         drop(state);
         if left {
             self.work.notify_one();
         }
-        None
+        if gathers && !told { Until::Written(self.clone()) } else { Until::Nothing }
+    }
+
+    /// Writes what waits for company: there will be none.
+    fn write_gathered(&self) {
+        let mut state = self.lock();
+        let left = state.gathered != Gathered::Nothing && state.flush();
+        drop(state);
+        if left {
+            self.work.notify_one();
+        }
     }
 }
 
@@ -637,19 +743,19 @@ fn receipt<R: Send + 'static>(
     complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
 ) -> (Complete, Receipt<R>) {
     let (sender, receiver) = oneshot::channel();
-    let complete = Box::new(move |replies: Result<Vec<Reply>>| {
+    let complete = Box::new(move |replies: Result<Replies>| {
         // A receiver that is gone hands the result back, and dropping it gives it back.
-        let _ = sender.send(replies.and_then(complete));
+        let _ = sender.send(replies.map(Replies::into_vec).and_then(complete));
         drop(weight);
     });
-    (complete, Receipt { result: receiver, waited: None })
+    (Complete::Any(complete), Receipt { result: receiver, until: Until::Nothing })
 }
 
 fn fail(lost: Lost) {
     for (batch, outcome) in lost.batches {
         let successor = lost.successor.map(|successor| successor.error(outcome));
         drop(batch.of);
-        (batch.complete)(Err(successor.unwrap_or(Error::Lost(outcome))));
+        batch.complete.with(Err(successor.unwrap_or(Error::Lost(outcome))));
     }
 }
 

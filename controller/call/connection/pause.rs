@@ -9,7 +9,7 @@ use std::sync::Arc;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::state::{Link, State};
-use super::{Batch, Connection, Of, Receipt, Shared, receipt, room};
+use super::{Batch, Connection, Gathered, Of, Receipt, Shared, receipt, room};
 use crate::call::{Call, Error, Outcome, Reply, Result};
 
 /// Keeps a connection from writing anything new until it is dropped.
@@ -36,7 +36,9 @@ impl State {
             Link::Down => Err(Error::Lost(Outcome::NotExecuted)),
             Link::Up(_) => {
                 let paused = self.pauses > usize::from(own.is_some());
-                Ok(!paused && self.stream.is_answered() && !self.ring_is_busy())
+                // What waits only for company came before.
+                let behind = self.gathered == Gathered::Awaited || self.ring_is_busy();
+                Ok(!paused && self.stream.is_answered() && !behind)
             }
         }
     }
@@ -94,13 +96,13 @@ impl Connection {
         match &state.link {
             Link::Up(stream) if !state.dead => {
                 let stream = stream.clone();
-                state.write_first([(calls, Batch { complete, of: Of::ThisLink })], &stream);
+                state.write_first([(calls.into(), Batch { complete, of: Of::ThisLink })], &stream);
                 drop(state);
                 self.shared().work.notify_one();
             }
             _ => {
                 drop(state);
-                complete(Err(Error::Lost(Outcome::NotExecuted)));
+                complete.with(Err(Error::Lost(Outcome::NotExecuted)));
             }
         }
         receipt
@@ -128,7 +130,7 @@ impl Connection {
         }
         before()?;
         if let Some(stream) = state.link.stream().cloned() {
-            state.write_first([(calls, Batch { complete, of: Of::ThisLink })], &stream);
+            state.write_first([(calls.into(), Batch { complete, of: Of::ThisLink })], &stream);
         }
         drop(state);
         self.shared().work.notify_one();

@@ -23,12 +23,16 @@ use tokio::sync::oneshot;
 
 use super::interrupt::{Interrupter, Interrupts, Signal};
 use super::state::{Link, State, replied};
-use super::{Batch, Connection, Shared};
+use super::{Batch, Connection, Of, Receipt, Shared, Until, value};
+use crate::abi::ring::SHARP;
 use crate::call::polling::{Looks, Polling};
-use crate::call::{Call, Error, Reply, Result};
+use crate::call::{Call, Calls, Error, Replies, Reply, Result};
 use crate::transport;
 use crate::transport::resume::Unanswered;
 use crate::transport::ring::{Handed, Ring};
+
+/// How often to look while others wait for the connection's lock: for some microseconds.
+const BRIEFLY: u32 = SHARP + 50;
 
 /// A ring, as long as the link lives on which the server was told of it.
 pub(super) struct RingLink {
@@ -78,8 +82,8 @@ impl AsFd for Bell {
 /// What has become of a batch that was offered to a ring.
 pub(super) enum Offered {
     HandedOver(u64),
-    Complete(Batch, Vec<Reply>),
-    Back(Vec<Call>, Batch),
+    Complete(Batch, Replies),
+    Back(Calls, Batch),
 }
 
 impl RingLink {
@@ -87,7 +91,7 @@ impl RingLink {
         self.calls.is_idle()
     }
 
-    pub(super) fn offer(&mut self, calls: Vec<Call>, batch: Batch) -> Offered {
+    pub(super) fn offer(&mut self, calls: Calls, batch: Batch) -> Offered {
         match self.calls.push(calls, batch) {
             Handed::Back(calls, batch) => Offered::Back(calls, batch),
             Handed::Complete(batch, replies) => Offered::Complete(batch, replies),
@@ -114,10 +118,19 @@ impl RingLink {
     /// Makes one call while nothing else is under way, and waits for its result as long as it is worth
     /// to look for it. Without one, it is handed over: see [`RingLink::leave`].
     pub(super) fn call_alone(&mut self, call: &Call) -> std::result::Result<Reply, u64> {
+        self.call_for(call, u32::MAX)
+    }
+
+    /// The same for who can go on looking without keeping others out.
+    fn call_briefly(&mut self, call: &Call) -> std::result::Result<Reply, u64> {
+        self.call_for(call, BRIEFLY)
+    }
+
+    fn call_for(&mut self, call: &Call, most: u32) -> std::result::Result<Reply, u64> {
         let index = self.calls.push_one(call);
         self.wake_server();
         let ring = self.calls.memory().ring();
-        let there = look(ring, index, 1, &self.looks).then(|| ring.result(index)).flatten();
+        let there = look(ring, index, 1, &self.looks, most).then(|| ring.result(index)).flatten();
         there.map(|result| Reply { result, data: Vec::new() }).ok_or(index)
     }
 
@@ -160,7 +173,7 @@ impl RingLink {
     }
 
     /// Takes what is complete.
-    pub(super) fn take_complete(&mut self, complete: &mut Vec<(Batch, Vec<Reply>)>) {
+    pub(super) fn take_complete(&mut self, complete: &mut Vec<(Batch, Replies)>) {
         let before = complete.len();
         self.calls.take_complete(complete);
         replied(&complete[before..]);
@@ -195,7 +208,8 @@ impl Waited {
     /// that hears the bell.
     pub(super) fn look(&self) -> bool {
         let ring = self.memory.ring();
-        let there = look(ring, self.index, self.ahead, &self.looks) || !ring.wait_for(self.index);
+        let there =
+            look(ring, self.index, self.ahead, &self.looks, u32::MAX) || !ring.wait_for(self.index);
         if there {
             self.shared.collect();
         }
@@ -210,21 +224,61 @@ impl Waited {
     }
 }
 
-/// Looks for a result for a while, which is longer the more calls come before it: `calls` with it.
-fn look(ring: &crate::abi::ring::Ring, index: u64, calls: usize, looks: &Looks) -> bool {
+/// Looks for a result for a while, which is longer the more calls come before it: `calls` with it. If
+/// that is more than `most` times, those are not all, and to find nothing says nothing yet.
+fn look(ring: &crate::abi::ring::Ring, index: u64, calls: usize, looks: &Looks, most: u32) -> bool {
     let times = looks.for_result(calls);
-    for time in 0..times {
+    for time in 0..times.min(most) {
         if ring.result(index).is_some() {
             looks.result(true);
             return true;
         }
-        if time > crate::abi::ring::SHARP {
+        if time > SHARP {
             spin_loop();
         }
     }
     let there = ring.result(index).is_some();
-    looks.result(there);
+    if there || times <= most {
+        looks.result(there);
+    }
     there
+}
+
+/// A call that was made where the ring was free.
+enum Made {
+    Complete(Result<u64>),
+    UnderWay(Receipt<u64>),
+}
+
+impl Connection {
+    /// [`Connection::call`], awaited. Where the ring is free and the result is there soon, nothing is
+    /// allocated for it, and no other call of this connection's comes in between.
+    pub(crate) async fn call_alone(&self, name: &'static str, call: Call) -> Result<u64> {
+        // Else a task that does nothing but call would keep others from having their turn.
+        tokio::task::coop::consume_budget().await;
+        match self.make(name, call) {
+            Made::Complete(result) => result,
+            Made::UnderWay(receipt) => receipt.await,
+        }
+    }
+
+    fn make(&self, name: &'static str, call: Call) -> Made {
+        let mut state = self.shared().lock();
+        let ring = state.usable_ring().filter(|ring| call.is_plain() && ring.is_idle());
+        let Some(ring) = ring else {
+            drop(state);
+            return Made::UnderWay(self.call_at_once(name, call));
+        };
+        let index = match ring.call_briefly(&call) {
+            Ok(reply) => return Made::Complete(value(name, &[reply])),
+            Err(index) => index,
+        };
+        let (complete, mut receipt) = self.receipt_of(name, &call);
+        ring.calls.wait_for_one(index, &call, Batch { complete, of: Of::AnyLink });
+        let waited = ring.waited(self.shared(), index);
+        receipt.until = Until::Looked(Waited { executes: call.executes(), ..waited });
+        Made::UnderWay(receipt)
+    }
 }
 
 impl State {

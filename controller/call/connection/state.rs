@@ -9,8 +9,8 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::passing::DataSocket;
 use super::ring::RingLink;
 use super::socket::Socket;
-use super::{Batch, Of};
-use crate::call::{Call, Outcome, Reply};
+use super::{Batch, Gathered, Of};
+use crate::call::{Call, Calls, Outcome, Replies};
 use crate::transport;
 use crate::transport::log::Log;
 use crate::transport::stream::Stream;
@@ -31,9 +31,9 @@ pub(super) struct State {
     /// Batches that have their replies, and whose closures have not returned yet.
     pub(super) completing: usize,
     /// Room for batches that complete together: one such list was emptied, and is filled again.
-    pub(super) emptied: Vec<(Batch, Vec<Reply>)>,
-    /// All that is queued can wait for what comes next.
-    pub(super) soon: bool,
+    pub(super) emptied: Vec<(Batch, Replies)>,
+    /// What is queued, if it waits for what comes next.
+    pub(super) gathered: Gathered,
     /// Threads wait for their own replies, and have done so that often: the driver does not.
     pub(super) alone: Option<u64>,
     /// How many batches were submitted on this link.
@@ -109,13 +109,13 @@ impl Link {
 }
 
 /// Batches that have just got their replies, in the order of these.
-pub(super) fn replied(batches: &[(Batch, Vec<Reply>)]) {
+pub(super) fn replied(batches: &[(Batch, Replies)]) {
     batches.iter().for_each(|(batch, replies)| batch.replied(replies));
 }
 
 /// What has become of bytes that arrived.
 pub(super) struct Arrived {
-    pub(super) complete: Vec<(Batch, Vec<Reply>)>,
+    pub(super) complete: Vec<(Batch, Replies)>,
     /// They are out of step: the stream is over.
     pub(super) over: bool,
 }
@@ -128,7 +128,7 @@ impl State {
 
     /// Writes what waits for company: there will be none.
     pub(super) fn hurry(&mut self) {
-        if self.soon {
+        if self.gathered != Gathered::Nothing {
             self.flush();
         }
     }
@@ -139,7 +139,7 @@ impl State {
             // The stream follows when it is empty.
             return false;
         }
-        self.soon = false;
+        self.gathered = Gathered::Nothing;
         let Some(stream) = self.link.stream().cloned() else { return false };
         self.write(&stream, self.pauses > 0)
     }
@@ -163,7 +163,7 @@ impl State {
     /// whatever pauses there are: all of them at once.
     pub(super) fn write_first<const N: usize>(
         &mut self,
-        batches: [(Vec<Call>, Batch); N],
+        batches: [(Calls, Batch); N],
         stream: &Socket,
     ) {
         // Somebody has to wait for it.
@@ -188,7 +188,7 @@ impl State {
 
     /// Takes what the server has answered before the link's end, whether or not the runtime has
     /// heard of it.
-    pub(super) fn drain(&mut self) -> Vec<(Batch, Vec<Reply>)> {
+    pub(super) fn drain(&mut self) -> Vec<(Batch, Replies)> {
         let mut complete = Vec::new();
         if let Some(ring) = &mut self.ring {
             ring.take_complete(&mut complete);
@@ -239,12 +239,12 @@ impl State {
     /// What was under way when the link was lost goes on in front of what is queued, by what the
     /// server says, or without that is given up. Returns what is complete, which counts as completing,
     /// and what is lost.
-    pub(super) fn resume(&mut self, past: Option<&Past>) -> (Vec<(Batch, Vec<Reply>)>, Lost) {
+    pub(super) fn resume(&mut self, past: Option<&Past>) -> (Vec<(Batch, Replies)>, Lost) {
         self.learn(past, true)
     }
 
     /// What was under way learns what has become of it, and goes on if `again`.
-    fn learn(&mut self, past: Option<&Past>, again: bool) -> (Vec<(Batch, Vec<Reply>)>, Lost) {
+    fn learn(&mut self, past: Option<&Past>, again: bool) -> (Vec<(Batch, Replies)>, Lost) {
         let Some(Past { log, end: Some(end) }) = past else {
             let lost = self.stream.give_up(|_, _| true);
             return (Vec::new(), Lost::new(lost, Outcome::PossiblyExecuted));
@@ -277,7 +277,7 @@ impl State {
         &mut self,
         successor: Successor,
         past: &Past,
-    ) -> (Vec<(Batch, Vec<Reply>)>, Lost) {
+    ) -> (Vec<(Batch, Replies)>, Lost) {
         let (complete, mut lost) = self.learn(Some(past), false);
         lost.extend(self.abandon());
         lost.successor = Some(successor);

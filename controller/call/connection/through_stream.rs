@@ -16,6 +16,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::sys::socket::{Shutdown, shutdown};
+use smallvec::smallvec;
 
 use super::{Batch, Connection, Of, Pause, Receipt, Socket, receipt, room, value};
 use crate::call::{Call, Error, Outcome, Result};
@@ -59,7 +60,8 @@ impl Connection {
         let linked = state.stream.version() > 0;
         let receive = if linked { receive.linked() } else { receive };
         let batch = |complete| Batch { complete, of: Of::ThisLink };
-        let batches = [(first, batch(first_complete)), (vec![receive], batch(complete))];
+        let batches =
+            [(first.into(), batch(first_complete)), (smallvec![receive], batch(complete))];
         state.write_first(batches, &stream);
         drop(state);
         self.shared().work.notify_one();
