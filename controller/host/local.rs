@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command};
@@ -20,7 +21,7 @@ use crate::call::{self, Call, Connection, DataSocket, Error, Polling, Result};
 use crate::handle::{AddressSpace, FdTable, close_others};
 use crate::image::{self, Carrier, Loaded};
 use crate::memory::{ARENA_SIZE, Arena};
-use crate::process::{Parts, Process, Sockets, pidfd_open, random_token};
+use crate::process::{Parts, Process, Sockets, madvise, pidfd_open, random_token};
 use crate::sys::{Guardian, ServerFds, set_pdeathsig};
 
 /// What the descriptors 0, 1 and 2 of a root server are, and so of its children.
@@ -121,6 +122,14 @@ impl Local {
             polling: self.polling,
         });
         streams(&process, self.stdio).await?;
+        if process.connection().version() > 0
+            && let Some(stack) = process.pid().and_then(initial_stack)
+        {
+            // Where that can't be had it is copied.
+            drop(process.connection().call("madvise", madvise(&stack, nix::libc::MADV_DONTFORK)));
+            let _ = process.inner().initial_stack.set(stack);
+        }
+        set_name(&process).await?;
         Ok(process)
     }
 }
@@ -195,6 +204,34 @@ async fn execute_from(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> 
     child.map_err(Error::io(
         "executing the server image through /proc/self/fd (is /proc mounted, and may memfds and files in TMPDIR be executed?)",
     ))
+}
+
+/// Gives the process the name of its program, instead of that of a descriptor that it was executed from:
+/// prctl(2).
+async fn set_name(process: &Process) -> Result<()> {
+    let name = c"farcall".to_bytes_with_nul();
+    let buffer = process.buffer(name.len()).await?;
+    let address = buffer.address();
+    let option = nix::libc::PR_SET_NAME as u64;
+    let calls = vec![
+        Call::copy_in(address, name.to_vec()),
+        Call::syscall(Sysno::prctl, [option, address, 0, 0, 0, 0]),
+    ];
+    // Nothing depends on it, nor waits for it.
+    drop(process.connection().submit(calls, move |_| {
+        let _buffer = buffer;
+        Ok(())
+    }));
+    Ok(())
+}
+
+/// Where the stack of process `pid` is on which its program was started, as /proc tells.
+fn initial_stack(pid: i32) -> Option<Range<u64>> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let line = maps.lines().find(|line| line.ends_with("[stack]"))?;
+    let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+    let address = |digits| u64::from_str_radix(digits, 16).ok();
+    Some(address(start)?..address(end)?)
 }
 
 struct SetUp {

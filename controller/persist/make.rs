@@ -12,7 +12,7 @@ use syscalls::Sysno;
 use super::home::Reserved;
 use crate::abi::wire::{Operation, Spares};
 use crate::call::{Call, Error, Result, to_the_end};
-use crate::process::{Child, ChildBuilder, Legacy, Process};
+use crate::process::{Child, ChildBuilder, Extent, Legacy, Process};
 
 /// What becomes of memory that a process shares when it becomes persistent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,6 +144,8 @@ impl ChildBuilder {
         memory: SharedMemory,
     ) -> Result<Child> {
         let legacy = std::mem::take(&mut self.legacy);
+        // Whoever lists processes sees what it is.
+        self.extent = Extent::All;
         let child = self.spawn().await?;
         child.unshare(CloneFlags::CLONE_FILES).await?;
         for call in child.table().sweep() {

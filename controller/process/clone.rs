@@ -27,6 +27,18 @@ pub struct ChildBuilder {
     name: Option<String>,
     /// What a child that is made persistent has from the start.
     pub(crate) legacy: Vec<Legacy>,
+    /// See [`Extent`].
+    pub(crate) extent: Extent,
+}
+
+/// What of its parent's memory a child has a copy of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// What it may need: not the stack that the parent's program was started with, which only the
+    /// parent runs on. To copy that is a twentieth of what a child costs.
+    Needed,
+    /// That too, with the arguments that are its name in /proc.
+    All,
 }
 
 /// A descriptor that is handed over.
@@ -56,7 +68,7 @@ const ALLOWED: CloneFlags = CloneFlags::CLONE_VM
 
 impl ChildBuilder {
     pub(super) fn new(parent: Process) -> Self {
-        Self { parent, flags: CloneFlags::empty(), name: None, legacy: Vec::new() }
+        Self { parent, flags: CloneFlags::empty(), name: None, legacy: Vec::new(), extent: Extent::Needed }
     }
 
     /// Adds flags of clone(2): CLONE_VM, CLONE_FILES, CLONE_FS, CLONE_SIGHAND and namespaces.
@@ -122,7 +134,7 @@ impl ChildBuilder {
     }
 
     async fn make(self) -> Result<Child> {
-        let Self { parent, flags, name, .. } = self;
+        let Self { parent, flags, name, extent, .. } = self;
         let shares_memory = flags.contains(CloneFlags::CLONE_VM);
         let shares_files = flags.contains(CloneFlags::CLONE_FILES);
         parent.need_data().await?;
@@ -154,7 +166,7 @@ impl ChildBuilder {
                 (connection, ready, There::Passed(there))
             }
         };
-        let started = match start(&parent, flags, &stack, &there, naming).await {
+        let started = match start(&parent, flags, extent, &stack, &there, naming).await {
             Ok(started) => started,
             Err(error) => {
                 let begun = error.outcome().is_some_and(|outcome| outcome != Outcome::NotExecuted);

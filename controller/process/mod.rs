@@ -12,7 +12,7 @@ mod start;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,7 +27,8 @@ pub use child::Child;
 pub(crate) use child::watch_attached;
 pub use children::{ChildState, Children, ListedChild};
 pub use clone::ChildBuilder;
-pub(crate) use clone::Legacy;
+pub(crate) use clone::{Extent, Legacy};
+pub(crate) use start::madvise;
 
 use crate::abi::handshake::Token;
 use crate::call::{
@@ -80,6 +81,8 @@ pub(crate) struct Inner {
     /// What the process had executed when this controller attached to it.
     pub(crate) before: OnceLock<crate::transport::log::Log>,
     pub(crate) polling: Option<Polling>,
+    /// The memory that the program was started with: most children get no copy of it.
+    pub(crate) initial_stack: OnceLock<Range<u64>>,
 }
 
 impl Drop for Inner {
@@ -156,6 +159,7 @@ impl Process {
                 controllers: Arc::new(AtomicU64::new(parts.controllers)),
                 before: OnceLock::new(),
                 polling: parts.polling,
+                initial_stack: OnceLock::new(),
             }),
         };
         if let Some(polling) = polling {

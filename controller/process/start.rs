@@ -4,6 +4,7 @@
 //! To a server of version 1 they go as one batch, in which later calls use what earlier ones have
 //! left in memory. To one of version 0 they go step by step.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use syscalls::Sysno;
 
+use super::clone::Extent;
 use super::naming::Naming;
 use super::{Process, numbers};
 use crate::abi::wire::Operation;
@@ -46,12 +48,13 @@ pub(super) enum There {
 pub(super) async fn start(
     parent: &Process,
     flags: CloneFlags,
+    extent: Extent,
     stack: &Stack,
     there: &There,
     naming: Option<Naming>,
 ) -> Result<Started> {
     if parent.connection.version() > 0 {
-        at_once(parent, flags, stack.top(), there, naming).await
+        at_once(parent, flags, extent, stack.top(), there, naming).await
     } else {
         step_by_step(parent, flags, stack.top(), there).await
     }
@@ -66,6 +69,12 @@ fn clone(flags: CloneFlags, sp: u64, pidfd: Option<u64>) -> Call {
     let with_pidfd = if pidfd.is_some() { libc::CLONE_PIDFD } else { 0 };
     let flags = (flags.bits() | with_pidfd) as u32 as u64 | Signal::SIGCHLD as u64;
     Call::syscall(Sysno::clone, [flags, sp, pidfd.unwrap_or(0), 0, 0, 0])
+}
+
+/// Whether a child gets a copy of that memory.
+pub(crate) fn madvise(memory: &Range<u64>, advice: i32) -> Call {
+    let len = memory.end - memory.start;
+    Call::syscall(Sysno::madvise, [memory.start, len, advice as u64, 0, 0, 0])
 }
 
 /// A batch for a server of version 1, in which calls are named by their places.
@@ -133,6 +142,7 @@ impl Steps {
 async fn at_once(
     parent: &Process,
     flags: CloneFlags,
+    extent: Extent,
     top: u64,
     there: &There,
     naming: Option<Naming>,
@@ -167,6 +177,12 @@ async fn at_once(
             There::Already(number) => (Input::Known(*number), None),
             There::Passed(there) => (steps.receive(socket, incoming, sp), Some(there.as_fd())),
         };
+        let initial_stack = parent.inner().initial_stack.get();
+        let copied = initial_stack
+            .filter(|_| extent == Extent::All && !flags.contains(CloneFlags::CLONE_VM));
+        if let Some(stack) = copied {
+            steps.linked(madvise(stack, libc::MADV_DOFORK));
+        }
         // Directly before clone, which it is about.
         let kept = naming.as_ref().map(|naming| naming.prepare(&mut steps));
         let (cloned, passed) = if number_here.is_some() {
@@ -186,6 +202,9 @@ async fn at_once(
             steps.linked(steps.close(pidfd));
             (cloned, Some(Passed { pidfd, sent }))
         };
+        if let Some(stack) = copied {
+            steps.add(madvise(stack, libc::MADV_DONTFORK));
+        }
         if let Input::Received { number, .. } = input
             && !shares_files
         {
