@@ -32,6 +32,20 @@ async fn start(home: &Home, root: &Process, of: &str) -> Child {
     root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap()
 }
 
+#[tokio::test]
+async fn a_persistent_process_from_the_start_is_listed_by_its_programs_name() {
+    let test = TestHome::new();
+    let root = root().await;
+    let one = start(&test.home, &root, "one").await;
+    let line = std::fs::read(format!("/proc/{}/cmdline", one.pid().unwrap())).unwrap();
+    assert_eq!(line, b"farcall\0");
+    // The next child is made without it again.
+    let isolated = root.child().spawn().await.unwrap();
+    let line = std::fs::read(format!("/proc/{}/cmdline", isolated.pid().unwrap())).unwrap();
+    assert_eq!(line, b"");
+    one.kill(Signal::SIGKILL).unwrap();
+}
+
 fn in_call(pid: i32, call: Sysno) -> bool {
     common::blocked_in(pid) == Some(call as usize)
 }

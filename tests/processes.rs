@@ -58,6 +58,21 @@ async fn an_isolated_child_has_a_copy_of_the_memory_and_a_sharing_one_the_memory
 }
 
 #[tokio::test]
+async fn only_the_root_keeps_the_stack_that_its_program_was_started_with() {
+    let root = root().await;
+    // So the request that says so has been executed.
+    root.getpid().await.unwrap();
+    let isolated = root.child().spawn().await.unwrap();
+    let sharing = root.child().share_memory().spawn().await.unwrap();
+    for (process, has_stack) in [(&root, true), (&*isolated, false), (&*sharing, true)] {
+        let proc = format!("/proc/{}", process.pid().unwrap());
+        let maps = std::fs::read_to_string(format!("{proc}/maps")).unwrap();
+        assert_eq!(maps.contains("[stack]"), has_stack, "{maps}");
+        assert_eq!(std::fs::read_to_string(format!("{proc}/comm")).unwrap(), "farcall\n");
+    }
+}
+
+#[tokio::test]
 async fn descriptors_and_the_working_directory_are_shared_where_that_is_asked_for() {
     let root = root().await;
     let own = root.child().spawn().await.unwrap();
