@@ -14,6 +14,14 @@ pub const IMAGE_VERSION: u32 = 1;
 /// No image is larger: two pages. The build refuses one that is.
 pub const IMAGE_MAX_SIZE: usize = 8192;
 
+/// As `out` of [`EntryTable::serve`]: `in` is also where results go.
+pub const SAME: i32 = -1;
+
+/// The same, and the server is in version 1 of the stream from the start, with the memory that is its
+/// fourth argument, or the third one of `serve`: see `docs/protocol.md`. An image without
+/// [`HelloResult::BEGIN`](super::wire::HelloResult::BEGIN) takes it for [`SAME`].
+pub const AHEAD: i32 = -2;
+
 /// Bytes of stack under which the version-0 entries live.
 pub const STACK_SIZE: usize = 4096;
 
@@ -28,10 +36,11 @@ pub struct EntryTable {
     pub version: u32,
     /// Bytes of the image.
     pub size: u32,
-    /// `serve(in, out)`: version 0 on two descriptors, returns at the end of input.
+    /// `serve(in, out, memory)`: version 0 on two descriptors, or with [`AHEAD`] version 1; returns at
+    /// the end of input.
     pub serve: u32,
-    /// `serve_persistent(in, out, listen)`: the same, and at the end of input the next connection
-    /// is awaited on `listen`. Returns when there is neither a connection nor a listener.
+    /// `serve_persistent(in, out, listen, memory)`: the same, and at the end of input the next
+    /// connection is awaited on `listen`. Returns when there is neither a connection nor a listener.
     pub serve_persistent: u32,
     /// What the child of a `clone` with a new stack returns into: see `docs/protocol.md`.
     pub trampoline: u32,

@@ -215,6 +215,8 @@ impl HelloResult {
     pub const KEEP: u32 = 1 << 5;
     /// UPGRADE is there.
     pub const UPGRADE: u32 = 1 << 6;
+    /// Its entries know [`AHEAD`](super::entry::AHEAD): children can begin in version 1.
+    pub const BEGIN: u32 = 1 << 7;
     /// What a server built from this source offers.
     pub const OFFERED: u32 = Self::COPY
         | Self::SERVE
@@ -222,7 +224,8 @@ impl HelloResult {
         | Self::RING
         | Self::LOG
         | Self::KEEP
-        | Self::UPGRADE;
+        | Self::UPGRADE
+        | Self::BEGIN;
 
     /// The answer of a server that speaks `version` and offers `features`.
     #[must_use]

@@ -6,7 +6,7 @@
 //! of the table closes it there.
 //!
 //! A stream is only left if nothing is in it in either direction, and only used if its other end is
-//! still open, which the first request to be written tells.
+//! still open.
 
 use std::sync::{Arc, PoisonError};
 

@@ -5,7 +5,7 @@ mod load;
 pub use load::{Carrier, executable, mappable};
 
 use crate::abi::entry::{
-    ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE, EntryTable, IMAGE_VERSION, TrampolineFrame,
+    AHEAD, ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE, EntryTable, IMAGE_VERSION, TrampolineFrame,
 };
 use crate::call::Error;
 
@@ -88,12 +88,28 @@ impl Loaded {
         self.entries
     }
 
+    /// Whether a child of it can begin in version 1: [`HelloResult::BEGIN`](crate::abi::wire::HelloResult::BEGIN). Of another build's nobody
+    /// here knows.
+    pub(crate) fn begins_ahead(&self) -> bool {
+        self.entries == entries()
+    }
+
     /// The first bytes of a child's stack: the child enters the trampoline, which calls
-    /// `serve(input, output)`.
+    /// `serve(input, output)`. If it `begins` in version 1, then with the memory for that and the address
+    /// at which it says that it does.
     #[must_use]
-    pub fn stack_that_serves(&self, input: i32, output: i32) -> [u8; TrampolineFrame::STACK_BYTES] {
-        // Descriptors are small and positive.
-        let args = [input as u64, output as u64, 0, 0, 0, 0];
+    pub fn stack_that_serves(
+        &self,
+        input: i32,
+        output: i32,
+        begins: Option<(u64, u64)>,
+    ) -> [u8; TrampolineFrame::STACK_BYTES] {
+        let (output, memory, begun) = match begins {
+            Some((memory, begun)) => (AHEAD, memory, begun),
+            None => (output, 0, 0),
+        };
+        // Descriptors are small and positive, and nobody looks at more than 32 bits of them.
+        let args = [input as u64, output as u64, memory, begun, 0, 0];
         let frame = TrampolineFrame { args, function: self.base + u64::from(self.entries.serve) };
         frame.to_stack(self.base + u64::from(self.entries.trampoline))
     }

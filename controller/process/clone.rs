@@ -9,7 +9,7 @@ use syscalls::Sysno;
 
 use super::child::{self, Child, Remains};
 use super::naming::Naming;
-use super::start::{Started, There, start};
+use super::start::{Desk, Started, There, start};
 use super::{Parts, Process, stream};
 use crate::call::{self, Connection, Error, Outcome, Receipt, Result, to_the_end};
 use crate::fault;
@@ -68,7 +68,13 @@ const ALLOWED: CloneFlags = CloneFlags::CLONE_VM
 
 impl ChildBuilder {
     pub(super) fn new(parent: Process) -> Self {
-        Self { parent, flags: CloneFlags::empty(), name: None, legacy: Vec::new(), extent: Extent::Needed }
+        Self {
+            parent,
+            flags: CloneFlags::empty(),
+            name: None,
+            legacy: Vec::new(),
+            extent: Extent::Needed,
+        }
     }
 
     /// Adds flags of clone(2): CLONE_VM, CLONE_FILES, CLONE_FS, CLONE_SIGHAND and namespaces.
@@ -148,11 +154,16 @@ impl ChildBuilder {
         // The one that it will run, whatever becomes of its parent meanwhile.
         let image = parent.image();
         let stack = parent.stack().await?;
-        // Its first request waits in its stream when it begins. It is the same image under the same
-        // kernel: what its parent can, it can.
+        // It is the same image under the same kernel: what its parent can, it can.
         let version = parent.connection.version();
+        let desk = if version > 0 { Some(Desk::new(&parent, flags).await?) } else { None };
+        let begun = desk.as_ref().and_then(Desk::begun);
+        // Where it does not begin in that version, its first request waits in its stream when it
+        // begins.
         let greet = |connection: &Connection| {
-            let ready = connection.call_at_once("HELLO", call::hello(version, stack.top(), true));
+            let hello =
+                || connection.call_at_once("HELLO", call::hello(version, stack.top(), true));
+            let ready = begun.is_none().then(hello);
             connection.set_version(version);
             ready
         };
@@ -166,16 +177,18 @@ impl ChildBuilder {
                 (connection, ready, There::Passed(there))
             }
         };
-        let started = match start(&parent, flags, extent, &stack, &there, naming).await {
+        let desk = desk.as_ref();
+        let started = match start(&parent, flags, extent, &stack, &there, naming, desk).await {
             Ok(started) => started,
             Err(error) => {
-                let begun = error.outcome().is_some_and(|outcome| outcome != Outcome::NotExecuted);
-                if shares_memory && begun {
-                    // There may be a child that runs on it.
+                // There may be a child that uses them.
+                let may_run =
+                    error.outcome().is_some_and(|outcome| outcome != Outcome::NotExecuted);
+                if shares_memory && may_run {
                     stack.leave();
+                    desk.into_iter().for_each(Desk::leave);
                 }
                 if let There::Already(number) = there {
-                    // Its first request is in it.
                     table.close_later([number]);
                 }
                 return Err(error);
@@ -223,7 +236,14 @@ impl ChildBuilder {
         };
         // One that has ended meanwhile has a status to wait for. Whatever it answers, from then on
         // its life is tied to its parent's.
-        let _ = ready.await;
+        let _ = match (ready, begun) {
+            (Some(ready), _) => ready.await,
+            (None, Some(begun)) if !begun.is_said() => {
+                // It is in the version that it speaks.
+                connection.call_at_once("HELLO", call::hello(version, 0, true)).await
+            }
+            (None, _) => Ok(0),
+        };
         let guardian = Guardian::Parent(parent.shared_pidfd().clone());
         if !guardian.lives() {
             // It may have died before that: then nothing but the end of its stream ends the child.
@@ -269,22 +289,22 @@ impl ChildBuilder {
     }
 }
 
-/// A stream that an earlier child has left in the table, with the first request in it.
+/// A stream that an earlier child has left in the table, with the first request in it, if one is to be.
 fn left(
     table: &Arc<FdTable>,
-    greet: impl Fn(&Connection) -> Receipt<u64>,
-) -> Option<(Connection, Receipt<u64>, There)> {
+    greet: impl Fn(&Connection) -> Option<Receipt<u64>>,
+) -> Option<(Connection, Option<Receipt<u64>>, There)> {
     while let Some(Spare { stream, number }) = table.take_spare() {
-        let Ok(connection) = Connection::over_left(stream) else {
-            table.close_later([number]);
+        if !stream.is_open() {
+            // Somebody has closed the other end, and the number may be something else's by now.
+            table.unreserve([number]);
             continue;
-        };
-        let ready = greet(&connection);
-        if connection.is_written() {
+        }
+        if let Ok(connection) = Connection::over_left(stream) {
+            let ready = greet(&connection);
             return Some((connection, ready, There::Already(number)));
         }
-        // Somebody has closed the other end, and the number may be something else's by now.
-        table.unreserve([number]);
+        table.close_later([number]);
     }
     None
 }

@@ -17,10 +17,12 @@ use syscalls::Sysno;
 use super::clone::Extent;
 use super::naming::Naming;
 use super::{Process, numbers};
+use crate::abi::entry::{SAME, TrampolineFrame};
 use crate::abi::wire::Operation;
 use crate::call::{Call, DataSocket, Error, Inbox, Reply, Result};
 use crate::handle::{Fd, FdTable, Stack};
-use crate::sys::Message;
+use crate::sys::{Buffer, Message};
+use crate::transport::Shared;
 
 /// A child that runs.
 pub(super) struct Started {
@@ -52,11 +54,60 @@ pub(super) async fn start(
     stack: &Stack,
     there: &There,
     naming: Option<Naming>,
+    desk: Option<&Desk>,
 ) -> Result<Started> {
-    if parent.connection.version() > 0 {
-        at_once(parent, flags, extent, stack.top(), there, naming).await
-    } else {
-        step_by_step(parent, flags, stack.top(), there).await
+    match desk {
+        Some(desk) => at_once(parent, flags, extent, stack.top(), there, naming, desk).await,
+        None => step_by_step(parent, flags, stack.top(), there).await,
+    }
+}
+
+/// Memory of the parent's for the calls that start a child: a message that sends the child's pidfd, one
+/// that takes its descriptor, what the child pops from its stack, and where it says that it has begun.
+pub(super) struct Desk {
+    buffer: Arc<Buffer>,
+    begun: Option<Begun>,
+}
+
+/// Where a child says, in memory that this process has too, that its life is tied to its parent's.
+#[derive(Clone)]
+pub(super) struct Begun {
+    address: u64,
+    memory: Arc<Shared>,
+}
+
+impl Begun {
+    pub(super) fn is_said(&self) -> bool {
+        self.memory.load(self.address).is_some_and(|word| word != 0)
+    }
+}
+
+impl Desk {
+    const SIZE: usize = 2 * SLOT + TrampolineFrame::STACK_BYTES + size_of::<u64>();
+
+    /// A child that shares its parent's memory can say there that it has begun, where that is shared
+    /// with this process. It does not have to be asked then, in most cases.
+    pub(super) async fn new(parent: &Process, flags: CloneFlags) -> Result<Self> {
+        let buffer = parent.buffer(Self::SIZE).await?;
+        let [.., address] = Self::places(buffer.address());
+        let says = flags.contains(CloneFlags::CLONE_VM) && parent.image().begins_ahead();
+        let memory = buffer.shared().filter(|_| says).cloned();
+        let begun = memory.map(|memory| Begun { address, memory });
+        Ok(Self { buffer: Arc::new(buffer), begun })
+    }
+
+    pub(super) fn begun(&self) -> Option<Begun> {
+        self.begun.clone()
+    }
+
+    /// A child may use it that nobody knows of: it stays.
+    pub(super) fn leave(&self) {
+        std::mem::forget(self.buffer.clone());
+    }
+
+    fn places(start: u64) -> [u64; 4] {
+        let frame = start + 2 * SLOT as u64;
+        [start, start + SLOT as u64, frame, frame + TrampolineFrame::STACK_BYTES as u64]
     }
 }
 
@@ -146,21 +197,25 @@ async fn at_once(
     top: u64,
     there: &There,
     naming: Option<Naming>,
+    desk: &Desk,
 ) -> Result<Started> {
     let known = match there {
         There::Passed(_) => None,
         There::Already(number) => Some(*number),
     };
-    let frame = parent.image().stack_that_serves(known.unwrap_or(0), -1);
-    let buffer = parent.buffer(frame.len() + 2 * SLOT).await?;
+    // Above its stack is what it reads ahead into.
+    let begins = desk.begun.as_ref().map(|begun| (top, begun.address));
+    let frame = parent.image().stack_that_serves(known.unwrap_or(0), SAME, begins);
+    let buffer = desk.buffer.clone();
     let sp = top - frame.len() as u64;
-    let (outgoing, incoming) = (buffer.address(), buffer.address() + SLOT as u64);
-    let template = incoming + SLOT as u64;
+    let [outgoing, incoming, template, begun] = Desk::places(buffer.address());
     let mut bytes = Message::sending(outgoing, &[0], &[-1]);
     bytes.resize(SLOT, 0);
     bytes.extend(Message::receiving(incoming, 1));
     bytes.resize(2 * SLOT, 0);
     bytes.extend(&frame);
+    debug_assert_eq!(bytes.len() as u64, begun - outgoing);
+    bytes.extend(0u64.to_le_bytes());
     let shares_files = flags.contains(CloneFlags::CLONE_FILES);
     let table = parent.table();
     // A name says which child it is by what its pidfd is, there.
@@ -327,7 +382,7 @@ async fn step_by_step(
         There::Passed(there) => parent.send_server_fds(&[there.as_fd()]).await?[0],
     };
     let at = buffer.address();
-    let stack = parent.image().stack_that_serves(input, input);
+    let stack = parent.image().stack_that_serves(input, input, None);
     let sp = top - stack.len() as u64;
     let calls = vec![
         Call::copy_in(sp, stack.to_vec()),

@@ -65,7 +65,7 @@ pub(crate) enum Guardian {
 pub(crate) enum Buffer {
     Arena(Piece),
     /// In memory that this process shares, as long as that is used.
-    Shared(Piece, #[expect(dead_code, reason = "held")] Arc<Shared>),
+    Shared(Piece, Arc<Shared>),
     Mapped(Mapping),
 }
 
@@ -74,6 +74,14 @@ impl Buffer {
         match self {
             Self::Arena(piece) | Self::Shared(piece, _) => piece.address(),
             Self::Mapped(mapping) => mapping.address(),
+        }
+    }
+
+    /// The memory that this process has too, if it is in such.
+    pub(crate) fn shared(&self) -> Option<&Arc<Shared>> {
+        match self {
+            Self::Shared(_, memory) => Some(memory),
+            Self::Arena(_) | Self::Mapped(_) => None,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use memfd::{FileSeal, MemfdOptions};
@@ -161,6 +162,14 @@ impl Shared {
         let fits = at >= ARENA_OFFSET as u64 && at.checked_add(len)? <= SHARED_SIZE as u64;
         // SAFETY: inside of the pages: it was just compared.
         fits.then(|| unsafe { self.here.0.cast::<u8>().add(at as usize) })
+    }
+
+    /// The number at a place in the arena, a multiple of 8, which the server may change meanwhile, or
+    /// `None` if it is not there. What the server did before it stored the number has been done.
+    pub(crate) fn load(&self, address: u64) -> Option<u64> {
+        let place = self.place(address, 8)?.cast::<AtomicU64>();
+        // SAFETY: it is there and aligned, and only copies and atomics access it.
+        place.is_aligned().then(|| unsafe { place.as_ref() }.load(Ordering::Acquire))
     }
 
     /// Copies to a place in the arena. False: it is not there.

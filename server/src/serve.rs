@@ -4,7 +4,9 @@
 //! anything else is read, because clients put payloads of their own calls into the same stream.
 
 use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicU64, Ordering};
 
+use farcall_abi::entry::AHEAD;
 use farcall_abi::handshake::Answer;
 use farcall_abi::log::LOG_SIZE;
 use farcall_abi::upgrade::{Handover, Watched};
@@ -46,16 +48,30 @@ pub struct Server {
     pub buffers: Buffers,
 }
 
-/// Entry: serves version 0 on two descriptors, until the end of input. A negative output: both are the
-/// input's.
-pub extern "C" fn serve(input: i32, output: i32) {
-    serve_persistent(input, output, -1);
+/// Entry: serves two descriptors until the end of input, from version 0 on. A negative output: both are
+/// the input's; and [`AHEAD`]: it begins in version 1, with this memory, and says so at `begun`.
+pub extern "C" fn serve(input: i32, output: i32, memory: u64, begun: *const AtomicU64) {
+    serve_persistent(input, output, -1, memory, begun);
 }
 
 /// Entry: the same, and after the end of input the next connection is awaited on `listen`. Returns
 /// when there is neither a connection nor a listener.
-pub extern "C" fn serve_persistent(input: i32, output: i32, listen: i32) {
+pub extern "C" fn serve_persistent(
+    input: i32,
+    output: i32,
+    listen: i32,
+    memory: u64,
+    begun: *const AtomicU64,
+) {
     let mut server = Server::new();
+    if output == AHEAD {
+        server.state.stream.version = STREAM_VERSION;
+        server.state.log.memory = memory;
+        // SAFETY: who asks for this promises that it is null or an aligned number that can be written.
+        if let Some(begun) = unsafe { begun.as_ref() } {
+            begun.store(1, Ordering::Release);
+        }
+    }
     let entry = |fd, events| PollFd { fd, events, revents: 0 };
     server.state.watched = Watched {
         input: entry(input, POLLIN),

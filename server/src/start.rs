@@ -45,8 +45,8 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
         unsafe { passed(environment) }
     };
     match listen {
-        None => serve::serve_persistent(0, 1, -1),
-        Some(Ok(listen)) => serve::serve_persistent(-1, -1, listen),
+        None => serve::serve_persistent(0, 1, -1, 0, ptr::null()),
+        Some(Ok(listen)) => serve::serve_persistent(-1, -1, listen, 0, ptr::null()),
         Some(Err(error)) => {
             const TEXT: &[u8] =
                 b"farcall: cannot listen: path in use or too long, or fd 3 no listener\n";

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 use crate::client::{Client, Ends, TOKEN, attach, count};
 use crate::server::{fds, making, sockets};
-use crate::stream::{Stream, read_up_to, until};
+use crate::stream::{Stream, read_up_to, request, until};
 
 const PAGE: usize = 4096;
 
@@ -88,13 +88,22 @@ struct Copy {
 
 impl Copy {
     /// Clones this process through the image's `raw_syscall`: the child returns into the
-    /// trampoline, which calls `serve_persistent` with these descriptors. `stream` is the other end.
-    fn new(input: i32, output: i32, listen: i32, stream: &Stream) -> Self {
+    /// trampoline, which calls `serve_persistent` with these descriptors and with memory that it may
+    /// use. `stream` is the other end.
+    fn new(input: i32, output: i32, listen: i32, memory: u64, stream: &Stream) -> Self {
         let (image, stack) = (Mapped::image(), Mapped::stack());
         let at = |offset| image.address() + entry(offset);
         let (serve_persistent, trampoline, raw_syscall) = (at(20), at(24), at(28));
-        let words: [u64; 8] =
-            [trampoline, input as u64, output as u64, listen as u64, 0, 0, 0, serve_persistent];
+        let words: [u64; 8] = [
+            trampoline,
+            input as u64,
+            output as u64,
+            listen as u64,
+            memory,
+            0,
+            0,
+            serve_persistent,
+        ];
         let top = 2 * PAGE - size_of_val(&words);
         let _making = making();
         // SAFETY: the words fit at the upper end of the stack's page, which is writable and
@@ -116,7 +125,8 @@ impl Copy {
         };
         assert!(pid > 0, "clone: {pid}");
         let copy = Self { pid: pid as i32, reaped: false };
-        copy.keeps_only(stream, &[input, output, listen]);
+        let ends = [input, output, listen].into_iter().filter(|fd| *fd >= 0);
+        copy.keeps_only(stream, &ends.collect::<Vec<_>>());
         copy
     }
 
@@ -170,7 +180,7 @@ fn everything_works(stream: &Stream, pid: i32) {
     assert_eq!(stream.copy_in(memory + 8000, &[8; 1000]), -i64::from(libc::EFAULT));
     let (bytes, real) = stream.copy_out(memory, 10_000);
     assert_eq!((bytes.len(), real), (10_000, 8192));
-    assert_eq!(stream.ask(crate::stream::HELLO, &[1]), 127 << 16);
+    assert_eq!(stream.ask(crate::stream::HELLO, &[1]), 255 << 16);
     stream.is_in_step();
 }
 
@@ -182,7 +192,7 @@ fn serve_persistent_lives_on_4_kib_of_stack_between_guard_pages() {
     let (ours, theirs) = sockets();
     let stream = stream_of(ours);
     let fd = theirs.as_raw_fd();
-    let mut copy = Copy::new(fd, fd, listener.as_raw_fd(), &stream);
+    let mut copy = Copy::new(fd, fd, listener.as_raw_fd(), 0, &stream);
     let listen = listener.as_raw_fd();
     drop((theirs, listener));
     everything_works(&stream, copy.pid);
@@ -209,5 +219,39 @@ fn serve_persistent_lives_on_4_kib_of_stack_between_guard_pages() {
     assert_eq!(attached.answer.listen(), listen);
     attached.stream.done(libc::SYS_close, &[listen as u64]);
     drop(attached);
+    copy.exits_with_0();
+}
+
+#[test]
+fn an_entry_begins_in_version_1_where_out_says_so() {
+    // As many bytes as version 1 needs; what is in them does not count.
+    let memory = vec![7u64; (16_384 + 64) / 8];
+    let memory = (memory.as_ptr() as u64).next_multiple_of(64);
+    let (ours, theirs) = sockets();
+    let stream = stream_of(ours);
+    let mut copy = Copy::new(theirs.as_raw_fd(), -2, -1, memory, &stream);
+    drop(theirs);
+    // A word that version 0 does not know, read ahead together with what it depends on.
+    let linked = crate::ring::LINK | libc::SYS_getpid as u64;
+    stream.send(&[request(libc::SYS_getpid as u64, &[]), request(linked, &[])].concat());
+    assert_eq!([stream.result(), stream.result()], [i64::from(copy.pid); 2]);
+    assert_eq!(stream.ask(crate::stream::HELLO, &[1]), 255 << 16 | 1);
+    // The log is behind what is read ahead.
+    let (records, _) = stream.copy_out(memory + 8192, 16 * 64);
+    let result = i64::from(copy.pid).to_le_bytes();
+    let getpid = [request(libc::SYS_getpid as u64, &[]), result.into()].concat();
+    assert_eq!(records.chunks(64).filter(|record| *record == getpid).count(), 2);
+    drop(stream);
+    copy.exits_with_0();
+}
+
+#[test]
+fn any_other_negative_out_means_version_0() {
+    let (ours, theirs) = sockets();
+    let stream = stream_of(ours);
+    let mut copy = Copy::new(theirs.as_raw_fd(), -3, -1, 64, &stream);
+    drop(theirs);
+    everything_works(&stream, copy.pid);
+    drop(stream);
     copy.exits_with_0();
 }

@@ -15,11 +15,6 @@ impl Connection {
         Ok(Self::over(stream.here().map_err(Error::io("waiting for a stream"))?))
     }
 
-    /// Whether nothing waits to be written.
-    pub(crate) fn is_written(&self) -> bool {
-        self.shared().lock().stream.is_written()
-    }
-
     /// [`Connection::process_died`], and the stream, if that can be another's.
     ///
     /// It can if nobody has begun to end it, no request was written in part, and the process had read

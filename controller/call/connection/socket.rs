@@ -84,6 +84,12 @@ impl Socket {
         asked == 0 && unread == 0
     }
 
+    /// Whether there is another end, and nothing of it to be read.
+    pub(crate) fn is_open(&self) -> bool {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+        recv(self.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
+    }
+
     fn waiting(&self) -> MutexGuard<'_, Option<Arc<Waiting>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
