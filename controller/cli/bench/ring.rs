@@ -86,7 +86,8 @@ async fn one_at_a_time(
     Ok(Figure::times(name, figure, LOCAL, baseline))
 }
 
-/// As many as can be under way, submitted and awaited together.
+/// In two halves, each of which is submitted again as soon as it is complete: so the server always has
+/// something to do.
 async fn in_flight(
     progress: &Progress,
     name: &'static str,
@@ -98,9 +99,18 @@ async fn in_flight(
         progress,
         name,
         IN_FLIGHT * BATCHES,
-        for _ in 0..BATCHES {
-            let calls = vec![call.clone(); IN_FLIGHT];
-            black_box(process.connection().submit(calls, Ok).await?);
+        {
+            let half = || process.connection().submit(vec![call.clone(); IN_FLIGHT / 2], Ok);
+            let mut halves = [half(), half()];
+            for _ in 1..BATCHES {
+                for one in &mut halves {
+                    black_box((&mut *one).await?);
+                    *one = half();
+                }
+            }
+            for one in halves {
+                black_box(one.await?);
+            }
         },
         local(IN_FLIGHT * BATCHES, server)?,
     );
