@@ -41,10 +41,12 @@ pub const MAX_DATA: u64 = 1 << 31;
 /// Calls under way on one stream. `T` is what the caller wants back with a batch's replies.
 #[derive(Debug)]
 pub struct Stream<T> {
-    queue: VecDeque<Batch<T>>,
+    /// In order: those that are written as a whole, and then the queue.
+    batches: VecDeque<Batch<T>>,
+    /// How many of them are written as a whole.
+    sent: usize,
     /// Bytes of the queue's first batch that are gone.
     written: usize,
-    sent: VecDeque<Batch<T>>,
     /// What was under way on a stream that was lost; without a tag if it has been given up.
     aside: VecDeque<(Unanswered, Option<T>)>,
     incoming: Incoming,
@@ -143,9 +145,9 @@ impl Partial {
 impl<T> Default for Stream<T> {
     fn default() -> Self {
         Self {
-            queue: VecDeque::new(),
+            batches: VecDeque::new(),
             written: 0,
-            sent: VecDeque::new(),
+            sent: 0,
             aside: VecDeque::new(),
             incoming: Incoming::Result(Partial::default()),
             version: 0,
@@ -168,7 +170,7 @@ impl<T> Stream<T> {
 
     /// Whether such a batch is queued.
     pub fn has_queued(&self, which: impl Fn(&T) -> bool) -> bool {
-        self.queue.iter().any(|batch| which(&batch.tag))
+        self.queue().any(|batch| which(&batch.tag))
     }
 
     /// Adds a batch at the end of the queue. An empty one would never complete.
@@ -183,7 +185,7 @@ impl<T> Stream<T> {
 
     /// The same for one for which the results of those before it may wait: nobody waits for them.
     pub fn push_together(&mut self, calls: impl Into<Calls>, tag: T) {
-        self.queue.push_back(batch(calls.into(), None, false, tag));
+        self.batches.push_back(batch(calls.into(), None, false, tag));
     }
 
     fn flush_before(&self, calls: &mut [Call]) {
@@ -201,16 +203,20 @@ impl<T> Stream<T> {
         self.written > 0
     }
 
+    fn queue(&self) -> impl Iterator<Item = &Batch<T>> {
+        self.batches.iter().skip(self.sent)
+    }
+
     /// Whether nothing waits to be written.
     #[must_use]
     pub fn is_written(&self) -> bool {
-        self.queue.is_empty()
+        self.queued() == 0
     }
 
     /// How many batches wait to be written.
     #[must_use]
     pub fn queued(&self) -> usize {
-        self.queue.len()
+        self.batches.len() - self.sent
     }
 
     /// Whether nothing that was written, or begun to be, waits for its reply.
@@ -218,8 +224,8 @@ impl<T> Stream<T> {
     pub fn is_answered(&self) -> bool {
         let nothing_aside = || self.aside.iter().all(|(_, tag)| tag.is_none());
         // What goes on after a loss has been begun already.
-        let goes_on = self.queue.front().is_some_and(|batch| batch.known.is_some());
-        self.sent.is_empty() && !self.is_torn() && !goes_on && nothing_aside()
+        let goes_on = self.batches.get(self.sent).is_some_and(|batch| batch.known.is_some());
+        self.sent == 0 && !self.is_torn() && !goes_on && nothing_aside()
     }
 
     /// How many calls have been answered since the stream began.
@@ -234,7 +240,8 @@ impl<T> Stream<T> {
             // There is no log that they would have to fit into.
             return usize::MAX;
         }
-        let unanswered = self.sent.iter().map(|batch| batch.calls.len() - batch.replies.len());
+        let sent = self.batches.iter().take(self.sent);
+        let unanswered = sent.map(|batch| batch.calls.len() - batch.replies.len());
         (LOG_CAPACITY as usize).saturating_sub(unanswered.sum())
     }
 
@@ -248,8 +255,8 @@ impl<T> Stream<T> {
             (true, false) => 0,
         };
         let mut skip = self.written;
-        let mut slices = Vec::with_capacity(PIECES.min(2 * self.queue.len()));
-        let calls = self.queue.iter().take(batches).flat_map(|batch| {
+        let mut slices = Vec::with_capacity(PIECES.min(2 * self.queued()));
+        let calls = self.queue().take(batches).flat_map(|batch| {
             // Those that have their replies are not under way any more.
             let answered = batch.replies.len();
             batch.calls.iter().enumerate().map(move |(i, call)| (i >= answered, call))
@@ -278,13 +285,13 @@ impl<T> Stream<T> {
     /// The first `n` bytes of the output are gone.
     pub fn wrote(&mut self, n: usize) {
         self.written += n;
-        while let Some(batch) = self.queue.front() {
+        while let Some(batch) = self.batches.get(self.sent) {
             let size = batch.size(batch.calls.len());
             if self.written < size {
                 break;
             }
             self.written -= size;
-            self.sent.extend(self.queue.pop_front());
+            self.sent += 1;
         }
     }
 
@@ -376,7 +383,7 @@ impl<T> Stream<T> {
         let answered = batch.replies.len();
         let call = batch.calls.get(answered).ok_or("too many results")?;
         // Only a batch that is written in part has calls that the server can't have answered.
-        if self.sent.is_empty() && self.written < batch.size(answered + 1) {
+        if self.sent == 0 && self.written < batch.size(answered + 1) {
             return Err("a result of a call that is not written yet");
         }
         Ok(call.data_len())
@@ -384,26 +391,21 @@ impl<T> Stream<T> {
 
     /// The batch that the next reply belongs to: one that is written in part can have replies too.
     fn answering(&self) -> Option<&Batch<T>> {
-        self.sent.front().or_else(|| self.queue.front().filter(|_| self.is_torn()))
+        self.batches.front().filter(|_| self.sent > 0 || self.is_torn())
     }
 
     fn reply(&mut self, reply: Reply) -> Option<(T, Replies)> {
         let torn = self.is_torn();
         self.answered += 1;
-        match self.sent.front_mut() {
-            Some(batch) => {
-                batch.replies.push(reply);
-                if batch.replies.len() < batch.calls.len() {
-                    return None;
-                }
-                let batch = self.sent.pop_front()?;
-                Some((batch.tag, fill(batch.known, batch.replies)))
-            }
-            None => {
-                self.queue.front_mut().filter(|_| torn)?.replies.push(reply);
-                None
-            }
+        let batch = self.batches.front_mut().filter(|_| self.sent > 0 || torn)?;
+        batch.replies.push(reply);
+        // One that is written in part has calls that have no replies.
+        if self.sent == 0 || batch.replies.len() < batch.calls.len() {
+            return None;
         }
+        self.sent -= 1;
+        let batch = self.batches.pop_front()?;
+        Some((batch.tag, fill(batch.known, batch.replies)))
     }
 
     /// The stream is over. What was written and not answered is set aside, in order. What was not
@@ -412,10 +414,10 @@ impl<T> Stream<T> {
         self.incoming = Incoming::Result(Partial::default());
         self.answered = 0;
         if self.written >= REQUEST_SIZE {
-            self.sent.extend(self.queue.pop_front());
+            self.sent += 1;
         }
         self.written = 0;
-        for batch in self.sent.drain(..) {
+        for batch in self.batches.drain(..std::mem::take(&mut self.sent)) {
             let Batch { calls, mut replies, known, mut begun, tag } = batch;
             let mut calls = calls.into_vec();
             let mut known = known.unwrap_or_else(|| vec![None; calls.len()]);
@@ -487,18 +489,19 @@ impl<T> Stream<T> {
             }
             first += sent;
         }
-        queue.append(&mut self.queue);
-        self.queue = queue;
+        debug_assert_eq!(self.sent, 0);
+        queue.append(&mut self.batches);
+        self.batches = queue;
         fates
     }
 
     /// Gives up those batches that were never written and that `which` names.
     pub fn withdraw(&mut self, which: impl Fn(&T) -> bool) -> Vec<T> {
         debug_assert_eq!(self.written, 0);
-        let queue = std::mem::take(&mut self.queue);
+        let queue = self.take_queue().0;
         let (withdrawn, kept): (VecDeque<_>, _) =
             queue.into_iter().partition(|batch| which(&batch.tag));
-        self.queue = kept;
+        self.batches.extend(kept);
         withdrawn.into_iter().map(|batch| batch.tag).collect()
     }
 
@@ -507,14 +510,14 @@ impl<T> Stream<T> {
     pub fn revise(&mut self, mut change: impl FnMut(&mut [Call], &mut T) -> bool) -> Fates<T> {
         debug_assert!(!self.is_torn());
         let mut fates = Fates::default();
-        for mut batch in std::mem::take(&mut self.queue) {
+        for mut batch in self.take_queue().0 {
             if !change(&mut batch.calls, &mut batch.tag) {
                 // What goes on after a loss has been begun before it.
                 let fate = if batch.begun { &mut fates.lost } else { &mut fates.not_executed };
                 fate.push(batch.tag);
                 continue;
             }
-            self.queue.push_back(batch);
+            self.batches.push_back(batch);
         }
         fates
     }
@@ -522,19 +525,19 @@ impl<T> Stream<T> {
     /// Takes away what waits to be written, while nothing of it has been.
     pub(crate) fn take_queue(&mut self) -> Queue<T> {
         debug_assert!(!self.is_torn());
-        Queue(std::mem::take(&mut self.queue))
+        Queue(self.batches.split_off(self.sent))
     }
 
     /// Puts back what was taken away, behind what has been pushed since.
     pub(crate) fn append_queue(&mut self, queue: Queue<T>) {
-        self.queue.extend(queue.0);
+        self.batches.extend(queue.0);
     }
 
     /// Gives up what waits to be written.
     pub fn abandon(&mut self) -> Fates<T> {
         debug_assert_eq!(self.written, 0);
         let mut fates = Fates::default();
-        for batch in self.queue.drain(..) {
+        for batch in self.batches.drain(self.sent..) {
             // What goes on after a loss has been begun before it.
             let fate = if batch.begun { &mut fates.lost } else { &mut fates.not_executed };
             fate.push(batch.tag);

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
+use super::ring::Common;
 use super::{Batch, Connection, Of, Receipt, Shared, Until};
 use crate::call::{Call, Error, Result};
-use crate::transport;
 
 /// How often to look before the next look is left to a timer: an interrupted call is there in some
 /// microseconds.
@@ -24,15 +24,14 @@ const PATIENCE: u32 = 1000;
 pub(super) type Signal = Arc<dyn Fn() -> Result<()> + Send + Sync>;
 
 /// Whoever wants to interrupt a call of a ring, one after the other.
-#[derive(Clone)]
 pub(super) struct Interrupts {
     signal: Signal,
-    turn: Arc<tokio::sync::Mutex<()>>,
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Interrupts {
     pub(super) fn new(signal: Signal) -> Self {
-        Self { signal, turn: Arc::default() }
+        Self { signal, turn: tokio::sync::Mutex::default() }
     }
 }
 
@@ -40,21 +39,14 @@ impl Interrupts {
 #[derive(Clone)]
 pub struct Interrupter {
     shared: Arc<Shared>,
-    memory: Arc<transport::Shared>,
-    interrupts: Interrupts,
+    common: Arc<Common>,
     /// Of its record.
     index: u64,
 }
 
 impl Interrupter {
-    pub(super) fn new(
-        shared: &Arc<Shared>,
-        memory: &Arc<transport::Shared>,
-        interrupts: &Interrupts,
-        index: u64,
-    ) -> Self {
-        let (shared, memory, interrupts) = (shared.clone(), memory.clone(), interrupts.clone());
-        Self { shared, memory, interrupts, index }
+    pub(super) fn new(shared: &Arc<Shared>, common: &Arc<Common>, index: u64) -> Self {
+        Self { shared: shared.clone(), common: common.clone(), index }
     }
 
     /// Interrupts the call: it returns EINTR, without having begun if it is not its turn yet, unless it
@@ -75,20 +67,21 @@ impl Interrupter {
     }
 
     async fn interrupt_to_the_end(self) -> Result<()> {
-        let _turn = self.interrupts.turn.lock().await;
-        let Some(signal) = self.shared.begin_interrupt(&self.memory, self.index) else {
+        let Common { memory, interrupts, .. } = &*self.common;
+        let _turn = interrupts.turn.lock().await;
+        let Some(signal) = self.shared.begin_interrupt(memory, self.index) else {
             return Ok(());
         };
         let _end = End(&self);
         if signal {
-            (self.interrupts.signal)()?;
+            (interrupts.signal)()?;
         }
         self.complete().await
     }
 
     /// Waits until the call is complete and its signal, if there was one, has been heard.
     async fn complete(&self) -> Result<()> {
-        let ring = self.memory.ring();
+        let ring = self.common.memory.ring();
         let mut pauses = 0;
         loop {
             for _ in 0..LOOKS {
@@ -109,7 +102,7 @@ impl Interrupter {
 
     /// The call has been handed over, on this link, and has no result yet.
     fn is_under_way(&self) -> bool {
-        self.shared.is_under_way(&self.memory, self.index)
+        self.shared.is_under_way(&self.common.memory, self.index)
     }
 }
 
@@ -118,7 +111,7 @@ struct End<'a>(&'a Interrupter);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        self.0.shared.end_interrupt(&self.0.memory);
+        self.0.shared.end_interrupt(&self.0.common.memory);
     }
 }
 

@@ -98,7 +98,7 @@ enum Of {
     /// It names what exists with this one only.
     ThisLink,
     /// On any, over its data socket.
-    Data(Passing),
+    Data(Box<Passing>),
 }
 
 impl Batch {
@@ -439,7 +439,7 @@ impl Connection {
         };
         let complete = move |replies| complete(replies, &inbox);
         let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
-        let batch = Batch { complete, of: Of::Data(passing) };
+        let batch = Batch { complete, of: Of::Data(Box::new(passing)) };
         let pass = || if fds.is_empty() { Ok(()) } else { socket.pass(fds) };
         receipt.until = self.shared().submit(calls.into(), batch, None, When::AtOnce, pass);
         receipt

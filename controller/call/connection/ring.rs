@@ -39,20 +39,24 @@ pub(super) struct RingLink {
     calls: Ring<Batch>,
     /// Wakes the server.
     bell: OwnedFd,
-    looks: Arc<Looks>,
-    interrupts: Interrupts,
+    common: Arc<Common>,
     /// A signal may be on its way that means one of its calls.
     interrupting: bool,
     /// Dropping it ends the task that hears the controller's bell.
     _attended: oneshot::Sender<()>,
 }
 
+/// What all who wait for a call of a ring need.
+pub(super) struct Common {
+    pub(super) memory: Arc<transport::Shared>,
+    looks: Looks,
+    pub(super) interrupts: Interrupts,
+}
+
 /// A batch that somebody waits for.
 pub(super) struct Waited {
     shared: Arc<Shared>,
-    memory: Arc<transport::Shared>,
-    looks: Arc<Looks>,
-    interrupts: Interrupts,
+    common: Arc<Common>,
     /// The number of its last record.
     index: u64,
     /// How many are under way, this one included.
@@ -130,7 +134,8 @@ impl RingLink {
         let index = self.calls.push_one(call);
         self.wake_server();
         let ring = self.calls.memory().ring();
-        let there = look(ring, index, 1, &self.looks, most).then(|| ring.result(index)).flatten();
+        let there =
+            look(ring, index, 1, &self.common.looks, most).then(|| ring.result(index)).flatten();
         there.map(|result| Reply { result, data: Vec::new() }).ok_or(index)
     }
 
@@ -144,9 +149,7 @@ impl RingLink {
     pub(super) fn waited(&self, shared: &Arc<Shared>, index: u64) -> Waited {
         Waited {
             shared: shared.clone(),
-            memory: self.calls.memory().clone(),
-            looks: self.looks.clone(),
-            interrupts: self.interrupts.clone(),
+            common: self.common.clone(),
             index,
             ahead: self.calls.in_flight(),
             executes: false,
@@ -157,7 +160,7 @@ impl RingLink {
     fn wake_server(&self) {
         let ring = self.calls.memory().ring();
         let sleeps = ring.server_sleeps();
-        ring.set_patience(self.looks.for_call(sleeps));
+        ring.set_patience(self.common.looks.for_call(sleeps));
         if sleeps {
             // It does not fill up: the server empties it whenever it is woken.
             let _ = nix::unistd::write(&self.bell, &1u64.to_ne_bytes());
@@ -200,16 +203,17 @@ impl RingLink {
 impl Waited {
     /// What interrupts the batch's last call.
     pub(super) fn interrupter(&self) -> Option<Interrupter> {
-        let new = || Interrupter::new(&self.shared, &self.memory, &self.interrupts, self.index);
+        let new = || Interrupter::new(&self.shared, &self.common, self.index);
         (!self.executes).then(new)
     }
 
     /// Looks for a while whether it is complete, and completes it. False: it is left to the task
     /// that hears the bell.
     pub(super) fn look(&self) -> bool {
-        let ring = self.memory.ring();
+        let Common { memory, looks, .. } = &*self.common;
+        let ring = memory.ring();
         let there =
-            look(ring, self.index, self.ahead, &self.looks, u32::MAX) || !ring.wait_for(self.index);
+            look(ring, self.index, self.ahead, looks, u32::MAX) || !ring.wait_for(self.index);
         if there {
             self.shared.collect();
         }
@@ -218,7 +222,7 @@ impl Waited {
 
     /// Nobody waits for it any more.
     pub(super) fn leave(&self) {
-        if !self.memory.ring().wait_for(self.index) {
+        if !self.common.memory.ring().wait_for(self.index) {
             self.shared.collect();
         }
     }
@@ -373,12 +377,11 @@ impl Connection {
             return;
         }
         let (attended, over) = oneshot::channel();
-        let looks = Arc::new(Looks::new(polling));
+        let looks = Looks::new(polling);
         memory.ring().set_patience(looks.for_call(false));
-        let calls = Ring::new(memory);
-        let interrupts = Interrupts::new(signal);
-        let interrupting = false;
-        let ring = RingLink { calls, bell, looks, interrupts, interrupting, _attended: attended };
+        let calls = Ring::new(memory.clone());
+        let common = Arc::new(Common { memory, looks, interrupts: Interrupts::new(signal) });
+        let ring = RingLink { calls, bell, common, interrupting: false, _attended: attended };
         let before = state.ring.replace(ring);
         state.in_rings += before.map_or(0, |ring| ring.answered());
         tokio::spawn(attend(Arc::downgrade(self.shared()), ours.0, over));

@@ -86,14 +86,15 @@ async fn in_flight(
     server: &mut Server,
 ) -> Result<Figure, Failure> {
     let call = || Call::syscall(Sysno::getppid, [0; 6]);
+    let mut receipts = Vec::with_capacity(IN_FLIGHT);
     let [figure, baseline] = take_turns!(
         progress,
         name,
         IN_FLIGHT * BATCHES,
         for _ in 0..BATCHES {
-            let receipts: Vec<_> =
-                (0..IN_FLIGHT).map(|_| process.connection().call("getppid", call())).collect();
-            for receipt in receipts {
+            receipts
+                .extend((0..IN_FLIGHT).map(|_| process.connection().call("getppid", call())));
+            for receipt in receipts.drain(..) {
                 receipt.await?;
             }
         },
