@@ -66,9 +66,17 @@ impl Prepared {
 
     /// The call that is being executed has this result: if it is the one that KEEP was about, its
     /// resource is entered, or leaves.
-    #[inline(never)]
+    #[inline(always)]
     pub fn enter(&self, log: &LogHead, result: i64) {
-        if self.call != log.calls || is_error(result) {
+        // Few are.
+        if self.call == log.calls {
+            self.enter_result(log, result);
+        }
+    }
+
+    #[inline(never)]
+    fn enter_result(&self, log: &LogHead, result: i64) {
+        if is_error(result) {
             return;
         }
         let [slot, _, _, from, count, clear] = self.args;

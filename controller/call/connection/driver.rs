@@ -9,7 +9,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use super::socket::Socket;
 use super::state::Link;
-use super::{Gathered, Shared, fail};
+use super::{Gathered, Shared};
 
 /// How long threads that wait for their own replies may pause before the task waits again.
 const ALONE: Duration = Duration::from_millis(50);
@@ -90,7 +90,7 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
     drop(state);
     shared.complete(answered);
     shared.changed.send_replace(());
-    fail(failed);
+    shared.fail(failed);
     if let Some(down) = down {
         down();
     }

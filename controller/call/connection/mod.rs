@@ -68,20 +68,26 @@ enum Complete {
     Value {
         name: &'static str,
         result: oneshot::Sender<Result<u64>>,
-        weight: Weight,
+        /// What it takes of the room.
+        size: usize,
     },
     Any(Box<dyn FnOnce(Result<Replies>) + Send>),
 }
 
 impl Complete {
-    fn with(self, replies: Result<Replies>) {
+    /// Returns how much room is to be given back.
+    #[must_use]
+    fn with(self, replies: Result<Replies>) -> usize {
         match self {
-            Self::Value { name, result, weight } => {
+            Self::Value { name, result, size } => {
                 // Nobody may wait for it any more.
                 let _ = result.send(replies.and_then(|replies| value(name, &replies)));
-                drop(weight);
+                size
             }
-            Self::Any(complete) => complete(replies),
+            Self::Any(complete) => {
+                complete(replies);
+                0
+            }
         }
     }
 }
@@ -361,7 +367,7 @@ impl Connection {
         drop(state);
         self.shared().complete(answered);
         self.shared().changed.send_replace(());
-        fail(lost);
+        self.shared().fail(lost);
     }
 
     /// What is submitted from here on is for a server that speaks `version` of the stream.
@@ -475,10 +481,11 @@ impl Connection {
 
     /// What completes a call that is a batch of its own, and what waits for its value.
     fn receipt_of(&self, name: &'static str, call: &Call) -> (Complete, Receipt<u64>) {
-        let weight = self.weigh(room::size(std::slice::from_ref(call)));
+        let size = room::size(std::slice::from_ref(call));
+        self.shared().room.enter(size);
         let (result, receiver) = oneshot::channel();
         (
-            Complete::Value { name, result, weight },
+            Complete::Value { name, result, size },
             Receipt { result: receiver, until: Until::Nothing },
         )
     }
@@ -514,7 +521,7 @@ impl Connection {
         drop(state);
         self.shared().changed.send_replace(());
         self.shared().work.notify_one();
-        fail(failed);
+        self.shared().fail(failed);
     }
 
     /// Calls `down` when a link has been lost that the process may have outlived, and this side did
@@ -535,7 +542,7 @@ impl Connection {
         drop(state);
         self.shared().complete(complete);
         self.shared().changed.send_replace(());
-        fail(lost);
+        self.shared().fail(lost);
     }
 
     /// Whether it is the same connection.
@@ -574,7 +581,7 @@ impl Drop for Handle {
         if complete {
             self.0.collect();
         }
-        fail(queued);
+        self.0.fail(queued);
     }
 }
 
@@ -599,17 +606,28 @@ impl Shared {
         state
     }
 
+    fn fail(&self, lost: Lost) {
+        for (batch, outcome) in lost.batches {
+            let successor = lost.successor.map(|successor| successor.error(outcome));
+            drop(batch.of);
+            let done = batch.complete.with(Err(successor.unwrap_or(Error::Lost(outcome))));
+            self.room.leave(done);
+        }
+    }
+
     /// Completes batches that were counted as completing, outside of the lock: it may submit.
     fn complete(&self, mut batches: Vec<(Batch, Replies)>) {
         let count = batches.len();
         if count == 0 {
             return;
         }
+        let mut done = 0;
         for (batch, replies) in batches.drain(..) {
             // What it has passed may be a child's end of something, and is not held here any more then.
             drop(batch.of);
-            batch.complete.with(Ok(replies));
+            done += batch.complete.with(Ok(replies));
         }
+        self.room.leave(done);
         let mut state = self.lock();
         state.completing -= count;
         if batches.capacity() <= 2 * LOG_CAPACITY as usize {
@@ -658,7 +676,7 @@ impl Shared {
         };
         if let Some(result) = refused {
             drop(state);
-            batch.complete.with(result);
+            self.room.leave(batch.complete.with(result));
             return Until::Nothing;
         }
         let executes = calls.last().is_some_and(Call::executes);
@@ -749,14 +767,6 @@ fn receipt<R: Send + 'static>(
         drop(weight);
     });
     (Complete::Any(complete), Receipt { result: receiver, until: Until::Nothing })
-}
-
-fn fail(lost: Lost) {
-    for (batch, outcome) in lost.batches {
-        let successor = lost.successor.map(|successor| successor.error(outcome));
-        drop(batch.of);
-        batch.complete.with(Err(successor.unwrap_or(Error::Lost(outcome))));
-    }
 }
 
 impl Successor {

@@ -102,7 +102,8 @@ impl Connection {
             }
             _ => {
                 drop(state);
-                complete.with(Err(Error::Lost(Outcome::NotExecuted)));
+                let done = complete.with(Err(Error::Lost(Outcome::NotExecuted)));
+                self.shared().room.leave(done);
             }
         }
         receipt

@@ -1,7 +1,7 @@
 //! The end of a connection whose process is dead, and whose stream goes on without it.
 
 use super::state::{Link, Lost};
-use super::{Connection, Socket, fail};
+use super::{Connection, Socket};
 use crate::call::Error;
 
 impl Connection {
@@ -40,7 +40,7 @@ impl Connection {
         self.shared().complete(answered);
         self.shared().changed.send_replace(());
         self.shared().work.notify_one();
-        fail(lost);
+        self.shared().fail(lost);
         Some(left)
     }
 }

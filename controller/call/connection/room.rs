@@ -64,11 +64,20 @@ impl Room {
 
     /// Takes room for so many bytes, whether or not there is any.
     pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Weight {
-        self.update(|used, closed| (used + bytes, closed || used + bytes >= LIMIT));
+        self.enter(bytes);
         Weight { room: self.clone(), bytes }
     }
 
-    fn give_back(&self, bytes: usize) {
+    /// The same for who gives it back by [`Room::leave`].
+    pub(super) fn enter(&self, bytes: usize) {
+        self.update(|used, closed| (used + bytes, closed || used + bytes >= LIMIT));
+    }
+
+    /// Gives room back.
+    pub(super) fn leave(&self, bytes: usize) {
+        if bytes == 0 {
+            return;
+        }
         let opens = self.update(|used, closed| (used - bytes, closed && used - bytes > LOW));
         if opens {
             self.opened.notify_waiters();
@@ -91,7 +100,7 @@ impl Room {
 
 impl Drop for Weight {
     fn drop(&mut self) {
-        self.room.give_back(self.bytes);
+        self.room.leave(self.bytes);
     }
 }
 

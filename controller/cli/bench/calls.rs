@@ -92,8 +92,7 @@ async fn in_flight(
         name,
         IN_FLIGHT * BATCHES,
         for _ in 0..BATCHES {
-            receipts
-                .extend((0..IN_FLIGHT).map(|_| process.connection().call("getppid", call())));
+            receipts.extend((0..IN_FLIGHT).map(|_| process.connection().call("getppid", call())));
             for receipt in receipts.drain(..) {
                 receipt.await?;
             }
