@@ -303,6 +303,52 @@ async fn a_child_dies_with_its_parent() {
 }
 
 #[test]
+fn a_child_that_is_stopped_when_it_is_there_dies_with_its_controller() {
+    const TEST: &str = "a_child_that_is_stopped_when_it_is_there_dies_with_its_controller";
+    const CHILDREN: usize = 60;
+    if role().is_some() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let root = root().await;
+            // With memory that is shared with this process, in which children can say something.
+            root.enter_ring(Polling::Adaptive).await.unwrap();
+            let mut children = Vec::new();
+            for number in 0..CHILDREN {
+                let child = match number % 3 {
+                    0 => root.child().share_memory().share_files(),
+                    1 => root.child().share_memory(),
+                    _ => root.child(),
+                };
+                let child = child.spawn().await.unwrap();
+                // Nothing more that it would do, it does.
+                child.kill(Signal::SIGSTOP).unwrap();
+                children.push(child);
+            }
+            let pids = children.iter().map(|child| child.pid().unwrap().to_string());
+            tell(pids.collect::<Vec<_>>().join(" "));
+            std::future::pending::<()>().await;
+        });
+        return;
+    }
+    let mut controller = Role::start(TEST, "controller");
+    let told = controller.told();
+    let pids: Vec<i32> = told.split(' ').map(|pid| pid.parse().unwrap()).collect();
+    assert_eq!(pids.len(), CHILDREN);
+    controller.kill();
+    let left = || pids.iter().filter(|pid| alive(**pid)).count();
+    let end = std::time::Instant::now() + LIMIT;
+    while left() > 0 && std::time::Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let tied = left();
+    for pid in pids.iter().filter(|pid| alive(**pid)) {
+        // None is left behind by the test.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    assert_eq!(tied, 0, "children that outlived their controller, of {CHILDREN}");
+}
+
+#[test]
 fn all_die_with_their_controller() {
     const TEST: &str = "all_die_with_their_controller";
     if role().is_some() {

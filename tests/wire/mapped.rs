@@ -8,6 +8,7 @@ use std::num::NonZero;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::libc;
@@ -88,9 +89,9 @@ struct Copy {
 
 impl Copy {
     /// Clones this process through the image's `raw_syscall`: the child returns into the
-    /// trampoline, which calls `serve_persistent` with these descriptors and with memory that it may
-    /// use. `stream` is the other end.
-    fn new(input: i32, output: i32, listen: i32, memory: u64, stream: &Stream) -> Self {
+    /// trampoline, which calls `serve_persistent` with these descriptors, with memory that it may
+    /// use, and with where to say that it has begun. `stream` is the other end.
+    fn new([input, output, listen]: [i32; 3], memory: u64, begun: u64, stream: &Stream) -> Self {
         let (image, stack) = (Mapped::image(), Mapped::stack());
         let at = |offset| image.address() + entry(offset);
         let (serve_persistent, trampoline, raw_syscall) = (at(20), at(24), at(28));
@@ -100,7 +101,7 @@ impl Copy {
             output as u64,
             listen as u64,
             memory,
-            0,
+            begun,
             0,
             serve_persistent,
         ];
@@ -192,7 +193,7 @@ fn serve_persistent_lives_on_4_kib_of_stack_between_guard_pages() {
     let (ours, theirs) = sockets();
     let stream = stream_of(ours);
     let fd = theirs.as_raw_fd();
-    let mut copy = Copy::new(fd, fd, listener.as_raw_fd(), 0, &stream);
+    let mut copy = Copy::new([fd, fd, listener.as_raw_fd()], 0, 0, &stream);
     let listen = listener.as_raw_fd();
     drop((theirs, listener));
     everything_works(&stream, copy.pid);
@@ -229,13 +230,17 @@ fn an_entry_begins_in_version_1_where_out_says_so() {
     let memory = (memory.as_ptr() as u64).next_multiple_of(64);
     let (ours, theirs) = sockets();
     let stream = stream_of(ours);
-    let mut copy = Copy::new(theirs.as_raw_fd(), -2, -1, memory, &stream);
+    let begun = AtomicU64::new(0);
+    let at = (&raw const begun) as u64;
+    let mut copy = Copy::new([theirs.as_raw_fd(), -2, -1], memory, at, &stream);
     drop(theirs);
     // A word that version 0 does not know, read ahead together with what it depends on.
     let linked = crate::ring::LINK | libc::SYS_getpid as u64;
     stream.send(&[request(libc::SYS_getpid as u64, &[]), request(linked, &[])].concat());
     assert_eq!([stream.result(), stream.result()], [i64::from(copy.pid); 2]);
     assert_eq!(stream.ask(crate::stream::HELLO, &[1]), 255 << 16 | 1);
+    // It has a copy of this memory.
+    assert_eq!(stream.copy_out(at, 8).0, 1u64.to_le_bytes());
     // The log is behind what is read ahead.
     let (records, _) = stream.copy_out(memory + 8192, 16 * 64);
     let result = i64::from(copy.pid).to_le_bytes();
@@ -249,7 +254,7 @@ fn an_entry_begins_in_version_1_where_out_says_so() {
 fn any_other_negative_out_means_version_0() {
     let (ours, theirs) = sockets();
     let stream = stream_of(ours);
-    let mut copy = Copy::new(theirs.as_raw_fd(), -3, -1, 64, &stream);
+    let mut copy = Copy::new([theirs.as_raw_fd(), -3, -1], 64, 64, &stream);
     drop(theirs);
     everything_works(&stream, copy.pid);
     drop(stream);

@@ -5,6 +5,8 @@ use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Request, Word};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as Peer;
+use std::pin::pin;
+use std::task::Waker;
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -126,6 +128,45 @@ async fn what_can_wait_goes_out_with_what_comes_next_or_else_by_itself() {
     request(&server).await;
     server.write_all(&4i64.to_le_bytes()).unwrap();
     assert_eq!(held.await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn calls_go_out_together_when_the_first_of_them_is_awaited_or_dropped_or_has_company_enough()
+{
+    let (stream, mut server) = pair();
+    let connection = Connection::over(stream);
+    let mut context = Context::from_waker(Waker::noop());
+    let mut requests = vec![0; (COMPANY + 2) * REQUEST_SIZE];
+    server.set_nonblocking(true).unwrap();
+    let nothing = Err(std::io::ErrorKind::WouldBlock);
+    for awaited in [true, false] {
+        let mut first = pin!(connection.call("getpid", getpid()));
+        let second = connection.call("getpid", getpid());
+        assert_eq!(server.read(&mut requests).map_err(|error| error.kind()), nothing);
+        if awaited {
+            assert!(first.as_mut().poll(&mut context).is_pending());
+        } else {
+            first.set(Receipt::failed(Error::Gone));
+        }
+        assert_eq!(server.read(&mut requests).unwrap(), 2 * REQUEST_SIZE);
+        server.write_all(&[1i64.to_le_bytes(), 2i64.to_le_bytes()].concat()).unwrap();
+        assert_eq!(second.await.unwrap(), 2);
+    }
+    let many: Vec<_> = (0..COMPANY).map(|_| connection.call("getpid", getpid())).collect();
+    assert_eq!(server.read(&mut requests).map_err(|error| error.kind()), nothing);
+    let last = connection.call("getpid", getpid());
+    assert_eq!(server.read(&mut requests).unwrap(), (COMPANY + 1) * REQUEST_SIZE);
+    // What comes behind them waits for their replies, as ever.
+    server.write_all(&[0; RESULT_SIZE].repeat(COMPANY + 1)).unwrap();
+    for receipt in many.into_iter().chain([last]) {
+        receipt.await.unwrap();
+    }
+    server.set_nonblocking(false).unwrap();
+    // Whoever waits for nothing does not keep it back for ever.
+    let alone = connection.call("getpid", getpid());
+    request(&server).await;
+    server.write_all(&[0; RESULT_SIZE]).unwrap();
+    alone.await.unwrap();
 }
 
 #[tokio::test]
