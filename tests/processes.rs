@@ -305,7 +305,7 @@ async fn a_child_dies_with_its_parent() {
 #[test]
 fn a_child_that_is_stopped_when_it_is_there_dies_with_its_controller() {
     const TEST: &str = "a_child_that_is_stopped_when_it_is_there_dies_with_its_controller";
-    const CHILDREN: usize = 60;
+    const CHILDREN: usize = 240;
     if role().is_some() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {

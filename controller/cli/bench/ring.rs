@@ -1,12 +1,15 @@
 //! Calls through shared memory.
 
-use std::hint::black_box;
-use std::time::Duration;
+use std::hint::{black_box, spin_loop};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use farcall::Process;
 use farcall::call::{Call, Polling};
 use farcall::sys::Sysno;
-use nix::unistd::getppid;
+use nix::sched::{sched_getaffinity, sched_setaffinity};
+use nix::unistd::{Pid, getppid};
 use tokio::sync::oneshot;
 
 use super::measure::{Figure, Pinned, beside, take_turns};
@@ -29,6 +32,7 @@ pub async fn ring(progress: &Progress) -> Result<Vec<Figure>, Failure> {
     let pid = process.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
     let _pinned = Pinned::apart(&[pid])?;
     Ok(vec![
+        bare(progress, "ring.bare", pid)?,
         blocking(progress, "ring.call.sync", &process, pid).await?,
         one_at_a_time(progress, "ring.call.async", &process, pid).await?,
         in_flight(progress, "ring.pipelined", &process, pid).await?,
@@ -42,6 +46,72 @@ fn local(calls: usize, server: i32) -> Result<Duration, Failure> {
             black_box(getppid());
         }
     })
+}
+
+/// A number in a cache line that has none beside it.
+#[repr(align(128))]
+#[derive(Default)]
+struct Line(AtomicU64);
+
+impl Line {
+    /// Waits until the number is that.
+    fn wait_for(&self, number: u64) {
+        let mut looks = 0u32;
+        while self.0.load(Ordering::Acquire) != number {
+            looks = looks.saturating_add(1);
+            if looks < LOOKS {
+                spin_loop();
+            } else {
+                // There may be one processor for both.
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+/// A wait of so many looks is over where each side has a processor of its own.
+const LOOKS: u32 = 10_000;
+
+/// What is left of a call in shared memory if there is nothing around it: a cache line to where the server
+/// is, the same call there, and a cache line back. No ring can be faster on this machine.
+fn bare(progress: &Progress, name: &'static str, server: i32) -> Result<Figure, Failure> {
+    let there = sched_getaffinity(Pid::from_raw(server))?;
+    let [figure, baseline] = take_turns!(
+        progress,
+        name,
+        CALLS,
+        {
+            let lines = Arc::new([Line::default(), Line::default()]);
+            let [request, reply] = &*lines;
+            let answering = std::thread::spawn({
+                let lines = lines.clone();
+                move || {
+                    let [request, reply] = &*lines;
+                    let moved = sched_setaffinity(Pid::from_raw(0), &there);
+                    for number in 1..=CALLS as u64 + 1 {
+                        request.wait_for(number);
+                        black_box(getppid());
+                        reply.0.store(number, Ordering::Release);
+                    }
+                    moved
+                }
+            });
+            // It runs when it has answered the first.
+            request.0.store(1, Ordering::Release);
+            reply.wait_for(1);
+            let begun = Instant::now();
+            for number in 2..=CALLS as u64 + 1 {
+                request.0.store(number, Ordering::Release);
+                reply.wait_for(number);
+            }
+            let elapsed = begun.elapsed();
+            let moved = answering.join().map_err(|_| Failure::new("the other thread panicked"))?;
+            moved?;
+            elapsed
+        },
+        local(CALLS, server)?,
+    );
+    Ok(Figure::times(name, figure, LOCAL, baseline))
 }
 
 /// Each awaited on the thread that makes the call.
