@@ -302,6 +302,38 @@ async fn a_child_dies_with_its_parent() {
     }
 }
 
+#[tokio::test]
+async fn a_program_is_run_in_a_new_child_of_any_kind_or_there_is_no_child() {
+    for root in roots().await {
+        if root.connection().version() > 0 {
+            root.enter_ring(Polling::Adaptive).await.unwrap();
+        }
+        let kinds = [
+            root.child(),
+            root.child().share_memory(),
+            root.child().share_memory().share_files(),
+            root.child().share_memory().flags(CloneFlags::CLONE_NEWPID),
+        ];
+        for kind in kinds {
+            let script = "test \"$0 $1 $GREETING\" = 'sh there hello' && exit 42";
+            let argv = ["sh", "-c", script, "sh", "there"];
+            let run = kind.clone().exec("/bin/sh", argv, ["GREETING=hello"]).await;
+            let mut child = run.unwrap();
+            assert_eq!(child.wait().await.unwrap(), WaitStatus::Exited(42));
+            assert!(child.getpid().await.is_err());
+            let failed = kind.clone().exec("/nonexistent", ["x"], [""; 0]).await;
+            assert_eq!(failed.unwrap_err().errno(), Some(Errno::ENOENT));
+            let failed = kind.exec("/bin/true", ["nul\0"], [""; 0]).await;
+            assert_eq!(failed.unwrap_err().errno(), Some(Errno::EINVAL));
+        }
+        // Those that could not run it are gone.
+        let pid = root.pid().unwrap();
+        let children = || std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        until_async("no child is left", || children().unwrap().is_empty()).await;
+        root.getpid().await.unwrap();
+    }
+}
+
 #[test]
 fn a_child_that_is_stopped_when_it_is_there_dies_with_its_controller() {
     const TEST: &str = "a_child_that_is_stopped_when_it_is_there_dies_with_its_controller";

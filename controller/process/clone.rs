@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use syscalls::Sysno;
 
 use super::child::{self, Child, Remains};
+use super::exec::Program;
 use super::naming::Naming;
 use super::start::{Desk, Started, There, start};
 use super::{Parts, Process, stream};
@@ -130,16 +131,23 @@ impl ChildBuilder {
     /// [`Error::CloneFlags`] for flags that can't go together, [`Error::Name`] for a name that can't
     /// be, and the errno of clone(2).
     pub async fn spawn(self) -> Result<Child> {
-        self.check()?;
-        if !self.legacy.is_empty() {
-            return Err(Error::Protocol("only a child that is persistent from the start inherits"));
-        }
+        self.check_all()?;
         // A child that nobody waits for any more is dropped there, which ends and reaps it: until
         // then it runs on memory that must not be given back.
-        to_the_end(self.make()).await
+        to_the_end(self.make(None)).await
     }
 
-    async fn make(self) -> Result<Child> {
+    /// Whether a child of the kind can have a program to run in its stream when it begins: what that
+    /// takes is in memory that it has too, its table is its own, and it knows its parent by its pid.
+    pub(super) fn can_begin_with_a_program(&self) -> bool {
+        self.flags.contains(CloneFlags::CLONE_VM)
+            && !self.flags.intersects(CloneFlags::CLONE_FILES | CloneFlags::CLONE_NEWPID)
+            && self.parent.connection.version() > 0
+            && self.parent.number_here().is_some()
+    }
+
+    /// Makes the child, which runs the `program` if it can begin with one.
+    pub(super) async fn make(self, program: Option<Program>) -> Result<Child> {
         let Self { parent, flags, name, extent, .. } = self;
         let shares_memory = flags.contains(CloneFlags::CLONE_VM);
         let shares_files = flags.contains(CloneFlags::CLONE_FILES);
@@ -167,6 +175,11 @@ impl ChildBuilder {
             connection.set_version(version);
             ready
         };
+        // No room is waited for: it would be with the parent's table held.
+        let buffer = match &program {
+            Some(program) => Some((program, parent.buffer(program.size()).await?)),
+            None => None,
+        };
         let left = if shares_files { left(&table, greet) } else { None };
         let (connection, ready, there) = match left {
             Some(left) => left,
@@ -177,6 +190,8 @@ impl ChildBuilder {
                 (connection, ready, There::Passed(there))
             }
         };
+        let execve = buffer
+            .map(|(program, buffer)| program.begin(&connection, buffer, parent.number_here()));
         let desk = desk.as_ref();
         let started = match start(&parent, flags, extent, &stack, &there, naming, desk).await {
             Ok(started) => started,
@@ -238,6 +253,8 @@ impl ChildBuilder {
         // its life is tied to its parent's.
         let _ = match (ready, begun) {
             (Some(ready), _) => ready.await,
+            // What it does then comes after that.
+            (None, Some(_)) if execve.is_some() => Ok(0),
             (None, Some(begun)) if !begun.is_said() => {
                 // It is in the version that it speaks.
                 connection.call_at_once("HELLO", call::hello(version, 0, true)).await
@@ -245,17 +262,13 @@ impl ChildBuilder {
             (None, _) => Ok(0),
         };
         let guardian = Guardian::Parent(parent.shared_pidfd().clone());
-        if !guardian.lives() {
-            // It may have died before that: then nothing but the end of its stream ends the child.
-            return Err(Error::ParentDied);
-        }
         let process = Process::new(Parts {
             connection,
             table: child_table,
             space,
             arena,
             data: None,
-            guardian,
+            guardian: guardian.clone(),
             image,
             fds: ServerFds::new(input, -1),
             pidfd: here,
@@ -265,7 +278,23 @@ impl ChildBuilder {
             controllers: 0,
             polling: parent.inner().polling,
         });
-        Ok(Child::new(process, parent, pid))
+        let child = Child::new(process, parent, pid);
+        if let Some(execve) = execve {
+            child.runs(execve).await?;
+        }
+        if !guardian.lives() {
+            // It may have died before that: then nothing but the end of its stream ends the child.
+            return Err(Error::ParentDied);
+        }
+        Ok(child)
+    }
+
+    pub(super) fn check_all(&self) -> Result<()> {
+        self.check()?;
+        if !self.legacy.is_empty() {
+            return Err(Error::Protocol("only a child that is persistent from the start inherits"));
+        }
+        Ok(())
     }
 
     fn check(&self) -> Result<()> {

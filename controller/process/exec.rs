@@ -4,12 +4,39 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::libc;
 use nix::sched::CloneFlags;
 use syscalls::Sysno;
 
-use super::Child;
-use crate::call::{Call, Error, Outcome, Result};
-use crate::sys::{c_string, finish};
+use super::{Child, ChildBuilder};
+use crate::call::{Call, Connection, Error, Outcome, Receipt, Reply, Result, to_the_end};
+use crate::sys::{Buffer, c_string, finish};
+
+impl ChildBuilder {
+    /// Makes the child and runs the program at `path` in it: [`spawn`](ChildBuilder::spawn) and
+    /// [`Child::execve`], for which the child, if it shares its parent's memory and not its table of
+    /// descriptors, finds the second of them waiting when it begins, and nobody has to be told in
+    /// between. So this is the way to run a program for which the child needs no preparation.
+    ///
+    /// # Errors
+    ///
+    /// Those of `spawn` and of `execve`; there is no child then.
+    pub async fn exec<A: AsRef<OsStr>, E: AsRef<OsStr>>(
+        self,
+        path: impl AsRef<Path>,
+        argv: impl IntoIterator<Item = A>,
+        envp: impl IntoIterator<Item = E>,
+    ) -> Result<Child> {
+        let program = Program::new(path.as_ref(), argv, envp)?;
+        if !self.can_begin_with_a_program() {
+            let child = self.spawn().await?;
+            child.run(program).await?;
+            return Ok(child);
+        }
+        self.check_all()?;
+        to_the_end(self.make(Some(program))).await
+    }
+}
 
 impl Child {
     /// Runs the program at `path` in the child, in place of its server: execve(2). Nothing is added
@@ -34,29 +61,20 @@ impl Child {
         argv: impl IntoIterator<Item = A>,
         envp: impl IntoIterator<Item = E>,
     ) -> Result<()> {
-        let path = c_string("execve", path.as_ref().as_os_str().as_bytes())?;
-        let argv = strings(argv)?;
-        let envp = strings(envp)?;
+        self.run(Program::new(path.as_ref(), argv, envp)?).await
+    }
+
+    async fn run(&self, program: Program) -> Result<()> {
         if self.table().is_shared() {
             self.unshare(CloneFlags::CLONE_FILES).await?;
         }
-        let layout = |base| lay_out(base, &path, &argv, &envp);
-        let size = layout(0).bytes.len();
-        let buffer = self.buffer(size).await?;
-        let base = buffer.address();
-        let Layout { bytes, argv, envp } = layout(base);
-        let calls = vec![
-            Call::copy_in(base, bytes),
-            Call::syscall(Sysno::execve, [base, argv, envp, 0, 0, 0]),
-        ];
-        let result = self
-            .connection
-            .submit(calls, move |replies| {
-                let _buffer = buffer;
-                finish("execve", &replies)
-            })
-            .await;
-        match result {
+        let buffer = self.buffer(program.size()).await?;
+        self.runs(program.begin(&self.connection, buffer, None)).await
+    }
+
+    /// Returns when the program runs that it was told to run.
+    pub(super) async fn runs(&self, execve: Receipt<u64>) -> Result<()> {
+        match execve.await {
             // execve does not return where it succeeds: the connection's end, closed on exec, says
             // that the new program runs and that the old memory is left.
             Err(Error::Lost(Outcome::PossiblyExecuted)) => {
@@ -70,6 +88,72 @@ impl Child {
             Ok(_) => Err(Error::Protocol("execve returned a success")),
         }
     }
+}
+
+/// A program to be run: what execve(2) takes.
+pub(super) struct Program {
+    path: Vec<u8>,
+    argv: Vec<Vec<u8>>,
+    envp: Vec<Vec<u8>>,
+}
+
+impl Program {
+    fn new<A: AsRef<OsStr>, E: AsRef<OsStr>>(
+        path: &Path,
+        argv: impl IntoIterator<Item = A>,
+        envp: impl IntoIterator<Item = E>,
+    ) -> Result<Self> {
+        let path = c_string("execve", path.as_os_str().as_bytes())?;
+        Ok(Self { path, argv: strings(argv)?, envp: strings(envp)? })
+    }
+
+    fn lay_out(&self, base: u64) -> Layout {
+        lay_out(base, &self.path, &self.argv, &self.envp)
+    }
+
+    /// How large a buffer it takes.
+    pub(super) fn size(&self) -> usize {
+        self.lay_out(0).bytes.len() + size_of::<u64>()
+    }
+
+    /// Has a server run it, with a buffer in that one's memory. One that has only just tied its life to
+    /// its parent's does so if that is alive: if it still is the process's `parent`.
+    pub(super) fn begin(
+        &self,
+        connection: &Connection,
+        buffer: Buffer,
+        parent: Option<u32>,
+    ) -> Receipt<u64> {
+        let base = buffer.address();
+        let Layout { mut bytes, argv, envp } = self.lay_out(base);
+        let expected = base + bytes.len() as u64;
+        bytes.extend(u64::from(parent.unwrap_or(0)).to_le_bytes());
+        let mut calls = vec![Call::copy_in(base, bytes)];
+        if parent.is_some() {
+            calls.push(Call::syscall(Sysno::getppid, [0; 6]).linked());
+            calls.push(equals(expected).linked());
+        }
+        let execve = Call::syscall(Sysno::execve, [base, argv, envp, 0, 0, 0]);
+        calls.push(if parent.is_some() { execve.linked() } else { execve });
+        connection.submit(calls, move |replies| {
+            let _buffer = buffer;
+            if let [_, _, Reply { result: OTHER, .. }, _] = replies[..] {
+                return Err(Error::ParentDied);
+            }
+            finish("execve", &replies)
+        })
+    }
+}
+
+/// What [`equals`] returns if it is another number.
+const OTHER: i64 = -(libc::EAGAIN as i64);
+
+/// A call that fails if the result of the call before is not the number of 4 bytes at `address`: futex(2),
+/// which wakes nobody and moves nobody, but compares.
+fn equals(address: u64) -> Call {
+    let operation = (libc::FUTEX_CMP_REQUEUE | libc::FUTEX_PRIVATE_FLAG) as u64;
+    let futex = Call::syscall(Sysno::futex, [address, operation, 0, 0, address, 1]);
+    Call { quick: true, ..futex.referring(5, 1) }
 }
 
 fn strings<S: AsRef<OsStr>>(items: impl IntoIterator<Item = S>) -> Result<Vec<Vec<u8>>> {

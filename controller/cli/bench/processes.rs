@@ -117,8 +117,7 @@ async fn come_and_go(mut child: Child) -> Result<(), Failure> {
 /// A program that runs, ends, and is reaped. Its child shares no table of descriptors, which it
 /// would have to leave first.
 async fn run(root: &Process, program: &Path) -> Result<(), Failure> {
-    let mut child = root.child().share_memory().spawn().await?;
-    child.execve(program, [program], [""; 0]).await?;
+    let mut child = root.child().share_memory().exec(program, [program], [""; 0]).await?;
     child.wait().await?;
     Ok(())
 }
