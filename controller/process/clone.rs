@@ -11,7 +11,7 @@ use super::child::{self, Child, Remains};
 use super::exec::Program;
 use super::naming::Naming;
 use super::start::{Desk, Started, There, start};
-use super::{Parts, Process, stream};
+use super::{Parts, Process, small_stream, stream};
 use crate::call::{self, Connection, Error, Outcome, Receipt, Result, to_the_end};
 use crate::fault;
 use crate::handle::{AddressSpace, Fd, FdTable, Lent, Spare};
@@ -184,7 +184,7 @@ impl ChildBuilder {
         let (connection, ready, there) = match left {
             Some(left) => left,
             None => {
-                let (stream, there) = stream()?;
+                let (stream, there) = if program.is_some() { small_stream()? } else { stream()? };
                 let connection = Connection::over(stream);
                 let ready = greet(&connection);
                 (connection, ready, There::Passed(there))
@@ -221,8 +221,11 @@ impl ChildBuilder {
             let child_table = FdTable::new(&connection);
             // The child's copies of other servers' descriptors would keep their connections open.
             // The parent's copy of the child's is closed already, and may be another by now.
-            let others = table.reserved();
-            child_table.close_later(others.into_iter().filter(|fd| *fd != input));
+            // They are closed on exec too, which is about to be.
+            if execve.is_none() {
+                let others = table.reserved();
+                child_table.close_later(others.into_iter().filter(|fd| *fd != input));
+            }
             child_table.reserve([input]);
             (child_table, Vec::new())
         };
@@ -279,12 +282,12 @@ impl ChildBuilder {
             polling: parent.inner().polling,
         });
         let child = Child::new(process, parent, pid);
-        if let Some(execve) = execve {
-            child.runs(execve).await?;
-        }
-        if !guardian.lives() {
+        match execve {
+            // It has looked itself whether its parent is alive.
+            Some(execve) => child.runs(execve).await?,
             // It may have died before that: then nothing but the end of its stream ends the child.
-            return Err(Error::ParentDied);
+            None if !guardian.lives() => return Err(Error::ParentDied),
+            None => {}
         }
         Ok(child)
     }

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::ops::{Deref, Range};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -349,13 +349,19 @@ const SEND_BUFFER: usize = 512 << 10;
 
 /// A connected pair for a stream, our end first.
 fn stream() -> Result<(Socket, OwnedFd)> {
+    let (here, there) = small_stream()?;
+    for end in [here.as_fd(), there.as_fd()] {
+        // Only root may have more than net.core.wmem_max, and less does too.
+        let _ = setsockopt(&end, sockopt::SndBufForce, &SEND_BUFFER)
+            .or_else(|_| setsockopt(&end, sockopt::SndBuf, &SEND_BUFFER));
+    }
+    Ok((here, there))
+}
+
+/// The same for a few requests.
+fn small_stream() -> Result<(Socket, OwnedFd)> {
     let make = || {
         let (here, there) = UnixStream::pair()?;
-        for end in [&here, &there] {
-            // Only root may have more than net.core.wmem_max, and less does too.
-            let _ = setsockopt(end, sockopt::SndBufForce, &SEND_BUFFER)
-                .or_else(|_| setsockopt(end, sockopt::SndBuf, &SEND_BUFFER));
-        }
         Ok((Socket::new(here)?, there.into()))
     };
     make().map_err(Error::io("socketpair"))

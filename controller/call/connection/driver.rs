@@ -20,6 +20,8 @@ const AGAIN: Duration = Duration::from_millis(5);
 /// Reads and completes, and writes what did not fit at once, until the stream is over.
 pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) {
     let mut blocked = false;
+    // There is nothing more to be read.
+    let mut at_the_end = false;
     // Calls on threads that have waited for their own replies, when this was looked at last.
     let mut alone = 0;
     loop {
@@ -44,7 +46,9 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                 alone = state.alone.unwrap_or(0);
             }
             ready = stream.readable() => {
-                if ready.is_err() || !read(&shared, &stream, epoch) {
+                let read = if ready.is_err() { Read::Over } else { read(&shared, &stream, epoch) };
+                if !matches!(read, Read::More) {
+                    at_the_end = matches!(read, Read::End);
                     break;
                 }
                 // More may be under way now.
@@ -80,8 +84,11 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
         shared.work.notify_one();
         return;
     }
-    let answered = state.drain();
-    let mut failed = state.detach();
+    let (answered, mut failed) = if at_the_end {
+        (state.drain_ring(), state.detach_from_the_end())
+    } else {
+        (state.drain(), state.detach())
+    };
     if !state.persistent || state.closing || state.dead {
         failed.extend(state.bury());
     }
@@ -96,33 +103,45 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
     }
 }
 
-/// Reads once and completes what it can. False: the stream is over.
-fn read(shared: &Shared, stream: &Socket, epoch: u64) -> bool {
+/// What has become of a stream that was read.
+enum Read {
+    More,
+    /// The other end has ended it.
+    End,
+    /// It can't be gone on with.
+    Over,
+}
+
+/// Reads once and completes what it can.
+fn read(shared: &Shared, stream: &Socket, epoch: u64) -> Read {
     let mut state = shared.lock();
     if state.epoch != epoch {
-        return false;
+        return Read::Over;
     }
-    let later = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::WouldBlock => Read::More,
+        _ => Read::Over,
+    };
     // Under the lock: whoever else reads what is left of an old link must not come in between.
     if let Some(mut place) = state.stream.data() {
         let most = place.limit();
         return match stream.read_into(place.get_mut(), most) {
-            Ok(0) => false,
+            Ok(0) => Read::End,
             Ok(n) => {
                 state.stream.took(n);
-                true
+                Read::More
             }
-            Err(error) => later(error),
+            Err(error) => failed(error),
         };
     }
     let arrived = match stream.read(|bytes| (!bytes.is_empty()).then(|| state.receive(bytes))) {
         Ok(Some(arrived)) => arrived,
-        Ok(None) => return false,
-        Err(error) => return later(error),
+        Ok(None) => return Read::End,
+        Err(error) => return failed(error),
     };
     drop(state);
     shared.complete(arrived.complete);
-    !arrived.over
+    if arrived.over { Read::Over } else { Read::More }
 }
 
 /// Writes what is queued, and ends the stream when that was the last. Says whether something is

@@ -44,6 +44,12 @@ pub(crate) struct Socket {
 
 type Waiting = AsyncFd<Arc<UnixStream>>;
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> i32 {
         self.stream.as_raw_fd()

@@ -189,11 +189,7 @@ impl State {
     /// Takes what the server has answered before the link's end, whether or not the runtime has
     /// heard of it.
     pub(super) fn drain(&mut self) -> Vec<(Batch, Replies)> {
-        let mut complete = Vec::new();
-        if let Some(ring) = &mut self.ring {
-            ring.take_complete(&mut complete);
-            self.completing += complete.len();
-        }
+        let mut complete = self.drain_ring();
         let Some(stream) = self.link.stream().cloned() else { return complete };
         let mut read = || stream.read_now(|bytes| (!bytes.is_empty()).then(|| self.receive(bytes)));
         while let Ok(Some(arrived)) = read() {
@@ -205,12 +201,29 @@ impl State {
         complete
     }
 
+    /// The same of a link whose stream has been read to its end.
+    pub(super) fn drain_ring(&mut self) -> Vec<(Batch, Replies)> {
+        let mut complete = Vec::new();
+        if let Some(ring) = &mut self.ring {
+            ring.take_complete(&mut complete);
+            self.completing += complete.len();
+        }
+        complete
+    }
+
     /// Forgets the link. What was under way waits for what the server's log says at the next one, if
     /// there can be one. Returns what fails at once.
     pub(super) fn detach(&mut self) -> Lost {
         if let Some(stream) = self.link.stream() {
             // Wakes the driver, if the other end has not.
             let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
+        }
+        self.detach_from_the_end()
+    }
+
+    /// The same where the other end has ended the stream.
+    pub(super) fn detach_from_the_end(&mut self) -> Lost {
+        if self.link.stream().is_some() {
             let in_ring = self.ring.as_ref().map_or(0, RingLink::answered);
             self.base = self.first + self.stream.answered() + self.in_rings + in_ring;
         }
