@@ -279,7 +279,8 @@ impl ChildBuilder {
             life: None,
             token: parent.inner().token,
             controllers: 0,
-            polling: parent.inner().polling,
+            // A program is not called often.
+            polling: parent.inner().polling.filter(|_| execve.is_none()),
         });
         let child = Child::new(process, parent, pid);
         match execve {

@@ -9,6 +9,7 @@ use nix::sched::CloneFlags;
 use syscalls::Sysno;
 
 use super::{Child, ChildBuilder};
+use crate::abi::wire::Word;
 use crate::call::{Call, Connection, Error, Outcome, Receipt, Reply, Result, to_the_end};
 use crate::sys::{Buffer, c_string, finish};
 
@@ -113,7 +114,10 @@ impl Program {
 
     /// How large a buffer it takes.
     pub(super) fn size(&self) -> usize {
-        self.lay_out(0).bytes.len() + size_of::<u64>()
+        let strings = [&self.argv, &self.envp].map(|list| list.iter().map(Vec::len).sum::<usize>());
+        let text = self.path.len() + strings.iter().sum::<usize>();
+        let pointers = self.argv.len() + self.envp.len() + 2;
+        text.next_multiple_of(8) + (pointers + 1) * size_of::<u64>()
     }
 
     /// Has a server run it, with a buffer in that one's memory. One that has only just tied its life to
@@ -128,16 +132,24 @@ impl Program {
         let Layout { mut bytes, argv, envp } = self.lay_out(base);
         let expected = base + bytes.len() as u64;
         bytes.extend(u64::from(parent.unwrap_or(0)).to_le_bytes());
-        let mut calls = vec![Call::copy_in(base, bytes)];
-        if parent.is_some() {
-            calls.push(Call::syscall(Sysno::getppid, [0; 6]).linked());
-            calls.push(equals(expected).linked());
+        debug_assert_eq!(bytes.len(), self.size());
+        let mut calls = Vec::with_capacity(4);
+        // Memory that this process has too can be written to right here.
+        if !buffer.shared().is_some_and(|memory| memory.write(base, &bytes)) {
+            calls.push(Call::copy_in(base, bytes));
         }
-        let execve = Call::syscall(Sysno::execve, [base, argv, envp, 0, 0, 0]);
-        calls.push(if parent.is_some() { execve.linked() } else { execve });
+        if parent.is_some() {
+            calls.push(Call::syscall(Sysno::getppid, [0; 6]));
+            calls.push(equals(expected));
+        }
+        calls.push(Call::syscall(Sysno::execve, [base, argv, envp, 0, 0, 0]));
+        if parent.is_some() {
+            // Only with what was copied, and only if it is.
+            calls.iter_mut().skip(1).for_each(|call| call.request.word |= Word::LINK);
+        }
         connection.submit(calls, move |replies| {
             let _buffer = buffer;
-            if let [_, _, Reply { result: OTHER, .. }, _] = replies[..] {
+            if let [.., Reply { result: OTHER, .. }, _] = replies[..] {
                 return Err(Error::ParentDied);
             }
             finish("execve", &replies)

@@ -224,7 +224,7 @@ async fn at_once(
         // The order of messages is the order of the calls that take them.
         let socket = parent.ends.data();
         let socket = socket.as_ref().ok_or(Error::Gone)?;
-        let mut steps = Steps(Vec::with_capacity(24));
+        let mut steps = Steps(Vec::with_capacity(10));
         steps.add(Call::copy_in(buffer.address(), bytes));
         let copy = [sp, template, frame.len() as u64, 0, 0, 0];
         steps.linked(Call::operation(Operation::Copy, copy));

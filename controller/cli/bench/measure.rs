@@ -155,16 +155,17 @@ impl Figure {
 }
 
 /// This thread and a process, and what they start, on one processor: what takes turns needs no
-/// second one, and waking one up costs more than a call.
+/// second one, and waking one up costs more than a call. It is the last one, since the first has more
+/// interrupts to see to.
 pub struct Pinned(CpuSet);
 
 impl Pinned {
     pub fn with(process: &Process) -> Result<Self, Failure> {
         let before = sched_getaffinity(Pid::from_raw(0))?;
-        let first = processors(&before)?.0;
-        sched_setaffinity(Pid::from_raw(0), &first)?;
+        let last = processors(&before)?.1;
+        sched_setaffinity(Pid::from_raw(0), &last)?;
         if let Some(pid) = process.pid() {
-            sched_setaffinity(Pid::from_raw(pid), &first)?;
+            sched_setaffinity(Pid::from_raw(pid), &last)?;
         }
         Ok(Self(before))
     }

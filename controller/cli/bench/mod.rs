@@ -33,7 +33,7 @@ use progress::Progress;
 /// Medians over rounds in which a figure and its baseline take turns, in several passes over all
 /// figures; +- is half the distance between the quartiles. Machines differ and are noisy: compare ratios, not times. What
 /// takes turns with its server by way of the kernel is pinned to one processor, what moves bytes or
-/// shares memory to two; processes that are made run where the kernel puts them.
+/// shares memory to two; children that run no program are where the kernel puts them.
 ///
 /// A ratio is VALUE to BASELINE: of times, so that less is better, and for memory of bandwidths, so
 /// that more is.

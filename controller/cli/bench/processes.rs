@@ -22,8 +22,9 @@ const SPAWNS: usize = 20;
 /// What a controller has resident in the large case.
 const GIBIBYTE: usize = 1 << 30;
 
-/// Processes come and go where the kernel puts them, as they do for everybody: on one processor alone this
-/// one and the root server would find their caches used by every program that runs meanwhile.
+/// Children come and go where the kernel puts them, as they do for everybody. Programs run on one
+/// processor: nearly all of the time is theirs, and where they run makes more of a difference than how they
+/// were started.
 pub async fn spawn(progress: &Progress) -> Result<Vec<Figure>, Failure> {
     let root = root(Some(Polling::default())).await?;
     let no_op = NoOp::new()?;
@@ -51,6 +52,7 @@ pub async fn spawn(progress: &Progress) -> Result<Vec<Figure>, Failure> {
             vfork(&mut stack)?;
         },
     );
+    let pinned = Pinned::with(&root)?;
     // One figure against three ways of doing the same.
     let [exec, posix, std, tokio] = take_turns!(
         progress,
@@ -69,6 +71,7 @@ pub async fn spawn(progress: &Progress) -> Result<Vec<Figure>, Failure> {
             tokio_command(program).await?;
         },
     );
+    drop(pinned);
     let exec_against =
         |name, against, baseline| Figure::times(name, exec.clone(), against, baseline);
     Ok(vec![
