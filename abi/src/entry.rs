@@ -18,7 +18,8 @@ pub const IMAGE_MAX_SIZE: usize = 8192;
 pub const SAME: i32 = -1;
 
 /// The same, and the server is in version 1 of the stream from the start, with the memory that is its
-/// fourth argument, or the third one of `serve`: see `docs/protocol.md`. An image without
+/// fourth argument, or the third one of `serve`, and says so where the argument behind that points to: see
+/// `docs/protocol.md`. An image without
 /// [`HelloResult::BEGIN`](super::wire::HelloResult::BEGIN) takes it for [`SAME`].
 pub const AHEAD: i32 = -2;
 
@@ -36,10 +37,10 @@ pub struct EntryTable {
     pub version: u32,
     /// Bytes of the image.
     pub size: u32,
-    /// `serve(in, out, memory)`: version 0 on two descriptors, or with [`AHEAD`] version 1; returns at
+    /// `serve(in, out, memory, begun)`: version 0 on two descriptors, or with [`AHEAD`] version 1; returns at
     /// the end of input.
     pub serve: u32,
-    /// `serve_persistent(in, out, listen, memory)`: the same, and at the end of input the next
+    /// `serve_persistent(in, out, listen, memory, begun)`: the same, and at the end of input the next
     /// connection is awaited on `listen`. Returns when there is neither a connection nor a listener.
     pub serve_persistent: u32,
     /// What the child of a `clone` with a new stack returns into: see `docs/protocol.md`.
