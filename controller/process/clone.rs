@@ -16,7 +16,7 @@ use crate::call::{self, Connection, Error, Outcome, Receipt, Result, to_the_end}
 use crate::fault;
 use crate::handle::{AddressSpace, Fd, FdTable, Lent, Spare};
 use crate::memory::Arena;
-use crate::sys::{Guardian, ServerFds};
+use crate::sys::{Buffer, Guardian, ServerFds};
 
 /// What a child shares with its parent and what it has for itself. By default it is isolated: it
 /// has a copy of its parent's memory and descriptors, as after fork(2).
@@ -177,7 +177,7 @@ impl ChildBuilder {
         };
         // No room is waited for: it would be with the parent's table held.
         let buffer = match &program {
-            Some(program) => Some((program, parent.buffer(program.size()).await?)),
+            Some(program) => Some((program, Arc::new(parent.buffer(program.size()).await?))),
             None => None,
         };
         let left = if shares_files { left(&table, greet) } else { None };
@@ -190,8 +190,10 @@ impl ChildBuilder {
                 (connection, ready, There::Passed(there))
             }
         };
-        let execve = buffer
-            .map(|(program, buffer)| program.begin(&connection, buffer, parent.number_here()));
+        let begin = |(program, buffer): &(&Program, Arc<Buffer>)| {
+            program.begin(&connection, buffer.clone(), parent.number_here())
+        };
+        let execve = buffer.as_ref().map(begin);
         let desk = desk.as_ref();
         let started = match start(&parent, flags, extent, &stack, &there, naming, desk).await {
             Ok(started) => started,
@@ -202,6 +204,7 @@ impl ChildBuilder {
                 if shares_memory && may_run {
                     stack.leave();
                     desk.into_iter().for_each(Desk::leave);
+                    std::mem::forget(buffer);
                 }
                 if let There::Already(number) = there {
                     table.close_later([number]);

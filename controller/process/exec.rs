@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::libc;
 use nix::sched::CloneFlags;
@@ -21,7 +22,8 @@ impl ChildBuilder {
     ///
     /// # Errors
     ///
-    /// Those of `spawn` and of `execve`; there is no child then.
+    /// Those of `spawn` and of `execve`. There is no child then, and no program runs, unless the error says
+    /// that it may have been executed.
     pub async fn exec<A: AsRef<OsStr>, E: AsRef<OsStr>>(
         self,
         path: impl AsRef<Path>,
@@ -70,7 +72,7 @@ impl Child {
             self.unshare(CloneFlags::CLONE_FILES).await?;
         }
         let buffer = self.buffer(program.size()).await?;
-        self.runs(program.begin(&self.connection, buffer, None)).await
+        self.runs(program.begin(&self.connection, Arc::new(buffer), None)).await
     }
 
     /// Returns when the program runs that it was told to run.
@@ -125,7 +127,7 @@ impl Program {
     pub(super) fn begin(
         &self,
         connection: &Connection,
-        buffer: Buffer,
+        buffer: Arc<Buffer>,
         parent: Option<u32>,
     ) -> Receipt<u64> {
         let base = buffer.address();
