@@ -121,7 +121,7 @@ fn a_server_that_enters_a_name_after_its_call_counts_is_found() {
         "        let word = self.state.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
         "        self.prepared.enter(&self.state.log, earlier(&self.state.log, 1));\n        let word = self.state.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
     );
-    workshop.replace("registry.rs", "self.call != log.calls", "self.call + 1 != log.calls");
+    workshop.replace("registry.rs", "self.call == log.calls", "self.call + 1 == log.calls");
     let elf = workshop.compile().expect("the server compiles");
     drop(workshop);
     let image = judge::judge(&elf).expect("it is accepted");
