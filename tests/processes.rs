@@ -304,10 +304,11 @@ async fn a_child_dies_with_its_parent() {
 
 #[tokio::test]
 async fn a_program_is_run_in_a_new_child_of_any_kind_or_there_is_no_child() {
-    for root in roots().await {
-        if root.connection().version() > 0 {
-            root.enter_ring(Polling::Adaptive).await.unwrap();
-        }
+    let [old, new] = roots().await;
+    // Without memory in common a child is asked whether it has begun.
+    let with_ring = root().await;
+    with_ring.enter_ring(Polling::Adaptive).await.unwrap();
+    for root in [old, new, with_ring] {
         let kinds = [
             root.child(),
             root.child().share_memory(),
