@@ -479,7 +479,8 @@ impl Connection {
         receipt
     }
 
-    /// What completes a call that is a batch of its own, and what waits for its value.
+    /// What completes a call that is a batch of its own, and what waits for its value. The room that it
+    /// takes is given back by [`Complete::with`] alone: it is to be submitted.
     fn receipt_of(&self, name: &'static str, call: &Call) -> (Complete, Receipt<u64>) {
         let size = room::size(std::slice::from_ref(call));
         self.shared().room.enter(size);

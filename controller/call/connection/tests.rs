@@ -170,6 +170,22 @@ async fn calls_go_out_together_when_the_first_of_them_is_awaited_or_dropped_or_h
 }
 
 #[tokio::test]
+async fn descriptors_that_can_not_be_passed_now_take_no_room() {
+    let (stream, _server) = pair();
+    let connection = Connection::over(stream);
+    let mut unanswered = pin!(connection.call("getpid", getpid()));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(unanswered.as_mut().poll(&mut context).is_pending());
+    let mut pause = connection.pause();
+    // More than fit.
+    for _ in 0..20_000 {
+        let begun = connection.begin_pass(pause, vec![getpid()], getpid()).unwrap();
+        pause = begun.err().expect("something is unanswered");
+    }
+    assert!(pin!(connection.room()).poll(&mut context).is_ready());
+}
+
+#[tokio::test]
 async fn results_that_nobody_waits_for_are_sent_before_what_blocks_but_not_before_the_servers_end()
 {
     let calls = [(Sysno::exit_group, false), (Sysno::execve, false), (Sysno::pause, true)];

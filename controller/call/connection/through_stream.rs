@@ -18,7 +18,7 @@ use std::sync::Arc;
 use nix::sys::socket::{Shutdown, shutdown};
 use smallvec::smallvec;
 
-use super::{Batch, Connection, Of, Pause, Receipt, Socket, receipt, room};
+use super::{Batch, Connection, Of, Pause, Receipt, Socket, receipt, room, value};
 use crate::call::{Call, Error, Outcome, Result};
 
 /// A descriptor that a server is about to take. To be carried out to the end.
@@ -49,7 +49,9 @@ impl Connection {
             let value = |reply: &crate::call::Reply| reply.value().map(drop);
             replies.iter().try_for_each(value).map_err(Error::call("COPY_IN"))
         });
-        let (complete, received) = self.receipt_of("recvmsg", &receive);
+        // What gives its room back also if nothing comes of it.
+        let weight = self.weigh(room::size(std::slice::from_ref(&receive)));
+        let (complete, received) = receipt(weight, |replies| value("recvmsg", &replies));
         let mut state = self.shared().lock();
         if !state.could_begin(Some(&pause))? {
             return Ok(Err(pause));
