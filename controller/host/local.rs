@@ -129,7 +129,11 @@ impl Local {
             drop(process.connection().call("madvise", madvise(&stack, nix::libc::MADV_DONTFORK)));
             let _ = process.inner().initial_stack.set(stack);
         }
-        set_name(&process).await?;
+        // Instead of that of the descriptor that it was executed from. Nothing depends on it.
+        let name = c"farcall".to_bytes_with_nul().to_vec();
+        let option = nix::libc::PR_SET_NAME as u64;
+        let prctl = |name| Call::syscall(Sysno::prctl, [option, name, 0, 0, 0, 0]);
+        let _ = process.call_with("prctl", name, prctl).await;
         Ok(process)
     }
 }
@@ -204,25 +208,6 @@ async fn execute_from(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> 
     child.map_err(Error::io(
         "executing the server image through /proc/self/fd (is /proc mounted, and may memfds and files in TMPDIR be executed?)",
     ))
-}
-
-/// Gives the process the name of its program, instead of that of a descriptor that it was executed from:
-/// prctl(2).
-async fn set_name(process: &Process) -> Result<()> {
-    let name = c"farcall".to_bytes_with_nul();
-    let buffer = process.buffer(name.len()).await?;
-    let address = buffer.address();
-    let option = nix::libc::PR_SET_NAME as u64;
-    let calls = vec![
-        Call::copy_in(address, name.to_vec()),
-        Call::syscall(Sysno::prctl, [option, address, 0, 0, 0, 0]),
-    ];
-    // Nothing depends on it, nor waits for it.
-    drop(process.connection().submit(calls, move |_| {
-        let _buffer = buffer;
-        Ok(())
-    }));
-    Ok(())
 }
 
 /// Where the stack of process `pid` is on which its program was started, as /proc tells.

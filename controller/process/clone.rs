@@ -36,7 +36,7 @@ pub struct ChildBuilder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
     /// What it may need: not the stack that the parent's program was started with, which only the
-    /// parent runs on. To copy that is a twentieth of what a child costs.
+    /// parent runs on. To copy that is a fifteenth of what a child costs.
     Needed,
     /// That too, with the arguments that are its name in /proc.
     All,
