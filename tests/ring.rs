@@ -210,6 +210,22 @@ async fn what_a_dropped_call_has_made_is_given_back_though_no_other_call_is_made
     }
 }
 
+#[tokio::test]
+async fn a_task_whose_results_are_always_there_lets_others_have_their_turn() {
+    let root = with_a_ring(Polling::Always).await;
+    let other = tokio::spawn(async {});
+    let mut calls = 0;
+    while !other.is_finished() {
+        assert!(calls < 300, "no turn for others");
+        calls += 1;
+        let getppid = Call::syscall(Sysno::getppid, [0; 6]);
+        let receipt = root.connection().submit(vec![getppid], Ok);
+        // On the thread that everything here runs on: the server alone goes on meanwhile.
+        std::thread::sleep(Duration::from_millis(1));
+        receipt.await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_go_on_while_the_ring_is_made() {
     let root = Local::new().stdio(Stdio::Null).polling(None).start().await.unwrap();

@@ -36,9 +36,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use nix::sys::socket::{Shutdown, shutdown};
+use oneshot::AsyncReceiver;
 use smallvec::smallvec;
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, watch};
+use tokio::task::coop::{Coop, cooperative};
 
 use driver::drive;
 pub use interrupt::Interrupter;
@@ -199,7 +201,8 @@ struct Shared {
 /// and what it made is given back.
 #[must_use]
 pub struct Receipt<R> {
-    result: oneshot::Receiver<Result<R>>,
+    /// Which lets other tasks have their turn even if it is always here already.
+    result: Coop<AsyncReceiver<Result<R>>>,
     until: Until,
 }
 
@@ -249,9 +252,9 @@ impl<R> Future for Receipt<R> {
 impl<R> Receipt<R> {
     /// Of what was not submitted.
     fn failed(error: Error) -> Self {
-        let (sender, result) = oneshot::channel();
+        let (sender, result) = oneshot::async_channel();
         let _ = sender.send(Err(error));
-        Self { result, until: Until::Nothing }
+        Self { result: cooperative(result), until: Until::Nothing }
     }
 
     /// What can interrupt the last call of the batch; none where the batch takes the stream, on which
@@ -274,12 +277,10 @@ impl<R> Receipt<R> {
     /// # Panics
     ///
     /// Where blocking would stop a runtime: on a thread that executes its tasks.
-    pub fn wait(mut self) -> Result<R> {
-        self.until.wait();
-        // Nothing in here but the receiver is needed any more, and there is nothing to be left.
-        let (_, gone) = oneshot::channel();
-        let result = std::mem::replace(&mut self.result, gone);
-        result.blocking_recv().unwrap_or(Err(Error::Lost(Outcome::PossiblyExecuted)))
+    pub fn wait(self) -> Result<R> {
+        // tokio knows whether this thread may block, and panics if not.
+        drop(tokio::sync::Mutex::const_new(()).blocking_lock());
+        pollster::block_on(self)
     }
 }
 
@@ -484,10 +485,10 @@ impl Connection {
     fn receipt_of(&self, name: &'static str, call: &Call) -> (Complete, Receipt<u64>) {
         let size = room::size(std::slice::from_ref(call));
         self.shared().room.enter(size);
-        let (result, receiver) = oneshot::channel();
+        let (result, receiver) = oneshot::async_channel();
         (
             Complete::Value { name, result, size },
-            Receipt { result: receiver, until: Until::Nothing },
+            Receipt { result: cooperative(receiver), until: Until::Nothing },
         )
     }
 
@@ -761,13 +762,13 @@ fn receipt<R: Send + 'static>(
     weight: Weight,
     complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
 ) -> (Complete, Receipt<R>) {
-    let (sender, receiver) = oneshot::channel();
+    let (sender, receiver) = oneshot::async_channel();
     let complete = Box::new(move |replies: Result<Replies>| {
         // A receiver that is gone hands the result back, and dropping it gives it back.
         let _ = sender.send(replies.map(Replies::into_vec).and_then(complete));
         drop(weight);
     });
-    (Complete::Any(complete), Receipt { result: receiver, until: Until::Nothing })
+    (Complete::Any(complete), Receipt { result: cooperative(receiver), until: Until::Nothing })
 }
 
 impl Successor {
