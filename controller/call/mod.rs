@@ -132,7 +132,7 @@ impl Call {
             Some(Sysno::fcntl) => how(1).is_some_and(|command| QUICK_FCNTL.contains(&command)),
             // Unless it waits for its child.
             Some(Sysno::clone) => how(0).is_some() && !has(0, libc::CLONE_VFORK),
-            Some(number) => QUICK.contains(&number),
+            Some(number) => is_quick(number),
             None => false,
         };
         word & Word::OP == 0 && !quick && !self.quick
@@ -148,43 +148,46 @@ const QUICK_FCNTL: [u64; 5] = [
     libc::F_DUPFD_CLOEXEC as u64,
 ];
 
-/// Calls that never wait for anything but the processor and locks of the kernel's.
-const QUICK: [Sysno; 34] = [
-    Sysno::getpid,
-    Sysno::getppid,
-    Sysno::gettid,
-    Sysno::getuid,
-    Sysno::geteuid,
-    Sysno::getgid,
-    Sysno::getegid,
-    Sysno::getpgid,
-    Sysno::getsid,
-    Sysno::getpriority,
-    Sysno::getrlimit,
-    Sysno::prlimit64,
-    Sysno::prctl,
-    Sysno::umask,
-    Sysno::uname,
-    Sysno::clock_gettime,
-    Sysno::dup,
-    Sysno::dup2,
-    Sysno::dup3,
-    Sysno::pipe2,
-    Sysno::socket,
-    Sysno::socketpair,
-    Sysno::bind,
-    Sysno::listen,
-    Sysno::getsockname,
-    Sysno::getsockopt,
-    Sysno::setsockopt,
-    Sysno::eventfd2,
-    Sysno::epoll_create1,
-    Sysno::epoll_ctl,
-    Sysno::mmap,
-    Sysno::mprotect,
-    Sysno::munmap,
-    Sysno::rt_sigaction,
-];
+/// Whether a call never waits for anything but the processor and locks of the kernel's.
+fn is_quick(number: Sysno) -> bool {
+    matches!(
+        number,
+        Sysno::getpid
+            | Sysno::getppid
+            | Sysno::gettid
+            | Sysno::getuid
+            | Sysno::geteuid
+            | Sysno::getgid
+            | Sysno::getegid
+            | Sysno::getpgid
+            | Sysno::getsid
+            | Sysno::getpriority
+            | Sysno::getrlimit
+            | Sysno::prlimit64
+            | Sysno::prctl
+            | Sysno::umask
+            | Sysno::uname
+            | Sysno::clock_gettime
+            | Sysno::dup
+            | Sysno::dup2
+            | Sysno::dup3
+            | Sysno::pipe2
+            | Sysno::socket
+            | Sysno::socketpair
+            | Sysno::bind
+            | Sysno::listen
+            | Sysno::getsockname
+            | Sysno::getsockopt
+            | Sysno::setsockopt
+            | Sysno::eventfd2
+            | Sysno::epoll_create1
+            | Sysno::epoll_ctl
+            | Sysno::mmap
+            | Sysno::mprotect
+            | Sysno::munmap
+            | Sysno::rt_sigaction
+    )
+}
 
 /// How much data a COPY_OUT brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

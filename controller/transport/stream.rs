@@ -104,7 +104,8 @@ impl<T> Batch<T> {
 
 fn batch<T>(calls: Calls, known: Option<Vec<Option<Reply>>>, begun: bool, tag: T) -> Batch<T> {
     debug_assert!(!calls.is_empty());
-    let replies = Replies::with_capacity(calls.len());
+    let replies =
+        if calls.len() > 1 { Replies::with_capacity(calls.len()) } else { Replies::new() };
     Batch { calls, replies, known, begun, tag }
 }
 
@@ -131,14 +132,25 @@ struct Partial {
 }
 
 impl Partial {
-    /// Takes from the front of `input`; the number once it is whole.
+    /// Takes from the front of `input`; the number once it is whole, after which the next one may come.
     fn take(&mut self, input: &mut &[u8]) -> Option<i64> {
+        // Nearly all are.
+        if self.got == 0
+            && let Some((whole, rest)) = input.split_first_chunk()
+        {
+            *input = rest;
+            return Some(i64::from_le_bytes(*whole));
+        }
         let n = input.len().min(RESULT_SIZE - self.got);
         let (front, rest) = input.split_at(n);
         self.bytes[self.got..self.got + n].copy_from_slice(front);
         self.got += n;
         *input = rest;
-        (self.got == RESULT_SIZE).then(|| i64::from_le_bytes(self.bytes))
+        if self.got < RESULT_SIZE {
+            return None;
+        }
+        self.got = 0;
+        Some(i64::from_le_bytes(self.bytes))
     }
 }
 
@@ -324,7 +336,10 @@ impl<T> Stream<T> {
                             self.skip_empty_data();
                             continue;
                         }
-                        _ => reply,
+                        _ => {
+                            self.reply(reply, complete);
+                            continue;
+                        }
                     }
                 }
                 Incoming::Data { reply, left } => {
@@ -344,7 +359,7 @@ impl<T> Stream<T> {
                 }
             };
             self.incoming = Incoming::Result(Partial::default());
-            complete.extend(self.reply(reply));
+            self.reply(reply, complete);
         }
         Ok(())
     }
@@ -394,18 +409,22 @@ impl<T> Stream<T> {
         self.batches.front().filter(|_| self.sent > 0 || self.is_torn())
     }
 
-    fn reply(&mut self, reply: Reply) -> Option<(T, Replies)> {
+    fn reply(&mut self, reply: Reply, complete: &mut Vec<(T, Replies)>) {
         let torn = self.is_torn();
         self.answered += 1;
-        let batch = self.batches.front_mut().filter(|_| self.sent > 0 || torn)?;
-        batch.replies.push(reply);
+        let Some(batch) = self.batches.front_mut().filter(|_| self.sent > 0 || torn) else {
+            return;
+        };
         // One that is written in part has calls that have no replies.
-        if self.sent == 0 || batch.replies.len() < batch.calls.len() {
-            return None;
+        if self.sent == 0 || batch.replies.len() + 1 < batch.calls.len() {
+            batch.replies.push(reply);
+            return;
         }
         self.sent -= 1;
-        let batch = self.batches.pop_front()?;
-        Some((batch.tag, fill(batch.known, batch.replies)))
+        if let Some(Batch { mut replies, known, tag, .. }) = self.batches.pop_front() {
+            replies.push(reply);
+            complete.push((tag, fill(known, replies)));
+        }
     }
 
     /// The stream is over. What was written and not answered is set aside, in order. What was not

@@ -597,8 +597,12 @@ impl Shared {
     fn lock_and_count(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         state.batches = state.batches.saturating_add(1);
-        let busy = state.batches >= BUSY && !state.has_told && state.stream.is_answered();
-        if busy && let Some(when_busy) = state.when_busy.clone() {
+        if state.batches >= BUSY
+            && !state.has_told
+            && let Some(when_busy) = &state.when_busy
+            && state.stream.is_answered()
+        {
+            let when_busy = when_busy.clone();
             let epoch = state.epoch;
             drop(state);
             let told = when_busy();
@@ -681,9 +685,8 @@ impl Shared {
             self.room.leave(batch.complete.with(result));
             return Until::Nothing;
         }
-        let executes = calls.last().is_some_and(Call::executes);
-        let ends = calls.last().is_some_and(Call::ends);
         if let Some(ring) = state.usable_ring().filter(|_| !is_over) {
+            let executes = calls.last().is_some_and(Call::executes);
             match ring.offer(calls, batch) {
                 Offered::HandedOver(index) => {
                     let mut waited = ring.waited(self, index);
@@ -712,7 +715,8 @@ impl Shared {
             (When::Soon, _) => Gathered::Unawaited,
         };
         let at_once = idle && state.gathered == Gathered::Nothing;
-        if at_once && gathered == Gathered::Unawaited && ends {
+        let ends = || calls.last().is_some_and(Call::ends);
+        if at_once && gathered == Gathered::Unawaited && ends() {
             // Nobody waits for their results, and to send them first costs as much as some calls.
             state.stream.push_together(calls, batch);
         } else {

@@ -288,11 +288,10 @@ impl Connection {
 impl State {
     /// The ring, if the next batch may go into it.
     pub(super) fn usable_ring(&mut self) -> Option<&mut RingLink> {
+        let ring = self.ring.as_mut()?;
         let stream_is_idle = self.stream.is_answered() && self.stream.is_written();
-        match self.link {
-            Link::Up(_) if stream_is_idle && self.pauses == 0 && !self.dead => self.ring.as_mut(),
-            _ => None,
-        }
+        let is_up = matches!(self.link, Link::Up(_)) && self.pauses == 0 && !self.dead;
+        (stream_is_idle && is_up).then_some(ring)
     }
 
     pub(super) fn ring_is_busy(&self) -> bool {
