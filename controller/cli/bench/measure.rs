@@ -1,4 +1,5 @@
-//! Medians of figures that take turns with their baselines.
+//! Figures that take turns with their baselines: what is told of them is the round whose ratio is the
+//! median.
 
 use std::time::{Duration, Instant};
 
@@ -133,8 +134,9 @@ impl Figure {
     }
 
     pub fn row(&self) -> Row {
-        let (value, unit) = self.value(&self.samples);
-        let (baseline, _) = self.value(&self.baseline);
+        let (value, baseline) = self.typical();
+        let (value, unit) = self.in_units(value);
+        let (baseline, _) = self.in_units(baseline);
         Row {
             spread: Some(self.samples.spread()),
             baseline: Some(self.against),
@@ -145,8 +147,16 @@ impl Figure {
         }
     }
 
-    fn value(&self, samples: &Samples) -> (f64, &'static str) {
-        let microseconds = samples.median();
+    /// What the two took in the round in which their ratio was the median. They are measured right after
+    /// one another there: a machine that is slower for a while is so for both.
+    fn typical(&self) -> (f64, f64) {
+        let rounds = self.samples.0.iter().copied().zip(self.baseline.0.iter().copied());
+        let mut rounds: Vec<(f64, f64)> = rounds.collect();
+        rounds.sort_by(|one, other| (one.0 / one.1).total_cmp(&(other.0 / other.1)));
+        rounds[rounds.len() / 2]
+    }
+
+    fn in_units(&self, microseconds: f64) -> (f64, &'static str) {
         match self.bytes {
             None => (microseconds, "us"),
             Some(bytes) => (bytes as f64 / microseconds / 1e3, "GB/s"),
