@@ -32,7 +32,10 @@ pub async fn ring(progress: &Progress) -> Result<Vec<Figure>, Failure> {
     let pid = process.pid().ok_or_else(|| Failure::new("the process has no pid"))?;
     let _pinned = Pinned::apart(&[pid])?;
     Ok(vec![
-        bare(progress, "ring.bare", pid)?,
+        lines(progress, "ring.line", pid, || ())?,
+        lines(progress, "ring.bare", pid, || {
+            black_box(getppid());
+        })?,
         blocking(progress, "ring.call.sync", &process, pid).await?,
         one_at_a_time(progress, "ring.call.async", &process, pid).await?,
         in_flight(progress, "ring.pipelined", &process, pid).await?,
@@ -73,8 +76,14 @@ impl Line {
 const LOOKS: u32 = 10_000;
 
 /// What is left of a call in shared memory if there is nothing around it: a cache line to where the server
-/// is, the same call there, and a cache line back. No ring can be faster on this machine.
-fn bare(progress: &Progress, name: &'static str, server: i32) -> Result<Figure, Failure> {
+/// is, `work` there, and a cache line back. No ring can be faster on this machine: with the call as the
+/// work, and without any it is the way alone.
+fn lines(
+    progress: &Progress,
+    name: &'static str,
+    server: i32,
+    work: impl Fn() + Copy + Send + 'static,
+) -> Result<Figure, Failure> {
     let there = sched_getaffinity(Pid::from_raw(server))?;
     let [figure, baseline] = take_turns!(
         progress,
@@ -90,7 +99,7 @@ fn bare(progress: &Progress, name: &'static str, server: i32) -> Result<Figure, 
                     let moved = sched_setaffinity(Pid::from_raw(0), &there);
                     for number in 1..=CALLS as u64 + 1 {
                         request.wait_for(number);
-                        black_box(getppid());
+                        work();
                         reply.0.store(number, Ordering::Release);
                     }
                     moved
