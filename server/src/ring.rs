@@ -83,8 +83,9 @@ impl Server {
                 self.cancel = ring.cancel();
                 let result = self.evaluate(STREAM_VERSION);
                 self.cancel = core::ptr::null();
-                self.record(result);
                 ring.complete(next, word, result);
+                // Nobody sees the log before this thread tells of it.
+                self.record(result);
                 self.state.ring.next = next + 1;
                 looks = 0;
                 calls += 1;
