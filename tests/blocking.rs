@@ -1,8 +1,10 @@
 //! Calls from threads, without a runtime around them and beside one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use farcall::call::Polling;
+use farcall::call::{Call, Polling};
+use farcall::host::local::Stdio;
 use farcall::sys::Sysno;
 use farcall::{Error, Local, Process, blocking};
 use nix::errno::Errno;
@@ -153,4 +155,16 @@ async fn threads_and_tasks_share_a_connection_over_the_stream_and_in_the_ring() 
             tokio::task::spawn_blocking(move || thread.join().unwrap()).await.unwrap();
         }
     }
+}
+
+#[tokio::test]
+async fn a_thread_that_executes_tasks_is_not_blocked_and_one_that_may_block_is() {
+    let root = Local::new().stdio(Stdio::Null).polling(None).start().await.unwrap();
+    let begin = || root.connection().call("getpid", Call::syscall(Sysno::getpid, [0; 6]));
+    // Nobody would read the reply that it waits for.
+    let receipt = begin();
+    assert!(catch_unwind(AssertUnwindSafe(|| receipt.wait())).is_err());
+    let receipt = begin();
+    let pid = tokio::task::spawn_blocking(|| receipt.wait()).await.unwrap().unwrap();
+    assert_eq!(pid, root.pid().unwrap() as u64);
 }
