@@ -104,8 +104,7 @@ impl<T> Batch<T> {
 
 fn batch<T>(calls: Calls, known: Option<Vec<Option<Reply>>>, begun: bool, tag: T) -> Batch<T> {
     debug_assert!(!calls.is_empty());
-    let replies =
-        if calls.len() > 1 { Replies::with_capacity(calls.len()) } else { Replies::new() };
+    let replies = Replies::with_capacity(calls.len());
     Batch { calls, replies, known, begun, tag }
 }
 
@@ -134,7 +133,7 @@ struct Partial {
 impl Partial {
     /// Takes from the front of `input`; the number once it is whole, after which the next one may come.
     fn take(&mut self, input: &mut &[u8]) -> Option<i64> {
-        // Nearly all are.
+        // Nearly all come in one piece.
         if self.got == 0
             && let Some((whole, rest)) = input.split_first_chunk()
         {
@@ -336,10 +335,7 @@ impl<T> Stream<T> {
                             self.skip_empty_data();
                             continue;
                         }
-                        _ => {
-                            self.reply(reply, complete);
-                            continue;
-                        }
+                        _ => reply,
                     }
                 }
                 Incoming::Data { reply, left } => {
@@ -355,10 +351,10 @@ impl<T> Stream<T> {
                     let real = usize::try_from(real).ok().filter(|n| *n <= reply.data.len());
                     let mut reply = std::mem::take(reply);
                     reply.data.truncate(real.ok_or("COPY_OUT counts more bytes than it sent")?);
+                    self.incoming = Incoming::Result(Partial::default());
                     reply
                 }
             };
-            self.incoming = Incoming::Result(Partial::default());
             self.reply(reply, complete);
         }
         Ok(())

@@ -252,9 +252,9 @@ impl<R> Future for Receipt<R> {
 impl<R> Receipt<R> {
     /// Of what was not submitted.
     fn failed(error: Error) -> Self {
-        let (sender, result) = oneshot::async_channel();
+        let (sender, receipt) = channel();
         let _ = sender.send(Err(error));
-        Self { result: cooperative(result), until: Until::Nothing }
+        receipt
     }
 
     /// What can interrupt the last call of the batch; none where the batch takes the stream, on which
@@ -485,11 +485,8 @@ impl Connection {
     fn receipt_of(&self, name: &'static str, call: &Call) -> (Complete, Receipt<u64>) {
         let size = room::size(std::slice::from_ref(call));
         self.shared().room.enter(size);
-        let (result, receiver) = oneshot::async_channel();
-        (
-            Complete::Value { name, result, size },
-            Receipt { result: cooperative(receiver), until: Until::Nothing },
-        )
+        let (result, receipt) = channel();
+        (Complete::Value { name, result, size }, receipt)
     }
 
     /// [`Connection::submit`] of one system call or operation, completed with its value.
@@ -766,13 +763,19 @@ fn receipt<R: Send + 'static>(
     weight: Weight,
     complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
 ) -> (Complete, Receipt<R>) {
-    let (sender, receiver) = oneshot::async_channel();
+    let (sender, receipt) = channel();
     let complete = Box::new(move |replies: Result<Replies>| {
         // A receiver that is gone hands the result back, and dropping it gives it back.
         let _ = sender.send(replies.map(Replies::into_vec).and_then(complete));
         drop(weight);
     });
-    (Complete::Any(complete), Receipt { result: cooperative(receiver), until: Until::Nothing })
+    (Complete::Any(complete), receipt)
+}
+
+/// Where the result of a batch goes, and what waits for it.
+fn channel<R>() -> (oneshot::Sender<Result<R>>, Receipt<R>) {
+    let (sender, receiver) = oneshot::async_channel();
+    (sender, Receipt { result: cooperative(receiver), until: Until::Nothing })
 }
 
 impl Successor {

@@ -30,10 +30,11 @@ use progress::Progress;
 
 /// Measures what calls and processes cost, as ratios against baselines of the same run.
 ///
-/// Medians over rounds in which a figure and its baseline take turns, in several passes over all
-/// figures; +- is half the distance between the quartiles. Machines differ and are noisy: compare ratios, not times. What
-/// takes turns with its server by way of the kernel is pinned to one processor, what moves bytes or
-/// shares memory to two; children that run no program are where the kernel puts them.
+/// A figure and its baseline take turns in many rounds, in several passes over all figures. Told is the
+/// round whose ratio is the median; +- is half the distance between the quartiles. Machines differ and
+/// are noisy: compare ratios, not times. What takes turns with its server by way of the kernel is pinned
+/// to one processor, what moves bytes or shares memory to two; children that run no program are where
+/// the kernel puts them.
 ///
 /// A ratio is VALUE to BASELINE: of times, so that less is better, and for memory of bandwidths, so
 /// that more is.
