@@ -9,7 +9,7 @@ use farcall::sys::Sysno;
 use farcall::{Error, Local, Process, blocking};
 use nix::errno::Errno;
 
-mod common;
+use crate::common;
 
 fn root(polling: Option<Polling>) -> Process {
     blocking::wait(Local::new().polling(polling).start()).unwrap()

@@ -1,6 +1,6 @@
 //! Chains: calls that travel together and use each other's results.
 
-mod common;
+use crate::common;
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Exit statuses are never lost: those of a persistent process's children, of its children's orphans,
 //! and of children that others have made and handed over.
 
-mod common;
+use crate::common;
 
 use std::collections::BTreeMap;
 use std::future::Future;

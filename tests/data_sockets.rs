@@ -1,6 +1,6 @@
 //! Data sockets that children get when they are first needed.
 
-mod common;
+use crate::common;
 
 use std::os::fd::AsFd;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What the documents name exists.
+//! What the documents name exists, and what tests there are is run.
 
 use std::fs;
 use std::path::Path;
@@ -34,4 +34,17 @@ fn every_test_that_the_specification_names_exists() {
         .map(|(file, name)| format!("{file}.rs: {name}"))
         .collect();
     assert!(unknown.is_empty(), "there is no such test: {}", unknown.join(", "));
+}
+
+#[test]
+fn every_file_of_tests_is_part_of_a_program() {
+    let read = |file: &str| fs::read_to_string(Path::new(ROOT).join(file)).unwrap();
+    let (manifest, suite) = (read("Cargo.toml"), read("tests/suite.rs"));
+    for entry in fs::read_dir(Path::new(ROOT).join("tests")).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        let Some(name) = file.strip_suffix(".rs") else { continue };
+        let is_module = suite.lines().any(|line| line == format!("mod {name};"));
+        let is_program = manifest.contains(&format!("path = \"tests/{file}\""));
+        assert!(is_module || is_program, "tests/{file}: neither suite.rs nor Cargo.toml names it");
+    }
 }

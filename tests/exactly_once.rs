@@ -1,6 +1,6 @@
 //! Calls that were in flight when a link was lost: each is executed once, and gets its result.
 
-mod common;
+use crate::common;
 
 use std::fs::{self, File};
 use std::future::Future;

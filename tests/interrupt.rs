@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-mod common;
+use crate::common;
 
 async fn child() -> (Process, Child) {
     let root = Local::new().start().await.unwrap();

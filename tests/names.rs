@@ -1,7 +1,7 @@
 //! What a persistent process keeps under names: the next controller finds it, whatever became of the
 //! one before.
 
-mod common;
+use crate::common;
 
 use std::fs;
 use std::io::Read;

@@ -1,6 +1,6 @@
 //! Persistent processes: they outlive their controller, wait inert, and are reconnected to.
 
-mod common;
+use crate::common;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

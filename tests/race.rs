@@ -1,6 +1,6 @@
 //! Controllers that race for one process: it is never two controllers' at once.
 
-mod common;
+use crate::common;
 
 use std::collections::BTreeMap;
 use std::fs;

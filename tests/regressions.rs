@@ -1,6 +1,6 @@
 //! What went wrong once, a test for each.
 
-mod common;
+use crate::common;
 
 use std::future::Future;
 use std::os::fd::AsFd;

@@ -1,9 +1,7 @@
 //! What becomes of calls whose stream is lost: [`Stream::resume`] and a model of a server that keeps a
 //! log, with bytes split anywhere and streams lost at any byte, several times in a row.
 
-#[path = "resume/batches.rs"]
 mod batches;
-#[path = "resume/server.rs"]
 mod server;
 
 use std::collections::BTreeSet;

@@ -1,6 +1,6 @@
 //! Calls through shared memory, from many tasks and threads at once, and from none.
 
-mod common;
+use crate::common;
 
 use std::collections::BTreeMap;
 use std::fs;

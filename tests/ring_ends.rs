@@ -1,6 +1,6 @@
 //! What becomes of calls, memory and descriptors when a ring, or who uses it, comes to an end.
 
-mod common;
+use crate::common;
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;

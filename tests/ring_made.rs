@@ -1,6 +1,6 @@
 //! Making a ring: it waits for calls that take long, and nobody waits for it.
 
-mod common;
+use crate::common;
 
 use std::fs::File;
 use std::future::Future;

@@ -1,6 +1,6 @@
 //! Calls of many tasks share a connection: what is under way stays bounded, and all of it completes.
 
-mod common;
+use crate::common;
 
 use std::fs;
 use std::future::Future;
@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
-use common::{TestHome, blocked_in, until_async};
+use common::{TestHome, alone, blocked_in, until_async};
 use farcall::call::{Call, Error};
 use farcall::persist::SharedMemory;
 use farcall::sys::{Sysno, Task};
@@ -23,9 +23,6 @@ const SIZE: usize = 64 * 1024;
 /// Less than all that is sent in a test: room for the tasks, and for what is under way. The allocator
 /// keeps that for each of up to five threads, as much as once was under way in buffers of that thread.
 const BOUND: usize = 96 << 20;
-
-/// Tests that look at this process's memory take turns.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Bytes that exist from when they are queued: [`SIZE`] times the same.
 struct Filled(u64);
@@ -76,7 +73,6 @@ fn send(
 
 async fn ten_thousand_tasks_send() -> Vec<u64> {
     const COUNT: u64 = 10_000;
-    let _alone = ALONE.lock().await;
     let process = Local::new().start().await.unwrap();
     let memory = map(&process).await;
     let before = memory_now();
@@ -94,19 +90,27 @@ async fn ten_thousand_tasks_send() -> Vec<u64> {
 
 #[tokio::test]
 async fn ten_thousand_tasks_send_64_kib_each_in_order_and_in_bounded_memory() {
+    if !alone("ten_thousand_tasks_send_64_kib_each_in_order_and_in_bounded_memory") {
+        return;
+    }
     let done = ten_thousand_tasks_send().await;
     assert!(done.is_sorted());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn so_do_tasks_on_many_threads() {
+    if !alone("so_do_tasks_on_many_threads") {
+        return;
+    }
     ten_thousand_tasks_send().await;
 }
 
 #[tokio::test]
 async fn buffers_of_calls_are_bounded_as_well() {
+    if !alone("buffers_of_calls_are_bounded_as_well") {
+        return;
+    }
     const COUNT: usize = 10_000;
-    let _alone = ALONE.lock().await;
     let process = Local::new().start().await.unwrap();
     let null = process.openat(None, "/dev/null", OFlag::O_RDWR, Mode::empty()).await.unwrap();
     let null = Arc::new(null);
@@ -133,8 +137,10 @@ async fn detached(test: &TestHome) -> (Child, Mapping) {
 
 #[tokio::test]
 async fn calls_made_while_disconnected_wait_for_room_and_go_out_in_order() {
+    if !alone("calls_made_while_disconnected_wait_for_room_and_go_out_in_order") {
+        return;
+    }
     const COUNT: u64 = 2_000;
-    let _alone = ALONE.lock().await;
     let test = TestHome::new();
     let (process, memory) = detached(&test).await;
     let before = memory_now();
@@ -155,7 +161,6 @@ async fn calls_made_while_disconnected_wait_for_room_and_go_out_in_order() {
 
 #[tokio::test]
 async fn what_many_calls_set_going_by_themselves_keeps_nobody_from_reconnecting() {
-    let _alone = ALONE.lock().await;
     let test = TestHome::new();
     let (process, memory) = detached(&test).await;
     let done = Arc::default();
@@ -177,7 +182,6 @@ fn no_context() -> Context<'static> {
 
 #[tokio::test]
 async fn a_call_that_waits_and_is_not_polled_delays_no_other() {
-    let _alone = ALONE.lock().await;
     let test = TestHome::new();
     let (process, memory) = detached(&test).await;
     let address = memory.address();
@@ -195,7 +199,6 @@ async fn a_call_that_waits_and_is_not_polled_delays_no_other() {
 
 #[tokio::test]
 async fn those_who_wait_are_told_that_the_process_is_gone() {
-    let _alone = ALONE.lock().await;
     let process = Local::new().start().await.unwrap();
     let child = process.child().spawn().await.unwrap();
     let memory = map(&child).await;

@@ -1,6 +1,6 @@
 //! Controllers and servers of other versions: each error says which, and what to do.
 
-mod common;
+use crate::common;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;

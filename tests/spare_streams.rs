@@ -1,7 +1,7 @@
 //! Streams that children leave to the next ones: whose they are, and that nothing of one child reaches
 //! another.
 
-mod common;
+use crate::common;
 
 use std::collections::BTreeSet;
 

@@ -3,7 +3,6 @@
 //! Bytes are split anywhere in both directions, batches are pushed at any time, and the stream ends
 //! at any point. Every batch has a tag, and what became of each is compared with the model.
 
-#[path = "stream/model.rs"]
 mod model;
 
 use std::collections::BTreeSet;

@@ -1,6 +1,6 @@
 //! What the calls of a controller are told whose process another one has taken over.
 
-mod common;
+use crate::common;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,6 +1,6 @@
 //! Taking a persistent process over from a controller that works, hangs, is stopped or wakes up later.
 
-mod common;
+use crate::common;
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,14 +1,6 @@
 //! `farcall torture` finds nothing, comes to every point at which a controller can die, and finds what is
 //! wrong when something is.
 
-#[path = "../build/compile.rs"]
-mod compile;
-#[path = "../build/judge.rs"]
-mod judge;
-#[path = "image/workshop.rs"]
-#[allow(dead_code, reason = "each test file uses its own part of it")]
-mod workshop;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,7 +9,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use workshop::Workshop;
+use crate::image::workshop::Workshop;
+use crate::judge;
 
 /// What must be zero.
 const FAILURES: [&str; 5] =

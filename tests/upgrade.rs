@@ -1,6 +1,6 @@
 //! The live upgrade: a process goes on as another image, whatever it has and whoever drives it.
 
-mod common;
+use crate::common;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -6,7 +6,7 @@ use farcall::persist::{Home, Name, attach};
 use farcall::sys::Sysno;
 use serde_json::{Value, json};
 
-use crate::command::{
+use super::command::{
     Running, fail, farcall, json as parsed, keys, run, start, succeed, succeed_json,
 };
 use crate::common::{Role, TestHome, blocked_in, role, tell, until};
@@ -188,7 +188,8 @@ fn a_call_that_ends_the_process_says_that_it_did_not_return() {
 
 #[test]
 fn a_call_into_a_process_that_another_controller_holds_names_that_one() {
-    const TEST: &str = "call::a_call_into_a_process_that_another_controller_holds_names_that_one";
+    const TEST: &str =
+        "cli::call::a_call_into_a_process_that_another_controller_holds_names_that_one";
     if let Some(path) = role() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {

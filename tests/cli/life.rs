@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::command::{
+use super::command::{
     Running, fail, farcall, json as parsed, keys, run, start, succeed, succeed_json,
 };
 use crate::common::{Role, TestHome, alive, fds, role, tell, until};
@@ -192,7 +192,7 @@ fn ls_of_nothing_is_an_empty_list() {
 
 #[test]
 fn ls_tells_attached_from_detached_from_gone() {
-    const TEST: &str = "life::ls_tells_attached_from_detached_from_gone";
+    const TEST: &str = "cli::life::ls_tells_attached_from_detached_from_gone";
     if let Some(path) = role() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {

@@ -4,7 +4,7 @@ use farcall::persist::Place;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::command::{Running, fail, farcall, keys, run, start, succeed, succeed_json};
+use super::command::{Running, fail, farcall, keys, run, start, succeed, succeed_json};
 use crate::common::{TestHome, blocked_in, until};
 
 #[test]

@@ -8,7 +8,7 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
-use crate::command::{Running, fail, farcall, keys, start, succeed, succeed_json};
+use super::command::{Running, fail, farcall, keys, start, succeed, succeed_json};
 use crate::common::{Role, TestHome, blocked_in, hear, role, tell, until};
 
 /// Does something as a controller of the process of that name, and lets go of it.
@@ -145,7 +145,7 @@ fn names_are_released_and_forgotten() {
     assert_eq!(succeed(&test, &["call", "one", "fcntl", &log, "F_GETFD"]), "1\n");
     let listed = succeed_json(&test, &["names", "one", "--json"]);
     assert_eq!(listed, json!({ "names": [], "unclaimed": null }));
-    let ran = crate::command::run(&test, &["names", "one"]);
+    let ran = super::command::run(&test, &["names", "one"]);
     assert_eq!((ran.status.code(), ran.stdout.as_str()), (Some(0), ""));
     assert!(ran.stderr.contains("nothing has a name"), "{ran:?}");
 }
@@ -164,7 +164,7 @@ fn a_name_with_what_a_terminal_obeys_is_one_line_of_text() {
 
 #[test]
 fn who_holds_the_process_is_told_and_can_be_taken_over_from() {
-    const TEST: &str = "names::who_holds_the_process_is_told_and_can_be_taken_over_from";
+    const TEST: &str = "cli::names::who_holds_the_process_is_told_and_can_be_taken_over_from";
     if let Some(home) = role() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {

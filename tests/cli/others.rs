@@ -12,7 +12,7 @@ use farcall::sys::Sysno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
-use crate::command::{Running, fail, farcall, json, keys, start, succeed, succeed_json};
+use super::command::{Running, fail, farcall, json, keys, start, succeed, succeed_json};
 use crate::common::{LIMIT, TestHome, alive, until};
 
 /// Killed when the test is over.
@@ -199,7 +199,7 @@ fn bench_prints_one_array_and_draws_what_has_a_baseline() {
     let test = TestHome::new();
     let picture = test.file("bench.svg");
     let arguments = ["bench", "--json", "--only", "calls", "--svg", picture.to_str().unwrap()];
-    let ran = crate::command::run(&test, &arguments);
+    let ran = super::command::run(&test, &arguments);
     assert_eq!(ran.status.code(), Some(0), "{ran:?}");
     assert_eq!(ran.stderr, "", "progress is for terminals");
     let rows = json(&ran.stdout);

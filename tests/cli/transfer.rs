@@ -12,7 +12,7 @@ use nix::libc;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use serde_json::json;
 
-use crate::command::{fail, farcall, run, start, succeed, succeed_json};
+use super::command::{fail, farcall, run, start, succeed, succeed_json};
 use crate::common::TestHome;
 
 const MEGABYTE: u64 = 1 << 20;

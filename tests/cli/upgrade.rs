@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::command::{Running, fail, farcall, keys, start, succeed, succeed_json};
+use super::command::{Running, fail, farcall, keys, start, succeed, succeed_json};
 use crate::common::{TestHome, blocked_in, fds, until};
 
 /// A file with the image in which one number is another one.

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use farcall::Process;
@@ -114,7 +115,8 @@ impl Role {
     /// The command of `start`, to be changed.
     pub fn command(test: &str, argument: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", test, "--nocapture"]).env(ROLE, argument);
+        let arguments = ["--exact", &whole_name(test), "--include-ignored", "--nocapture"];
+        command.args(arguments).env(ROLE, argument);
         command
     }
 
@@ -166,6 +168,38 @@ impl Drop for Role {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A test's name with the modules that it is in, from a name that stands for no other test of this
+/// program.
+fn whole_name(test: &str) -> String {
+    static NAMES: LazyLock<String> = LazyLock::new(|| {
+        let mut list = Command::new(std::env::current_exe().unwrap());
+        let output = list.args(["--list", "--format", "terse"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    });
+    let is_it =
+        |name: &&str| name.strip_suffix(test).is_some_and(|n| n.is_empty() || n.ends_with("::"));
+    let names = NAMES.lines().filter_map(|line| line.strip_suffix(": test"));
+    match names.filter(is_it).collect::<Vec<_>>()[..] {
+        [name] => name.to_owned(),
+        ref names => panic!("not one test is called {test}: {names:?}"),
+    }
+}
+
+/// Has a test's body run in a process that runs nothing else, which is for what belongs to a process
+/// as a whole: limits, umask, signals, how much memory it takes. True in that process; where it is
+/// false it has been run.
+pub fn alone(test: &str) -> bool {
+    if role().is_some() {
+        return true;
+    }
+    let mut role = Role::start(test, "alone");
+    let mut output = String::new();
+    role.output.read_to_string(&mut output).unwrap();
+    print!("{output}");
+    assert!(role.child.wait().unwrap().success(), "{test}, in a process of its own, has failed");
+    false
 }
 
 /// The process that has this pid now; a zombie is none.

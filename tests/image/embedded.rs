@@ -10,7 +10,7 @@ use farcall::abi::entry::{
 };
 use farcall::image::{self, Carrier, IMAGE};
 
-use crate::workshop::readelf;
+use super::workshop::readelf;
 
 #[test]
 fn it_fits_two_pages() {

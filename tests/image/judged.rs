@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, elf};
 
+use super::workshop::{Workshop, readelf};
 use crate::judge::{ENTRY_TABLE_OFFSET, IMAGE_MAGIC, IMAGE_MAX_SIZE, judge};
-use crate::workshop::{Workshop, readelf};
 
 static GOOD: LazyLock<Vec<u8>> =
     LazyLock::new(|| Workshop::open().compile().expect("the server compiles"));

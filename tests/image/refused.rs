@@ -1,6 +1,6 @@
 //! Servers with a fault are refused, and the refusal names the offender.
 
-use crate::workshop::refusal;
+use super::workshop::refusal;
 
 #[track_caller]
 fn names(refusal: &str, offender: &str) {

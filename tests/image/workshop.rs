@@ -15,7 +15,6 @@ pub struct Workshop {
     _alone: Flock<File>,
 }
 
-#[allow(dead_code, reason = "each test file uses its own part of it")]
 impl Workshop {
     /// Waits for the workshop and lays out the sources as they are in the checkout.
     pub fn open() -> Self {

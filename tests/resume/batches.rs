@@ -5,7 +5,7 @@ use farcall::call::Call;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::server::{FILL, ID, LIMIT, MIX, MIX_AT_ONCE};
+use super::server::{FILL, ID, LIMIT, MIX, MIX_AT_ONCE};
 
 /// One call, or a few that belong together.
 #[derive(Clone, Debug)]
