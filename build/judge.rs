@@ -11,7 +11,7 @@ use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, SectionFlags};
 /// IMAGE_MAGIC and IMAGE_MAX_SIZE (a test compares them).
 pub const ENTRY_TABLE_OFFSET: usize = 176;
 pub const IMAGE_MAGIC: &[u8; 8] = b"farcall\0";
-pub const IMAGE_MAX_SIZE: usize = 8192;
+pub const IMAGE_MAX_SIZE: usize = 12_288;
 
 /// The image, or a list of what is wrong with it, each item with the name of the offender.
 ///

@@ -1,7 +1,7 @@
 //! farcall runs Linux system calls in other processes, and in processes that outlive their
 //! controller.
 //!
-//! A *server*, two pages of position-independent code without libc, sits in a process and executes the
+//! A *server*, three pages of position-independent code without libc, sits in a process and executes the
 //! requests that arrive on a stream or, on the same machine, in shared memory. This library is the
 //! *controller*: it starts servers, makes calls in them, and can leave them behind as *persistent
 //! processes* for the next controller.

@@ -90,9 +90,9 @@ fn an_entry_of_a_table_of_addresses_is_refused() {
 #[test]
 fn an_image_that_is_too_large_is_refused() {
     let refusal = refusal(
-        "static LANDSCAPE: [u8; 9000] = [7; 9000];
+        "static LANDSCAPE: [u8; 13_000] = [7; 13_000];
          pub fn fault() { core::hint::black_box(&LANDSCAPE); }",
     );
-    names(&refusal, "over 8192");
+    names(&refusal, "over 12288");
     names(&refusal, "LANDSCAPE");
 }

@@ -30,7 +30,7 @@ const RESUME: usize = 208;
 const HANDOVER: usize = 212;
 
 /// The pages of an image.
-const PAGES: u64 = 8192;
+const PAGES: u64 = 12_288;
 
 /// The image with one field of its table changed.
 fn with(at: usize, value: u32) -> Vec<u8> {
