@@ -53,6 +53,9 @@
 //! | [`image`] | the server image that this build carries |
 //! | [`abi`] | types and numbers that both sides agree on |
 
+// A future that is not Send can neither be spawned nor given to `blocking::wait`.
+#![deny(clippy::future_not_send)]
+
 pub mod abi;
 pub mod blocking;
 pub mod call;

@@ -23,7 +23,7 @@ async fn main() -> Result<()> {
     let content = chain.read(file, 4096);
     chain.unlinked().close(file);
     let mut done = chain.run().await?;
-    let content = String::from_utf8_lossy(&done.bytes(content)).trim_end().to_owned();
+    let content = String::from_utf8_lossy(&done.bytes(content)?).trim_end().to_owned();
     println!("/etc/hostname: {content:?}, {} round trip", done.round_trips());
 
     // A listening socket, and the port that it got.

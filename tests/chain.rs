@@ -38,7 +38,7 @@ async fn a_file_is_opened_read_and_closed_in_one_round_trip() {
         let bytes = chain.read(fd, 8192);
         chain.close(fd);
         let mut done = chain.run().await.unwrap();
-        assert_eq!(done.bytes(bytes), content[..size.min(8192)], "{size}");
+        assert_eq!(done.bytes(bytes).unwrap(), content[..size.min(8192)], "{size}");
         assert_eq!(done.round_trips(), 1);
         assert!(done.fd(fd).is_err(), "it is closed");
         assert_eq!(fds(pid), before);
@@ -56,7 +56,7 @@ async fn a_listening_socket_is_set_up_in_one_round_trip() {
     let address = chain.getsockname(socket);
     let mut done = chain.run().await.unwrap();
     assert_eq!(done.round_trips(), 1);
-    let port = done.address(address).unwrap().as_sockaddr_in().unwrap().port();
+    let port = done.address(address).unwrap().as_inet().unwrap().port();
     let socket = done.fd(socket).unwrap();
     let _client = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
     root.accept4(&socket, SockFlag::empty()).await.unwrap();
@@ -84,7 +84,7 @@ async fn a_mount_namespace_is_prepared_in_one_round_trip() {
     let status = chain.openat(None, "inner/self/status", OFlag::O_RDONLY, Mode::empty());
     let text = chain.read(status, 4096);
     chain.close(status);
-    let text = chain.run().await.unwrap().bytes(text);
+    let text = chain.run().await.unwrap().bytes(text).unwrap();
     assert!(String::from_utf8(text).unwrap().contains(&format!("Pid:\t{}", child.pid().unwrap())));
 }
 
@@ -156,8 +156,8 @@ async fn long_chains_are_split_and_references_reach_across() {
     let end = chain.load(counter, 8);
     chain.close(reading);
     let mut done = chain.run().await.unwrap();
-    assert_eq!(done.bytes(all), (0..100).collect::<Vec<u8>>());
-    assert_eq!((done.value(end), done.value(stored)), (100, 0));
+    assert_eq!(done.bytes(all).unwrap(), (0..100).collect::<Vec<u8>>());
+    assert_eq!((done.value(end).unwrap(), done.value(stored).unwrap()), (100, 0));
     // 3 + 1 + 300 + 2 + 2 calls and the COPY_IN, at most 64 at once.
     assert_eq!(done.round_trips(), 5);
     assert!(done.fd(reading).is_err());
@@ -175,11 +175,11 @@ async fn memory_is_loaded_stored_and_copied_with_honest_faults() {
     chain.store(to.offset(8), 4, widths[1]);
     let copied = chain.copy_out(to, 12u64);
     let mut done = chain.run().await.unwrap();
-    let values = widths.map(|width| done.value(width));
+    let values = widths.map(|width| done.value(width).unwrap());
     assert_eq!(values, [0x88, 0x7788, 0x5566_7788, 0x1122_3344_5566_7788]);
     let mut expected = 0x1122_3344_5566_7788u64.to_le_bytes().to_vec();
     expected.extend(0x7788u32.to_le_bytes());
-    assert_eq!(done.bytes(copied), expected);
+    assert_eq!(done.bytes(copied).unwrap(), expected);
 
     for (what, errno) in [
         (["load", "8"], Errno::EFAULT),

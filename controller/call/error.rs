@@ -55,6 +55,14 @@ pub enum Error {
     /// What a server sent does not follow the protocol.
     #[error("the server does not speak farcall's protocol: {0}")]
     Protocol(&'static str),
+    /// What the caller asked for makes no sense, or not here. Nothing was sent to the process.
+    #[error("{what}: {advice}")]
+    Misuse {
+        /// What was asked for.
+        what: &'static str,
+        /// Why that can't be, and what to do instead.
+        advice: &'static str,
+    },
     /// Memory of the target process could not be reached.
     #[error("{len} bytes at {address:#x} can't be reached in the process")]
     Fault {
@@ -212,6 +220,16 @@ impl Error {
     /// An errno of a call in the target process.
     pub(crate) fn call(call: &'static str) -> impl FnOnce(Errno) -> Self {
         move |errno| Self::Call { call, errno }
+    }
+
+    /// The caller named a descriptor that a server runs on.
+    pub(crate) const SERVERS_FD: Self = Self::Misuse {
+        what: "a descriptor that the server itself uses",
+        advice: "the process can't be called without it: use another number (Process::server_descriptors lists the server's)",
+    };
+
+    pub(crate) fn misuse(what: &'static str, advice: &'static str) -> Self {
+        Self::Misuse { what, advice }
     }
 
     /// What is known of a call whose result did not arrive, if this is such an error.

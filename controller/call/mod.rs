@@ -86,6 +86,24 @@ impl Call {
         self
     }
 
+    /// A call that announces other bytes than it brings would leave the stream out of step: the server
+    /// would take the next request for them, or them for requests.
+    pub(crate) fn check(&self) -> Result<()> {
+        let copy_in = Word::OP | Operation::CopyIn as u64;
+        let announced = match self.request.word & (Word::OP | Word::NUMBER) == copy_in {
+            false => Some(0),
+            true if self.request.word & Word::reference(1) == 0 => Some(self.request.args[1]),
+            true => None,
+        };
+        if announced == Some(self.payload.len() as u64) {
+            return Ok(());
+        }
+        Err(Error::misuse(
+            "a call that announces other bytes than it brings",
+            "make one that brings bytes by Call::copy_in, and leave its length as it is",
+        ))
+    }
+
     /// How many bytes follow the result, if it is a success.
     pub(crate) fn data_len(&self) -> Option<DataLen> {
         let copy_out = Request::operation(Operation::CopyOut, [0; 6]).word;
@@ -101,7 +119,7 @@ impl Call {
 
     /// Whether it is a system call that stands for itself.
     pub(crate) fn is_plain(&self) -> bool {
-        self.request.word >> 32 == 0
+        self.request.word >> 32 == 0 && self.payload.is_empty()
     }
 
     /// Whether the call runs another program, which would die of a signal that comes late.

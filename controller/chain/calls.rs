@@ -1,13 +1,12 @@
 //! The typed calls of a chain, by their names in man pages.
 
-use std::marker::PhantomData;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use nix::sys::stat::Mode;
 use syscalls::Sysno;
 
@@ -15,7 +14,8 @@ use super::{AnyFd, Arg, Chain, Later};
 use crate::abi::wire::Operation;
 use crate::call::Error;
 use crate::handle::Fd;
-use crate::sys::{ADDRESS_SIZE, Guardian, address_bytes};
+use crate::sys::address::ADDRESS_SIZE;
+use crate::sys::{Guardian, SocketAddress};
 
 /// Arguments, filled up with zeros.
 fn args<const N: usize>(some: [Arg; N]) -> [Arg; 6] {
@@ -52,13 +52,13 @@ impl Chain<'_> {
 
     fn opens(&mut self, step: usize) -> Later<Fd> {
         self.steps[step].opens = true;
-        Later { step, what: PhantomData }
+        self.later(step)
     }
 
     /// LOAD: the `width` bytes (1, 2, 4 or 8) at `address`, as a result.
     pub fn load(&mut self, address: impl Into<Arg>, width: u64) -> Later<u64> {
         let step = self.operation("LOAD", Operation::Load, args([address.into(), width.into()]));
-        Later { step, what: PhantomData }
+        self.later(step)
     }
 
     /// STORE: the low `width` bytes (1, 2, 4 or 8) of `value` to `address`.
@@ -70,7 +70,7 @@ impl Chain<'_> {
     ) -> Later<u64> {
         let all = args([address.into(), width.into(), value.into()]);
         let step = self.operation("STORE", Operation::Store, all);
-        Later { step, what: PhantomData }
+        self.later(step)
     }
 
     /// COPY: `len` bytes inside the process.
@@ -82,7 +82,7 @@ impl Chain<'_> {
     ) -> Later<u64> {
         let all = args([to.into(), from.into(), len.into()]);
         let step = self.operation("COPY", Operation::Copy, all);
-        Later { step, what: PhantomData }
+        self.later(step)
     }
 
     /// COPY_OUT: `len` bytes from `address`, to be had when the chain has run. The length may be an
@@ -90,7 +90,7 @@ impl Chain<'_> {
     pub fn copy_out(&mut self, address: impl Into<Arg>, len: impl Into<Arg>) -> Later<Vec<u8>> {
         let all = args([address.into(), len.into()]);
         let step = self.operation("COPY_OUT", Operation::CopyOut, all);
-        Later { step, what: PhantomData }
+        self.later(step)
     }
 
     /// openat(2). A relative path starts at `directory`, or at the working directory. O_CLOEXEC is
@@ -178,29 +178,27 @@ impl Chain<'_> {
     }
 
     /// bind(2).
-    pub fn bind<'f>(&mut self, fd: impl Into<AnyFd<'f>>, address: &dyn SockaddrLike) -> Later<u64> {
-        self.with_address(Sysno::bind, fd.into(), address)
+    pub fn bind<'f>(
+        &mut self,
+        fd: impl Into<AnyFd<'f>>,
+        address: impl Into<SocketAddress>,
+    ) -> Later<u64> {
+        self.with_address(Sysno::bind, fd.into(), address.into())
     }
 
     /// connect(2).
     pub fn connect<'f>(
         &mut self,
         fd: impl Into<AnyFd<'f>>,
-        address: &dyn SockaddrLike,
+        address: impl Into<SocketAddress>,
     ) -> Later<u64> {
-        self.with_address(Sysno::connect, fd.into(), address)
+        self.with_address(Sysno::connect, fd.into(), address.into())
     }
 
-    fn with_address(
-        &mut self,
-        number: Sysno,
-        fd: AnyFd<'_>,
-        address: &dyn SockaddrLike,
-    ) -> Later<u64> {
+    fn with_address(&mut self, number: Sysno, fd: AnyFd<'_>, address: SocketAddress) -> Later<u64> {
         let fd = self.fd(fd);
-        let bytes = address_bytes(address);
-        let len = bytes.len() as u64;
-        let address = self.input(bytes);
+        let len = address.as_bytes().len() as u64;
+        let address = self.input(address.as_bytes());
         self.call(number, [fd, address, len.into()])
     }
 
@@ -218,21 +216,24 @@ impl Chain<'_> {
     }
 
     /// getsockname(2).
-    pub fn getsockname<'f>(&mut self, fd: impl Into<AnyFd<'f>>) -> Later<SockaddrStorage> {
+    pub fn getsockname<'f>(&mut self, fd: impl Into<AnyFd<'f>>) -> Later<SocketAddress> {
         let fd = self.fd(fd);
         let length = self.input((ADDRESS_SIZE as u32).to_le_bytes());
         let address = self.output(ADDRESS_SIZE);
         self.call(Sysno::getsockname, [fd, address, length]);
         self.load(length, 4);
         let step = self.copy_out(address, ADDRESS_SIZE as u64).step;
-        Later { step, what: PhantomData }
+        self.later(step)
     }
 
     /// unshare(2) of namespaces and CLONE_FS; CLONE_FILES would change what descriptors mean in the
     /// middle of the chain and is for [`Process::unshare`](crate::Process::unshare).
     pub fn unshare(&mut self, flags: CloneFlags) -> Later<u64> {
         if flags.contains(CloneFlags::CLONE_FILES) {
-            self.refuse(Error::CloneFlags("CLONE_FILES can't be unshared in a chain"));
+            self.refuse(Error::misuse(
+                "CLONE_FILES, unshared in a chain",
+                "it changes what descriptors mean in the middle of the chain: call Process::unshare",
+            ));
         }
         // The bits of the flags, as they are.
         let result = self.call(Sysno::unshare, [u64::from(flags.bits() as u32).into()]);

@@ -42,12 +42,15 @@ impl Chain<'_> {
             return names;
         }
         if names.len() != count {
-            self.refuse(Error::Protocol("as many names as the next call opens descriptors"));
+            self.refuse(Error::misuse(
+                "another number of names than of descriptors that the next call opens",
+                "call Chain::keep once for each of them",
+            ));
         }
         let entries: Vec<u8> =
             names.iter().flat_map(|name| entry(name, kind::FD, [0; 3]).to_bytes()).collect();
         let source = self.input(entries);
-        let slot = Arg(Kind::Slot(self.slots));
+        let slot = self.place(Kind::Slot(self.slots));
         self.push_keep(slot, source, count * ENTRY_SIZE, from, count, 0.into());
         names
     }
@@ -71,8 +74,8 @@ impl Chain<'_> {
             self.copy(details.offset(16), stat.offset(STAT_MODE), 4);
             let [before, slot] = [0, count].map(|offset| self.slots + offset + i);
             // Counted from 1.
-            let clear = Arg(Kind::Slot(before + 1));
-            self.push_keep(Arg(Kind::Slot(slot)), bytes, ENTRY_SIZE, 0.into(), 1, clear);
+            let clear = self.place(Kind::Slot(before + 1));
+            self.push_keep(self.place(Kind::Slot(slot)), bytes, ENTRY_SIZE, 0.into(), 1, clear);
             self.syscall(Sysno::dup2, [fd, fd, zero, zero, zero, zero]);
         }
         self.slots += 2 * count;

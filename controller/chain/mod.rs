@@ -11,19 +11,21 @@ mod run;
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
-use nix::sys::socket::SockaddrStorage;
 
 use crate::abi::wire::{Operation, Word};
 use crate::call::{Error, Reply, Result};
 use crate::handle::Fd;
-use crate::sys::Task;
+use crate::sys::{SocketAddress, Task};
 
 /// Calls to be sent together to one process.
 #[must_use = "a chain is executed by `run`"]
 pub struct Chain<'t> {
     task: &'t Task,
+    id: ChainId,
     steps: Vec<Step>,
     /// What lies in the process's memory before the first call, from the chain's buffer on.
     input: Vec<u8>,
@@ -58,10 +60,25 @@ struct Step {
     keeps: bool,
 }
 
-/// An argument of a call in a chain: a value, an earlier call's result, or a place in the chain's
-/// memory.
+/// Which chain something belongs to: no two chains of a program have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arg(Kind);
+struct ChainId(NonZeroU64);
+
+impl ChainId {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NonZeroU64::new(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap_or(NonZeroU64::MAX))
+    }
+}
+
+/// An argument of a call in a chain: a value, an earlier call's result, or a place in the chain's
+/// memory. Only values are arguments of calls in other chains as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arg {
+    kind: Kind,
+    /// The chain that the result or place belongs to.
+    chain: Option<ChainId>,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -75,20 +92,20 @@ enum Kind {
 
 impl From<u64> for Arg {
     fn from(value: u64) -> Self {
-        Self(Kind::Value(value))
+        Self { kind: Kind::Value(value), chain: None }
     }
 }
 
 impl From<i32> for Arg {
     fn from(value: i32) -> Self {
         // As C passes an int: with its sign.
-        Self(Kind::Value(i64::from(value).cast_unsigned()))
+        i64::from(value).cast_unsigned().into()
     }
 }
 
 impl<T> From<Later<T>> for Arg {
     fn from(later: Later<T>) -> Self {
-        Self(Kind::Result(later.step))
+        Self { kind: Kind::Result(later.step), chain: Some(later.chain) }
     }
 }
 
@@ -96,17 +113,20 @@ impl Arg {
     /// The place `bytes` further on in the chain's memory. A value or result is returned as it is.
     #[must_use]
     pub fn offset(self, bytes: usize) -> Self {
-        Self(match self.0 {
-            Kind::Input(at) => Kind::Input(at + bytes),
-            Kind::Output(at) => Kind::Output(at + bytes),
+        let kind = match self.kind {
+            Kind::Input(at) => Kind::Input(at.saturating_add(bytes)),
+            Kind::Output(at) => Kind::Output(at.saturating_add(bytes)),
             other => other,
-        })
+        };
+        Self { kind, ..self }
     }
 }
 
 /// What a call of a chain will have returned, once the chain has run: an argument for later calls,
-/// and the key to the result.
+/// and the key to the result. It means nothing to other chains: they refuse it with
+/// [`Error::Misuse`].
 pub struct Later<T> {
+    chain: ChainId,
     step: usize,
     what: PhantomData<fn() -> T>,
 }
@@ -180,42 +200,71 @@ impl std::error::Error for ChainError {}
 /// What a chain has left: the results of its calls.
 #[derive(Debug)]
 pub struct Done {
+    chain: ChainId,
     replies: Vec<Reply>,
+    /// Which bytes were taken.
+    taken: Vec<usize>,
     fds: HashMap<usize, Fd>,
     round_trips: usize,
 }
 
 impl Done {
     /// The result of a call, as a number.
-    #[must_use]
-    pub fn value<T>(&self, later: Later<T>) -> u64 {
-        // Every call has a reply, and it is a success: otherwise the chain has failed.
-        self.replies[later.step].result.cast_unsigned()
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Misuse`] for a placeholder of another chain.
+    pub fn value<T>(&self, later: Later<T>) -> Result<u64> {
+        // It is a success: otherwise the chain has failed.
+        Ok(self.replies[self.step(later)?].result.cast_unsigned())
+    }
+
+    /// Which step a placeholder of this chain stands for. Every step has a reply.
+    fn step<T>(&self, later: Later<T>) -> Result<usize> {
+        if later.chain == self.chain { Ok(later.step) } else { Err(foreign()) }
     }
 
     /// The descriptor that a call has opened.
     ///
     /// # Errors
     ///
-    /// If it was taken before, or the chain has closed it.
+    /// [`Error::Misuse`] if it was taken before, if the chain has closed it, and for a placeholder of
+    /// another chain.
     pub fn fd(&mut self, later: Later<Fd>) -> Result<Fd> {
-        self.fds.remove(&later.step).ok_or(Error::Protocol("that descriptor was taken or closed"))
+        let step = self.step(later)?;
+        self.fds.remove(&step).ok_or(Error::misuse(
+            "a descriptor of a chain that is taken twice, or that the chain has closed",
+            "take it once, and keep the handle",
+        ))
     }
 
     /// The bytes that a call has left.
-    pub fn bytes(&mut self, later: Later<Vec<u8>>) -> Vec<u8> {
-        std::mem::take(&mut self.replies[later.step].data)
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Misuse`] if they were taken before, and for a placeholder of another chain.
+    pub fn bytes(&mut self, later: Later<Vec<u8>>) -> Result<Vec<u8>> {
+        let step = self.step(later)?;
+        if self.taken.contains(&step) {
+            return Err(Error::misuse(
+                "bytes of a chain that are taken twice",
+                "take them once, and keep them",
+            ));
+        }
+        self.taken.push(step);
+        Ok(std::mem::take(&mut self.replies[step].data))
     }
 
     /// The address that a call has left.
     ///
     /// # Errors
     ///
-    /// If it is of an unknown family.
-    pub fn address(&mut self, later: Later<SockaddrStorage>) -> Result<SockaddrStorage> {
+    /// [`Error::Misuse`] for a placeholder of another chain.
+    pub fn address(&mut self, later: Later<SocketAddress>) -> Result<SocketAddress> {
+        let step = self.step(later)?;
         // The call before is the LOAD of its length.
-        let length = self.replies[later.step - 1].result;
-        crate::sys::socket_address(&self.replies[later.step].data, length.cast_unsigned())
+        let length = self.replies[step - 1].result;
+        Ok(SocketAddress::returned(&self.replies[step].data, length.cast_unsigned()))
     }
 
     /// How many round trips the chain took: one, unless it was too long for that, or the server
@@ -231,6 +280,7 @@ impl Task {
     pub fn chain(&self) -> Chain<'_> {
         Chain {
             task: self,
+            id: ChainId::new(),
             steps: Vec::new(),
             input: Vec::new(),
             output: 0,
@@ -270,14 +320,20 @@ impl Chain<'_> {
         let at = self.input.len().next_multiple_of(8);
         self.input.resize(at, 0);
         self.input.extend_from_slice(bytes.as_ref());
-        Arg(Kind::Input(at))
+        self.place(Kind::Input(at))
+    }
+
+    /// A place in this chain's memory, or an entry of the registry that it needs.
+    fn place(&self, kind: Kind) -> Arg {
+        Arg { kind, chain: Some(self.id) }
     }
 
     /// `len` bytes of the process's memory, at a multiple of 8, for what calls leave.
     pub fn output(&mut self, len: usize) -> Arg {
         let at = self.output.next_multiple_of(8);
-        self.output = at + len;
-        Arg(Kind::Output(at))
+        // What is too much is refused when memory is asked for.
+        self.output = at.saturating_add(len);
+        self.place(Kind::Output(at))
     }
 
     /// Adds a system call.
@@ -293,12 +349,22 @@ impl Chain<'_> {
     fn push<T>(&mut self, name: &'static str, word: u64, args: [Arg; 6]) -> Later<T> {
         if !self.keeping.is_empty() {
             // Those that open something have taken them.
-            self.refuse(Error::Protocol("a name, and the next call opens nothing"));
+            self.refuse(Error::misuse(
+                "Chain::keep before a call that opens nothing",
+                "call it directly before the call whose descriptor is to have the name",
+            ));
+        }
+        if args.iter().any(|arg| arg.chain.is_some_and(|chain| chain != self.id)) {
+            self.refuse(foreign());
         }
         let linked = self.linked;
         let (opens, named, keeps, closes) = (false, false, false, None);
         self.steps.push(Step { name, word, args, linked, opens, named, keeps, closes });
-        Later { step: self.steps.len() - 1, what: PhantomData }
+        self.later(self.steps.len() - 1)
+    }
+
+    fn later<T>(&self, step: usize) -> Later<T> {
+        Later { chain: self.id, step, what: PhantomData }
     }
 
     /// A descriptor as an argument.
@@ -324,4 +390,12 @@ impl Chain<'_> {
         self.error.get_or_insert(error);
         0.into()
     }
+}
+
+/// What a placeholder of another chain is answered with.
+fn foreign() -> Error {
+    Error::misuse(
+        "a placeholder of another chain",
+        "what one chain makes is an argument of another's calls once it has run: take it from Done",
+    )
 }

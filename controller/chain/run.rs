@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::{Chain, ChainError, Done, Kind, Step};
+use super::{Chain, ChainError, ChainId, Done, Kind, Step};
 use crate::abi::wire::{MAX_REF, Request, Word};
 use crate::call::{Call, Error, Reply, Result};
 use crate::fault;
@@ -27,27 +27,31 @@ impl Chain<'_> {
     ///
     /// [`Error::Chain`] if a call has failed: which, with what, and what was not executed for that.
     pub async fn run(self) -> Result<Done> {
-        let Self { task, steps, input, output, one_by_one, keeping, names, slots, error, .. } =
-            self;
+        let Self {
+            task, id, steps, input, output, one_by_one, keeping, names, slots, error, ..
+        } = self;
         if let Some(error) = error {
             return Err(error);
         }
         if !keeping.is_empty() {
-            return Err(Error::Protocol("a name, and no call behind it that opens something"));
+            return Err(Error::misuse(
+                "Chain::keep behind the last call",
+                "call it directly before the call whose descriptor is to have the name",
+            ));
         }
         let slots = if slots == 0 { None } else { Some(task.slots(slots, &names).await?) };
         let at_once =
             if one_by_one || task.connection().version() == 0 { 1 } else { MAX_REF as usize };
         task.connection().room().await;
         let behind = input.len().next_multiple_of(8);
-        let buffer = match behind + output {
+        let buffer = match behind.saturating_add(output) {
             0 => None,
             size => Some(task.buffer(size).await?),
         };
         let base = buffer.as_ref().map_or(0, Buffer::address);
         let slot = slots.as_ref().map_or(0, |slots| slots.first);
         let place = Place { input: base, output: base + behind as u64, slot };
-        let mut run = Run { steps, place, replies: Vec::new(), fds: HashMap::new() };
+        let mut run = Run { chain: id, steps, place, replies: Vec::new(), fds: HashMap::new() };
         let buffer = Arc::new((buffer, slots));
         if buffer.1.is_some() {
             fault::point("chain.prepared");
@@ -140,6 +144,7 @@ struct Place {
 }
 
 struct Run {
+    chain: ChainId,
     steps: Vec<Step>,
     place: Place,
     /// Of the steps so far.
@@ -195,7 +200,7 @@ impl Run {
         }
         let mut args = [0; 6];
         for (place, (slot, arg)) in (0u32..).zip(args.iter_mut().zip(&step.args)) {
-            *slot = match arg.0 {
+            *slot = match arg.kind {
                 Kind::Value(value) => value,
                 Kind::Input(at) => self.place.input + at as u64,
                 Kind::Output(at) => self.place.output + at as u64,
@@ -231,7 +236,8 @@ impl Run {
     fn done(self, round_trips: usize) -> Result<Done> {
         let failed = self.replies.iter().position(|reply| reply.value().is_err());
         let Some(step) = failed else {
-            return Ok(Done { replies: self.replies, fds: self.fds, round_trips });
+            let Self { chain, replies, fds, .. } = self;
+            return Ok(Done { chain, replies, taken: Vec::new(), fds, round_trips });
         };
         let errno = self.replies[step].value().err().unwrap_or(Errno::UnknownErrno);
         let later = self.replies.iter().zip(&self.steps).enumerate().skip(step + 1);

@@ -140,11 +140,11 @@ impl FdTable {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`] for a number that belongs to a server: a handle would close it.
+    /// [`Error::Misuse`] for a number that belongs to a server: a handle would close it.
     pub(crate) fn adopt(self: &Arc<Self>, number: i32) -> Result<Fd> {
         let inner = self.lock();
         if inner.servers.contains(&number) {
-            return Err(Error::Protocol("that descriptor is the server's own"));
+            return Err(Error::SERVERS_FD);
         }
         Ok(self.handle(inner, number))
     }
@@ -307,11 +307,14 @@ impl Fd {
     ///
     /// # Errors
     ///
-    /// The errno of close(2); the descriptor is closed even then. [`Error::Protocol`] if it has a name
+    /// The errno of close(2); the descriptor is closed even then. [`Error::Misuse`] if it has a name
     /// in the registry, which it keeps.
     pub async fn close(mut self) -> Result<()> {
         if self.table.lock().named.contains(&self.number) {
-            return Err(Error::Protocol("the descriptor has a name: give that up to close it"));
+            return Err(Error::misuse(
+                "closing a descriptor that has a name",
+                "Process::release closes it and gives up its name; Process::forget gives up the name alone",
+            ));
         }
         let Some(closing) = self.forget() else { return Ok(()) };
         closing.submit().ok_or(Error::Gone)?.await

@@ -51,7 +51,10 @@ impl Process {
             return Err(Error::SharesMemory);
         }
         if self.is_persistent() {
-            return Err(Error::Protocol("the process is persistent already"));
+            return Err(Error::misuse(
+                "making a process persistent that is persistent already",
+                "it stays what it is: its place is Process::place",
+            ));
         }
         let process = self.clone();
         to_the_end(async move { process.become_persistent(reserved).await }).await

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep};
 
@@ -17,6 +17,7 @@ use crate::call::{Connection, DataSocket, Error, Past, Result, to_the_end};
 use crate::fault;
 use crate::handle::{FdTable, Unready};
 use crate::process::{Process, Sockets};
+use crate::sys::SocketAddress;
 
 /// How long a reconnect waits for a server that is busy.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,7 +88,10 @@ impl Process {
     }
 
     fn persistent_place(&self) -> Result<Arc<Place>> {
-        self.place().ok_or(Error::Protocol("the process is not persistent"))
+        self.place().ok_or(Error::misuse(
+            "a reconnect to a process that is not persistent",
+            "it ended with its connection; Process::make_persistent makes one that can be reconnected to",
+        ))
     }
 
     async fn go_on_to_the_end(
@@ -196,13 +200,13 @@ pub(super) async fn sweep_when_idle(
 /// Lets `through` connect to `path`, and takes the connected socket over. It is not blocked: the
 /// socket does not wait, and a full backlog is tried again.
 async fn connect_through(through: &Process, path: &Place) -> Result<OwnedFd> {
-    let address = UnixAddr::new(path.socket())
+    let address = SocketAddress::unix(path.socket())
         .map_err(|_| refused(path, "the path is too long for a socket"))?;
     let end = Instant::now() + TIMEOUT;
     loop {
         let flags = SockFlag::SOCK_NONBLOCK;
         let client = through.socket(AddressFamily::Unix, SockType::Stream, flags, 0).await?;
-        match through.connect(&client, &address).await {
+        match through.connect(&client, address).await {
             Err(error) if error.errno() == Some(Errno::EAGAIN) && Instant::now() < end => {
                 sleep(PAUSE).await;
             }

@@ -299,7 +299,10 @@ impl ChildBuilder {
     pub(super) fn check_all(&self) -> Result<()> {
         self.check()?;
         if !self.legacy.is_empty() {
-            return Err(Error::Protocol("only a child that is persistent from the start inherits"));
+            return Err(Error::misuse(
+                "ChildBuilder::inherit for an ordinary child",
+                "only a child that is persistent from the start inherits: ChildBuilder::spawn_persistent",
+            ));
         }
         Ok(())
     }

@@ -157,7 +157,7 @@ impl Task {
     /// The errno of dup2(2); a number that a server runs on is refused.
     pub async fn dup2(&self, fd: &Fd, number: i32) -> Result<()> {
         if self.table().reserved().contains(&number) {
-            return Err(Error::Protocol("that descriptor is the server's own"));
+            return Err(Error::SERVERS_FD);
         }
         let old = self.number(fd)?;
         if old == number as u64 {

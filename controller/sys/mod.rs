@@ -4,6 +4,7 @@
 //! space and its buffers. Every method is a system call of that name; the documentation says what
 //! it does in the target process.
 
+pub(crate) mod address;
 mod bulk;
 mod credentials;
 mod ends;
@@ -22,13 +23,13 @@ use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 
+pub use address::SocketAddress;
 pub(crate) use credentials::exit_group;
 pub(crate) use ends::{Ends, ServerFds};
 pub use process::WaitStatus;
 pub(crate) use process::{SIGINFO_SIZE, pid_of_siginfo, set_pdeathsig, waitid};
 pub(crate) use rights::Message;
 pub use shared::SharedBuffer;
-pub(crate) use socket::{ADDRESS_SIZE, address_bytes, socket_address};
 pub use syscalls::Sysno;
 
 use crate::call::{Call, Connection, Error, Reply, Result};

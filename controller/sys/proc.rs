@@ -29,7 +29,7 @@ impl Task {
         let zero = 0.into();
         let n = chain.syscall(Sysno::readlinkat, [at, path, buffer, PATH_MAX.into(), zero, zero]);
         let bytes = chain.copy_out(buffer, n);
-        let bytes = chain.run().await.ok()?.bytes(bytes);
+        let bytes = chain.run().await.ok()?.bytes(bytes).ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
     }
 
@@ -60,7 +60,7 @@ impl Task {
                 [directory.number().into(), buffer, (AT_ONCE as u64).into(), zero, zero, zero];
             let n = chain.syscall(Sysno::getdents64, args);
             let bytes = chain.copy_out(buffer, n);
-            let bytes = chain.run().await?.bytes(bytes);
+            let bytes = chain.run().await?.bytes(bytes)?;
             if bytes.is_empty() {
                 break;
             }

@@ -70,7 +70,10 @@ impl Keeping {
     /// For duplicates of descriptors of this process: what they are is known beforehand.
     pub(super) async fn new(task: &Task, fds: &[BorrowedFd<'_>], names: &[String]) -> Result<Self> {
         if fds.len() != names.len() {
-            return Err(Error::Protocol("as many names as descriptors"));
+            return Err(Error::misuse(
+                "another number of names than of descriptors",
+                "each descriptor that is sent gets one name",
+            ));
         }
         let mut entries = Vec::new();
         for (fd, name) in fds.iter().zip(names) {
@@ -148,7 +151,10 @@ impl Task {
 
     async fn ready(&self, unready: Unready, count: u64) -> Result<()> {
         match unready {
-            Unready::Disabled => Err(Error::Protocol("only a persistent process keeps names")),
+            Unready::Disabled => Err(Error::misuse(
+                "a name in a process that is not persistent",
+                "make it persistent first (Process::make_persistent): names are for the next controller",
+            )),
             Unready::Taken(name) => {
                 Err(Error::Name { name, reason: "the process has something of that name" })
             }

@@ -34,7 +34,7 @@ impl SharedBuffer {
     }
 
     fn place(&self, at: usize, len: usize) -> Result<u64> {
-        let address = self.address() + at as u64;
+        let address = self.address().saturating_add(at as u64);
         let fits = at.checked_add(len).is_some_and(|end| end <= self.size);
         fits.then_some(address).ok_or(Error::Fault { address, len })
     }

@@ -1,14 +1,12 @@
 //! Sockets: socket(2), bind(2), listen(2), accept(2), connect(2), getsockname(2).
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrLike, SockaddrStorage};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use syscalls::Sysno;
 
+use super::address::{ADDRESS_SIZE, SocketAddress};
 use super::{Task, last};
 use crate::call::{Call, Error, Result};
 use crate::handle::Fd;
-
-/// Room for any address: `struct sockaddr_storage`.
-pub(crate) const ADDRESS_SIZE: usize = 128;
 
 impl Task {
     /// A socket in the target process's network namespace, closed on exec: socket(2).
@@ -51,8 +49,12 @@ impl Task {
     /// # Errors
     ///
     /// The errno of bind(2).
-    pub async fn bind(&self, fd: &Fd, address: &dyn SockaddrLike) -> Result<()> {
-        self.with_address("bind", Sysno::bind, fd, address).await
+    pub fn bind(
+        &self,
+        fd: &Fd,
+        address: impl Into<SocketAddress>,
+    ) -> impl Future<Output = Result<()>> + Send {
+        self.with_address("bind", Sysno::bind, fd, address.into())
     }
 
     /// Connects a socket: connect(2). A blocking socket blocks the process until it is connected.
@@ -60,8 +62,12 @@ impl Task {
     /// # Errors
     ///
     /// The errno of connect(2).
-    pub async fn connect(&self, fd: &Fd, address: &dyn SockaddrLike) -> Result<()> {
-        self.with_address("connect", Sysno::connect, fd, address).await
+    pub fn connect(
+        &self,
+        fd: &Fd,
+        address: impl Into<SocketAddress>,
+    ) -> impl Future<Output = Result<()>> + Send {
+        self.with_address("connect", Sysno::connect, fd, address.into())
     }
 
     async fn with_address(
@@ -69,10 +75,10 @@ impl Task {
         name: &'static str,
         number: Sysno,
         fd: &Fd,
-        address: &dyn SockaddrLike,
+        address: SocketAddress,
     ) -> Result<()> {
         let fd = self.number(fd)?;
-        let bytes = address_bytes(address);
+        let bytes = address.as_bytes().to_vec();
         let len = bytes.len() as u64;
         let call = |at| Call::syscall(number, [fd, at, len, 0, 0, 0]);
         self.call_with(name, bytes, call).await.map(|_| ())
@@ -105,7 +111,7 @@ impl Task {
     /// # Errors
     ///
     /// The errno of getsockname(2).
-    pub async fn getsockname(&self, fd: &Fd) -> Result<SockaddrStorage> {
+    pub async fn getsockname(&self, fd: &Fd) -> Result<SocketAddress> {
         let fd = self.number(fd)?;
         let buffer = self.buffer(ADDRESS_SIZE + 4).await?;
         let address = buffer.address();
@@ -127,30 +133,6 @@ impl Task {
         let fault = || Error::Fault { address, len: ADDRESS_SIZE };
         let (bytes, length) = data.split_first_chunk::<ADDRESS_SIZE>().ok_or_else(fault)?;
         let length = u32::from_le_bytes(*length.first_chunk().ok_or_else(fault)?);
-        socket_address(bytes, u64::from(length))
+        Ok(SocketAddress::returned(bytes, u64::from(length)))
     }
 }
-
-/// The bytes of an address.
-pub(crate) fn address_bytes(address: &dyn SockaddrLike) -> Vec<u8> {
-    // SAFETY: a SockaddrLike's pointer and length describe its own initialised bytes.
-    let bytes = unsafe {
-        std::slice::from_raw_parts(address.as_ptr().cast::<u8>(), address.len() as usize)
-    };
-    bytes.to_vec()
-}
-
-/// The address in the first `length` bytes.
-pub(crate) fn socket_address(bytes: &[u8], length: u64) -> Result<SockaddrStorage> {
-    let mut storage = Aligned([0; ADDRESS_SIZE]);
-    let length = bytes.len().min(ADDRESS_SIZE).min(length as usize);
-    storage.0[..length].copy_from_slice(&bytes[..length]);
-    // SAFETY: `storage` is as large as any address, aligned, initialised, and `length` is clamped
-    // to it.
-    unsafe { SockaddrStorage::from_raw((&raw const storage).cast(), Some(length as u32)) }
-        .ok_or(Error::Protocol("an address of an unknown family"))
-}
-
-/// Bytes with the alignment of every address.
-#[repr(C, align(8))]
-struct Aligned([u8; ADDRESS_SIZE]);

@@ -4,6 +4,7 @@
 //! in shared memory. What was under way when a link is lost goes on by the server's [`log`], see
 //! [`resume`]. The I/O around all of it is in [`crate::call::Connection`].
 
+mod copy;
 pub mod log;
 pub mod resume;
 pub mod ring;

@@ -1,7 +1,7 @@
 //! Memory that this process and a server both map: the ring, and behind it an arena.
 //!
-//! The other side is not trusted: what lies in here is read once, through atomics or by a copy, and
-//! is never a reference of Rust's to anything but atomics.
+//! The other side is not trusted: what lies in here is read once, through atomics or by a copy of
+//! [`super::copy`], and is never a reference of Rust's to anything but atomics.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use memfd::{FileSeal, MemfdOptions};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::copy::{copy_in, copy_out};
 use crate::abi::ring::{ARENA_OFFSET, Ring};
 use crate::call::{Error, Result};
 use crate::fault;
@@ -175,8 +176,8 @@ impl Shared {
     /// Copies to a place in the arena. False: it is not there.
     pub fn write(&self, address: u64, bytes: &[u8]) -> bool {
         let Some(place) = self.place(address, bytes.len() as u64) else { return false };
-        // SAFETY: as many bytes are there, and no reference of Rust's covers them.
-        unsafe { place.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        // SAFETY: as many bytes are there, and all that this process does with them is in this file.
+        unsafe { copy_in(bytes, place.as_ptr()) };
         true
     }
 
@@ -184,10 +185,10 @@ impl Shared {
     pub fn read(&self, address: u64, len: u64) -> Option<Vec<u8>> {
         let place = self.place(address, len)?;
         let mut bytes: Vec<u8> = Vec::with_capacity(len as usize);
-        // SAFETY: as many bytes are there, and there is room for them; whoever writes to them
-        // meanwhile, each is some byte.
+        // SAFETY: as many bytes are there, and all that this process does with them is in this file;
+        // there is room for them, and all of them are written.
         unsafe {
-            bytes.as_mut_ptr().copy_from_nonoverlapping(place.as_ptr(), len as usize);
+            copy_out(place.as_ptr(), bytes.as_mut_ptr(), len as usize);
             bytes.set_len(len as usize);
         }
         Some(bytes)

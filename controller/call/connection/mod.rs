@@ -409,11 +409,17 @@ impl Connection {
     ///
     /// `complete` runs on the connection's task and must not block. What must live until the
     /// server is done with the batch (buffers) it owns.
+    ///
+    /// Calls one of which announces other bytes than it brings complete with [`Error::Misuse`], and
+    /// none of them is sent.
     pub fn submit<R: Send + 'static>(
         &self,
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
+        if let Some(error) = calls.iter().find_map(|call| call.check().err()) {
+            return Receipt::failed(error);
+        }
         self.submit_as(calls, complete, When::AtOnce)
     }
 
@@ -494,6 +500,9 @@ impl Connection {
     /// On a stream on which nothing is under way it goes out when somebody waits for it, or else when all
     /// tasks that can have had their turn: together with what has been submitted by then.
     pub fn call(&self, name: &'static str, call: Call) -> Receipt<u64> {
+        if let Err(error) = call.check() {
+            return Receipt::failed(error);
+        }
         self.call_as(name, call, When::Awaited)
     }
 

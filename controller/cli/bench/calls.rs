@@ -122,7 +122,7 @@ async fn chain(
             let bytes = chain.read(fd, 4096);
             chain.close(fd);
             let mut done = chain.run().await?;
-            if done.round_trips() != 1 || done.bytes(bytes).len() != 4096 {
+            if done.round_trips() != 1 || done.bytes(bytes)?.len() != 4096 {
                 let message = "the chain took more than one round trip, or read less";
                 return Err(Failure::new(message));
             }

@@ -63,7 +63,7 @@ impl FirstController {
         process.bind(&listener, &any_port).await?;
         process.listen(&listener, 1).await?;
         let address = process.getsockname(&listener).await?;
-        let port = address.as_sockaddr_in().map_or(0, SockaddrIn::port);
+        let port = address.as_inet().map_or(0, |address| address.port());
         done("it listens on a loopback TCP port", format!("127.0.0.1:{port}"))?;
 
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;

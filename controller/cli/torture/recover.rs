@@ -10,7 +10,6 @@ use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Error, Fd, Process};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::SockaddrLike;
 
 use super::words::{State, Word, say};
 use super::workload::{self, CHILD_STATUS, COUNT, LOG, RECORD};
@@ -176,13 +175,14 @@ async fn check(
         Resource::Fd(fd) if ["log", "file", "late", "pipe", "sock"].contains(&kind) => {
             if kind == "sock" {
                 let address = process.getsockname(&fd).await?;
-                let address = address.as_unix_addr().filter(|unix| unix.len() > 2);
+                let address = address.abstract_name();
                 let expected = workload::socket_address(place, &name)?;
                 // One that was not bound before its controller died has none.
                 if let Some(address) = address
-                    && address.as_abstract() != expected.as_abstract()
+                    && Some(address) != expected.abstract_name()
                 {
-                    wrong = Some(format!("a socket that is bound to {address}"));
+                    let address = address.escape_ascii();
+                    wrong = Some(format!("a socket that is bound to @{address}"));
                 }
             }
             fd.number() as u64
@@ -237,5 +237,5 @@ async fn is_orphan(process: &Process, unclaimed: &Unclaimed) -> Result<bool, Err
     ];
     chain.syscall(Sysno::getsockopt, args);
     let kind = chain.load(kind, 4);
-    Ok(chain.run().await?.value(kind) == libc::SOCK_DGRAM as u64)
+    Ok(chain.run().await?.value(kind)? == libc::SOCK_DGRAM as u64)
 }

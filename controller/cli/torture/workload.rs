@@ -13,13 +13,13 @@ use clap::ValueEnum;
 use farcall::call::Polling;
 use farcall::chain::{Chain, Later};
 use farcall::persist::Place;
-use farcall::sys::Sysno;
+use farcall::sys::{SocketAddress, Sysno};
 use farcall::{Error, Fd, Process};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::socket::{
-    AddressFamily, Shutdown, SockFlag, SockType, UnixAddr, getsockopt, shutdown, sockopt,
+    AddressFamily, Shutdown, SockFlag, SockType, getsockopt, shutdown, sockopt,
 };
 use nix::sys::stat::Mode;
 
@@ -141,10 +141,8 @@ pub fn kind(name: &str) -> &str {
 }
 
 /// To what a socket is bound that has that name.
-pub fn socket_address(place: &Place, name: &str) -> Result<UnixAddr, Error> {
-    let whose = place.socket().display();
-    UnixAddr::new_abstract(format!("{whose}-{name}").as_bytes())
-        .map_err(|errno| Error::Io { context: "an abstract address", source: errno.into() })
+pub fn socket_address(place: &Place, name: &str) -> Result<SocketAddress, Error> {
+    SocketAddress::unix_abstract(format!("{}-{name}", place.socket().display()))
 }
 
 /// The bytes of that version of a name.
@@ -389,7 +387,7 @@ impl Workload {
                 let (unix, datagram) = (AddressFamily::Unix, SockType::Datagram);
                 let socket = chain.socket(unix, datagram, SockFlag::empty());
                 let address = socket_address(&self.place, &name)?;
-                chain.bind(socket, &address);
+                chain.bind(socket, address);
                 chain.run().await?;
             }
             Op::Late => {
@@ -579,7 +577,7 @@ fn poll_all(
 async fn append(process: &Process, file: &Fd, number: u64) -> Result<(), Error> {
     let mut chain = process.chain();
     let written = write_record(&mut chain, file, number);
-    let written = chain.run().await?.value(written);
+    let written = chain.run().await?.value(written)?;
     if written == RECORD as u64 { Ok(()) } else { Err(Error::Protocol("a record was torn")) }
 }
 

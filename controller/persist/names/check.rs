@@ -102,7 +102,7 @@ impl Process {
         chain.syscall(Sysno::fstat, [number.into(), stat, 0.into(), 0.into(), 0.into(), 0.into()]);
         let bytes = chain.copy_out(stat, size_of::<libc::stat>() as u64);
         let bytes = match chain.run().await {
-            Ok(mut done) => done.bytes(bytes),
+            Ok(mut done) => done.bytes(bytes)?,
             Err(Error::Chain(error)) if error.errno == Errno::EBADF => {
                 return Ok(Sameness::Changed(format!("descriptor {number} is not open")));
             }

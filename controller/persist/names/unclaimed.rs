@@ -86,6 +86,6 @@ impl Process {
         let which = u64::from(libc::RLIMIT_NOFILE).into();
         chain.syscall(Sysno::prlimit64, [zero, which, zero, limit, zero, zero]);
         let soft = chain.load(limit, 8);
-        Ok(chain.run().await?.value(soft).min(MOST) as i32)
+        Ok(chain.run().await?.value(soft)?.min(MOST) as i32)
     }
 }
