@@ -1,6 +1,6 @@
 //! What a caller gets wrong: an error that says so and what to do, before anything is sent.
 
-mod common;
+use crate::common;
 
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;

@@ -21,6 +21,7 @@ mod differential;
 mod exactly_once;
 mod image;
 mod interrupt;
+mod misuse;
 mod names;
 mod persistent;
 mod processes;
