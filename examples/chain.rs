@@ -30,7 +30,7 @@ async fn main() -> Result<()> {
     let mut chain = root.chain();
     let socket = chain.socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty());
     chain.setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, 1);
-    chain.bind(socket, &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)));
+    chain.bind(socket, SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)));
     chain.listen(socket, 16);
     let address = chain.getsockname(socket);
     let mut done = chain.run().await?;

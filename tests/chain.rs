@@ -51,7 +51,7 @@ async fn a_listening_socket_is_set_up_in_one_round_trip() {
     let mut chain = root.chain();
     let socket = chain.socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty());
     chain.setsockopt(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1);
-    chain.bind(socket, &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)));
+    chain.bind(socket, SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)));
     chain.listen(socket, 1);
     let address = chain.getsockname(socket);
     let mut done = chain.run().await.unwrap();
@@ -100,7 +100,7 @@ async fn a_failure_names_the_call_and_what_was_not_executed() {
         }
         let socket = chain.socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty());
         // Not an address of this machine's.
-        chain.bind(socket, &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 1), 1)));
+        chain.bind(socket, SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 1), 1)));
         chain.listen(socket, 1);
         chain.getsockname(socket);
         let Err(Error::Chain(error)) = chain.run().await else { panic!("it must fail") };

@@ -60,7 +60,7 @@ impl FirstController {
         let listener =
             process.socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), 0).await?;
         let any_port = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
-        process.bind(&listener, &any_port).await?;
+        process.bind(&listener, any_port).await?;
         process.listen(&listener, 1).await?;
         let address = process.getsockname(&listener).await?;
         let port = address.as_inet().map_or(0, |address| address.port());
