@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use common::{Role, TestHome, alive, hear, role, tell, until, until_async};
+use common::{Role, TestHome, alive, deny, hear, role, tell, until, until_async};
 use farcall::persist::{Place, Resource, Sameness, SharedMemory, attach};
 use farcall::process::{Child, ChildState};
 use farcall::sys::{Sysno, WaitStatus};
@@ -363,36 +363,6 @@ async fn who_can_be_reached_has_all_that_it_inherits_whenever_the_controller_is_
 async fn page(process: &Process) -> Mapping {
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     process.mmap(4096, protection, MapFlags::MAP_PRIVATE, None).await.unwrap()
-}
-
-/// Lets a call fail in a process as it does on another kernel: if its second argument is that.
-async fn deny(process: &Process, call: Sysno, second: Option<u64>, errno: Errno) {
-    let action = libc::SECCOMP_RET_ERRNO | errno as u32;
-    let load = |at| (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at);
-    let unless = |value, skip| (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, skip, value);
-    let answer = |action| (libc::BPF_RET | libc::BPF_K, 0, 0, action);
-    let mut program = vec![load(0)];
-    if let Some(second) = second {
-        program.extend([unless(call as u32, 3), load(24), unless(second as u32, 1)]);
-    } else {
-        program.push(unless(call as u32, 1));
-    }
-    program.extend([answer(action), answer(libc::SECCOMP_RET_ALLOW)]);
-    let len = program.len() as u64;
-    let memory = page(process).await;
-    let at = memory.address();
-    let mut bytes = len.to_le_bytes().to_vec();
-    bytes.extend((at + 16).to_le_bytes());
-    for (code, yes, no, value) in program {
-        bytes.extend((code as u16).to_le_bytes());
-        bytes.extend([yes, no]);
-        bytes.extend(value.to_le_bytes());
-    }
-    process.write_memory(at, bytes).await.unwrap();
-    let option = libc::PR_SET_NO_NEW_PRIVS as u64;
-    process.syscall(Sysno::prctl, [option, 1, 0, 0, 0, 0]).await.unwrap();
-    let mode = u64::from(libc::SECCOMP_SET_MODE_FILTER);
-    process.syscall(Sysno::seccomp, [mode, 0, at, 0, 0, 0]).await.unwrap();
 }
 
 #[tokio::test]

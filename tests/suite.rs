@@ -19,6 +19,7 @@ mod cli;
 mod data_sockets;
 mod differential;
 mod exactly_once;
+mod forbidden;
 mod image;
 mod interrupt;
 mod misuse;

@@ -192,6 +192,25 @@ impl Operation {
             _ => return None,
         })
     }
+
+    /// Its name in the protocol's text.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hello => "HELLO",
+            Self::CopyIn => "COPY_IN",
+            Self::CopyOut => "COPY_OUT",
+            Self::Copy => "COPY",
+            Self::Load => "LOAD",
+            Self::Store => "STORE",
+            Self::Keep => "KEEP",
+            Self::Registry => "REGISTRY",
+            Self::Serve => "SERVE",
+            Self::Image => "IMAGE",
+            Self::Ring => "RING",
+            Self::Upgrade => "UPGRADE",
+        }
+    }
 }
 
 /// What a server answers to HELLO: the version it speaks from here on, and what it offers.

@@ -123,7 +123,8 @@ fn row(log: &Log, number: u64, record: &Record) -> Row {
         Sysno::new(what as usize)
             .map_or_else(|| format!("syscall {what}"), |number| number.name().into())
     } else {
-        Operation::from_number(what).map_or_else(|| format!("operation {what}"), name_of)
+        Operation::from_number(what)
+            .map_or_else(|| format!("operation {what}"), |operation| operation.name().into())
     };
     let failed = (-MAX_ERRNO..0).contains(&result);
     // In range: it was just compared.
@@ -131,19 +132,6 @@ fn row(log: &Log, number: u64, record: &Record) -> Row {
     let controller = log.controller_of(number);
     let own = number >= log.head.first;
     Row { number, call, args: request.args, result, errno, controller, own }
-}
-
-/// Operations are in capitals, as in the protocol's text.
-fn name_of(operation: Operation) -> String {
-    let name = format!("{operation:?}");
-    let mut capitals = String::new();
-    for (at, letter) in name.chars().enumerate() {
-        if at > 0 && letter.is_uppercase() {
-            capitals.push('_');
-        }
-        capitals.extend(letter.to_uppercase());
-    }
-    capitals
 }
 
 fn text(flight: &Flight, rows: &[Row]) -> String {

@@ -12,7 +12,7 @@ use syscalls::Sysno;
 use super::home::Reserved;
 use crate::abi::wire::{Operation, Spares};
 use crate::call::{Call, Error, Result, to_the_end};
-use crate::process::{Child, ChildBuilder, Extent, Legacy, Process};
+use crate::process::{Child, ChildBuilder, Extent, Legacy, Process, is_forbidden};
 
 /// What becomes of memory that a process shares when it becomes persistent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Process {
     ///
     /// Where a cgroup of its own was asked for ([`Reserved::in_own_cgroup`]), it is moved there.
     ///
-    /// In the process: unshare(2) of the table of descriptors if it is shared, setsid(2), the
+    /// In the process: [`unshare`](Process::unshare) of the table of descriptors, setsid(2), the
     /// parent-death signal off, and the listening socket. Its standard streams stay as they are;
     /// what is to be kept of a terminal or a pipe of this process's is for the caller to decide
     /// ([`ChildBuilder::spawn_persistent`] keeps nothing). After a table was unshared, handles
@@ -60,10 +60,21 @@ impl Process {
         to_the_end(async move { process.become_persistent(reserved).await }).await
     }
 
+    /// Gives the process a table of descriptors that nobody shares.
+    async fn own_table(&self) -> Result<()> {
+        match self.unshare(CloneFlags::CLONE_FILES).await {
+            // Neither way is allowed, and nobody is known to share it.
+            Err(Error::Call { errno, .. }) if is_forbidden(errno) && !self.table().is_shared() => {
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
     async fn become_persistent(&self, reserved: Reserved) -> Result<()> {
         // SERVE names it.
         self.need_data().await?;
-        self.unshare(CloneFlags::CLONE_FILES).await?;
+        self.own_table().await?;
         match self.setsid().await {
             // The leader of a group can't: it may be the leader of a session already.
             Err(Error::Call { errno: Errno::EPERM, .. }) => {
@@ -150,7 +161,7 @@ impl ChildBuilder {
         // Whoever lists processes sees what it is.
         self.extent = Extent::All;
         let child = self.spawn().await?;
-        child.unshare(CloneFlags::CLONE_FILES).await?;
+        child.own_table().await?;
         for call in child.table().sweep() {
             child.connection.call("close_range", call).await?;
         }

@@ -18,6 +18,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use nix::errno::Errno;
+use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::socket::{setsockopt, sockopt};
 use syscalls::{Sysno, syscall};
@@ -218,7 +220,8 @@ impl Process {
     }
 
     /// Gives the process what it shared until now: unshare(2) with CLONE_FILES, CLONE_FS or
-    /// namespaces.
+    /// namespaces. CLONE_FILES alone is close_range(2) with CLOSE_RANGE_UNSHARE, which container
+    /// runtimes allow where they forbid unshare(2); where there is no such call it is unshare(2).
     ///
     /// After CLONE_FILES the process has a copy of its table of descriptors: handles to the old
     /// one stay handles to the old one, and `inherited_fd` makes handles to the copies.
@@ -227,23 +230,36 @@ impl Process {
     ///
     /// The errno of unshare(2); a process that shares its memory can't have CLONE_NEWUSER.
     pub async fn unshare(&self, flags: CloneFlags) -> Result<()> {
-        // The bits of the flags, as they are.
-        let args = [flags.bits() as u32 as u64, 0, 0, 0, 0, 0];
-        let call = Call::syscall(Sysno::unshare, args);
         // Where nobody here shares it, what the kernel copies, if anything, is all the same to us.
         if !flags.contains(CloneFlags::CLONE_FILES) || !self.table().is_shared() {
-            return self.change("unshare", call, vec![], ()).await;
+            return self.unshare_there(flags).await;
         }
         let process = self.clone();
-        to_the_end(async move { process.leave_table(call).await }).await
+        to_the_end(async move { process.leave_table(flags).await }).await
+    }
+
+    async fn unshare_there(&self, flags: CloneFlags) -> Result<()> {
+        if flags == CloneFlags::CLONE_FILES {
+            // No descriptor has that number: none is closed.
+            let nothing = u64::from(u32::MAX);
+            let args = [nothing, nothing, libc::CLOSE_RANGE_UNSHARE.into(), 0, 0, 0];
+            let call = Call::syscall(Sysno::close_range, args);
+            match self.change("close_range", call, vec![], ()).await {
+                Err(Error::Call { errno, .. }) if is_forbidden(errno) => {}
+                done => return done,
+            }
+        }
+        // The bits of the flags, as they are.
+        let args = [flags.bits() as u32 as u64, 0, 0, 0, 0, 0];
+        self.change("unshare", Call::syscall(Sysno::unshare, args), vec![], ()).await
     }
 
     /// Gets a copy of a table that it shares.
-    async fn leave_table(&self, call: Call) -> Result<()> {
+    async fn leave_table(&self, flags: CloneFlags) -> Result<()> {
         let _settled = self.ends.settled().await;
         // No child may come into the old table between the copy and the look at it.
         let (old, quiet) = self.quiet_table().await;
-        self.change("unshare", call, vec![], ()).await?;
+        self.unshare_there(flags).await?;
         let mine = self.server_fds().all();
         let table = FdTable::new(&self.connection);
         table.reserve(mine.iter().copied());
@@ -307,6 +323,12 @@ impl Process {
     pub(crate) fn shared_pidfd(&self) -> &Arc<OwnedFd> {
         &self.inner.pidfd
     }
+}
+
+/// Whether an errno says that there is no such call: the kernel is older, or a seccomp filter or a
+/// security module does not let it be made.
+pub(crate) fn is_forbidden(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOSYS | Errno::EPERM | Errno::EACCES)
 }
 
 /// A new controller's token.

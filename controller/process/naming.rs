@@ -42,14 +42,13 @@ impl Naming {
         Ok(Self { name: name.into(), slots, buffer })
     }
 
-    /// Adds what goes directly before the call that makes the child, which is to be linked to it. Returns
-    /// the place of KEEP.
-    pub(super) fn prepare(&self, steps: &mut Steps) -> usize {
+    /// Adds what goes directly before the call that makes the child, which is to be linked to it.
+    pub(super) fn prepare(&self, steps: &mut Steps) {
         let from = self.buffer.address();
         let entry = entry(&self.name, kind::CHILD, [0; 3]).to_bytes();
         let args = [self.slots.first, from, entry.len() as u64, 0, 1, 0];
         steps.linked(Call::copy_in(from, entry.to_vec()));
-        steps.linked(Call::operation(Operation::Keep, args))
+        steps.linked(Call::operation(Operation::Keep, args));
     }
 
     /// Adds what enters which child it is, whose pid and pidfd are the results at these places. Where

@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::errno::Errno;
 use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
@@ -21,7 +20,7 @@ use crate::abi::entry::{SAME, TrampolineFrame};
 use crate::abi::wire::Operation;
 use crate::call::{Call, DataSocket, Error, Inbox, Reply, Result};
 use crate::handle::{Fd, FdTable, Stack};
-use crate::sys::{Buffer, Message};
+use crate::sys::{Buffer, Message, unreceived};
 use crate::transport::Shared;
 
 /// A child that runs.
@@ -131,6 +130,12 @@ pub(crate) fn madvise(memory: &Range<u64>, advice: i32) -> Call {
 /// A batch for a server of version 1, in which calls are named by their places.
 pub(super) struct Steps(Vec<Call>);
 
+/// The names of calls, from the first of these places on.
+struct Names {
+    first: usize,
+    names: Vec<&'static str>,
+}
+
 impl Steps {
     /// Adds a call that is executed only if the one before succeeded.
     pub(super) fn linked(&mut self, call: Call) -> usize {
@@ -142,6 +147,11 @@ impl Steps {
     fn add(&mut self, call: Call) -> usize {
         self.0.push(call);
         self.0.len() - 1
+    }
+
+    /// The names of the calls from one to another.
+    fn names(&self, first: usize, last: usize) -> Names {
+        Names { first, names: self.0[first..=last].iter().map(Call::name).collect() }
     }
 
     /// How far back a call lies from the one that is added next.
@@ -163,14 +173,14 @@ impl Steps {
 
     /// Takes the child's end of its stream from a message that is there, into the frame at `sp`.
     fn receive(&mut self, socket: &DataSocket, incoming: u64, sp: u64) -> Input {
-        let message = self.linked(Call { quick: true, ..socket.recvmsg(incoming) });
+        self.linked(Call { quick: true, ..socket.recvmsg(incoming) });
         let number = self.load(incoming + Message::FDS as u64);
         // In a full table none has come, and -1 is left in its place.
         let getfd = Call::syscall(Sysno::fcntl, [0, libc::F_GETFD as u64, 0, 0, 0, 0]);
-        let there = self.linked(getfd.referring(0, self.back(number)));
+        self.linked(getfd.referring(0, self.back(number)));
         // The first argument of the function, behind the trampoline's address.
         self.store(sp + 8, number);
-        Input::Received { message, number, there }
+        Input::Received { number }
     }
 
     /// Adds a call with an earlier result as its first argument, whatever else has failed.
@@ -224,22 +234,25 @@ async fn at_once(
         // The order of messages is the order of the calls that take them.
         let socket = parent.ends.data();
         let socket = socket.as_ref().ok_or(Error::Gone)?;
-        let mut steps = Steps(Vec::with_capacity(10));
-        steps.add(Call::copy_in(buffer.address(), bytes));
+        let initial_stack = parent.inner().initial_stack.get();
+        let copied = initial_stack
+            .filter(|_| extent == Extent::All && !flags.contains(CloneFlags::CLONE_VM));
+        let mut steps = Steps(Vec::with_capacity(12));
+        if let Some(stack) = copied {
+            // Where that can't be had the child does without.
+            steps.add(madvise(stack, libc::MADV_DOFORK));
+        }
+        let first = steps.add(Call::copy_in(buffer.address(), bytes));
         let copy = [sp, template, frame.len() as u64, 0, 0, 0];
         steps.linked(Call::operation(Operation::Copy, copy));
         let (input, sent) = match there {
             There::Already(number) => (Input::Known(*number), None),
             There::Passed(there) => (steps.receive(socket, incoming, sp), Some(there.as_fd())),
         };
-        let initial_stack = parent.inner().initial_stack.get();
-        let copied = initial_stack
-            .filter(|_| extent == Extent::All && !flags.contains(CloneFlags::CLONE_VM));
-        if let Some(stack) = copied {
-            steps.linked(madvise(stack, libc::MADV_DOFORK));
-        }
         // Directly before clone, which it is about.
-        let kept = naming.as_ref().map(|naming| naming.prepare(&mut steps));
+        if let Some(naming) = &naming {
+            naming.prepare(&mut steps);
+        }
         let (cloned, passed) = if number_here.is_some() {
             (steps.linked(clone(flags, sp, None)), None)
         } else {
@@ -260,13 +273,14 @@ async fn at_once(
         if let Some(stack) = copied {
             steps.add(madvise(stack, libc::MADV_DONTFORK));
         }
-        if let Input::Received { number, .. } = input
+        if let Input::Received { number } = input
             && !shares_files
         {
             // Whatever else has failed.
             steps.add(steps.close(number));
         }
-        let places = Places { input, kept, cloned, passed };
+        let needed = steps.names(first, cloned);
+        let places = Places { input, needed, cloned, passed };
         parent.connection.submit_passing(steps.0, socket, sent.as_slice(), move |replies, inbox| {
             let _used = (buffer, naming);
             places.started(&replies, &table, inbox, shares_files)
@@ -292,20 +306,17 @@ async fn at_once(
 #[derive(Clone, Copy)]
 enum Input {
     Known(i32),
-    /// The places of the calls that have received the descriptor, loaded its number and looked
-    /// whether it is there.
+    /// The place of the call that has loaded the number of the descriptor that came.
     Received {
-        message: usize,
         number: usize,
-        there: usize,
     },
 }
 
 /// The places of calls in the batch.
 struct Places {
     input: Input,
-    /// If it gets a name.
-    kept: Option<usize>,
+    /// What is linked up to the clone, which is the last of it.
+    needed: Names,
     cloned: usize,
     passed: Option<Passed>,
 }
@@ -325,6 +336,14 @@ enum Pidfd {
     ByPid,
 }
 
+impl Names {
+    /// The first of the calls that has failed. Those behind it are linked to it, and were not executed.
+    fn failed(&self, replies: &[Reply]) -> Option<Error> {
+        let mut called = self.names.iter().zip(replies.get(self.first..)?);
+        called.find_map(|(name, reply)| reply.value().err().map(Error::call(name)))
+    }
+}
+
 impl Places {
     /// The pid and the number of the stream of what has been started, and its pidfd.
     fn started(
@@ -338,24 +357,22 @@ impl Places {
             let reply = replies.get(place).ok_or(Error::Protocol("too few replies"))?;
             reply.value().map_err(Error::call(name))
         };
+        let failed = self.needed.failed(replies);
         let input = match self.input {
-            Input::Known(number) => number,
-            Input::Received { message, number, there } => {
-                value(message, "recvmsg")?;
-                if value(there, "recvmsg").is_err() {
-                    return Err(Error::Call { call: "recvmsg", errno: Errno::EMFILE });
-                }
-                value(number, "LOAD")? as i32
+            Input::Known(number) => Some(number),
+            // What has not come has no number.
+            Input::Received { number } => {
+                value(number, "LOAD").ok().map(|number| number as i32).filter(|number| *number >= 0)
             }
         };
-        let named = self.kept.map_or(Ok(0), |kept| value(kept, "KEEP"));
-        let pid = match named.and_then(|_| value(self.cloned, "clone")) {
-            Ok(pid) => pid as i32,
-            Err(error) => {
+        let (pid, input) = match (failed, input) {
+            (None, Some(input)) => (value(self.cloned, "clone")? as i32, input),
+            (None, None) => return Err(Error::Protocol("a child, and no stream for it")),
+            (Some(error), input) => {
                 if shares_files && matches!(self.input, Input::Received { .. }) {
-                    table.close_later([input]);
+                    table.close_later(input);
                 }
-                return Err(error);
+                return Err(unreceived(error));
             }
         };
         let pidfd = self.passed.as_ref().map_or(Pidfd::ByPid, |passed| {
@@ -411,7 +428,7 @@ fn cloned(replies: &[Reply]) -> Result<(i32, i32)> {
     let [written, cloned, pidfd] = replies else {
         return Err(Error::Protocol("not three replies"));
     };
-    written.value().map_err(Error::call("clone"))?;
+    written.value().map_err(Error::call("COPY_IN"))?;
     let pid = cloned.value().map_err(Error::call("clone"))?;
     let pidfd = pidfd.data.first_chunk().ok_or(Error::Protocol("no pidfd"))?;
     Ok((pid as i32, i32::from_le_bytes(*pidfd)))

@@ -89,6 +89,9 @@ impl Task {
         self.connection
             .submit(calls, move |replies| {
                 let _buffer = buffer;
+                for before in replies.iter().take(at) {
+                    before.value().map_err(Error::call("COPY_IN"))?;
+                }
                 replies.get(at).map_or(Err(Error::Protocol("no reply")), |reply| {
                     reply.value().map_err(Error::call(name)).map(|_| ())
                 })

@@ -28,7 +28,7 @@ pub(crate) use credentials::exit_group;
 pub(crate) use ends::{Ends, ServerFds};
 pub use process::WaitStatus;
 pub(crate) use process::{SIGINFO_SIZE, pid_of_siginfo, set_pdeathsig, waitid};
-pub(crate) use rights::Message;
+pub(crate) use rights::{Message, unreceived};
 pub use shared::SharedBuffer;
 pub use syscalls::Sysno;
 
@@ -303,10 +303,10 @@ pub(crate) fn last(replies: &[Reply]) -> Result<&Reply> {
     replies.last().ok_or(Error::Protocol("no reply"))
 }
 
-/// The value of call `name`, which ends a batch that began with a COPY_IN.
+/// The value of call `name`, which is alone in its batch or ends one that began with a COPY_IN.
 pub(crate) fn finish(name: &'static str, replies: &[Reply]) -> Result<u64> {
-    if let Some(first) = replies.first() {
-        first.value().map_err(Error::call(name))?;
+    if let [first, _, ..] = replies {
+        first.value().map_err(Error::call("COPY_IN"))?;
     }
     last(replies)?.value().map_err(Error::call(name))
 }

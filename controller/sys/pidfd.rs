@@ -51,7 +51,7 @@ impl Task {
                 let [written, alive, asked, info] = replies.as_slice() else {
                     return Err(Error::Protocol("not four replies"));
                 };
-                written.value().map_err(Error::call("ioctl"))?;
+                written.value().map_err(Error::call("COPY_IN"))?;
                 told(alive.value(), asked.value(), &info.data)
             })
             .await

@@ -99,8 +99,8 @@ impl Keeping {
         if replies.len() < 3 {
             return Err(Error::Protocol("too few replies"));
         }
-        for reply in replies.drain(1..3) {
-            reply.value().map_err(Error::call("KEEP"))?;
+        for (reply, name) in replies.drain(1..3).zip(["COPY_IN", "KEEP"]) {
+            reply.value().map_err(Error::call(name))?;
         }
         Ok(())
     }

@@ -227,11 +227,23 @@ fn made(table: &Arc<FdTable>, numbers: Vec<i32>) -> Result<Vec<Fd>> {
     Ok(numbers.into_iter().map(|number| table.made(number)).collect())
 }
 
+/// The error of a look at a descriptor that was to come, or of one that was not reached for that. In a
+/// full table none has come, and a number that is none is in its place.
+pub(crate) fn unreceived(error: Error) -> Error {
+    match error {
+        Error::Call { call: "fcntl", errno: Errno::EBADF | Errno::ECANCELED } => {
+            Error::Call { call: "recvmsg", errno: Errno::EMFILE }
+        }
+        error => error,
+    }
+}
+
 /// What a target process has received: the last of these replies is a message.
 pub(super) fn taken(replies: &[Reply]) -> Result<(Vec<i32>, bool)> {
     let message = last(replies)?;
-    for reply in replies {
-        reply.value().map_err(Error::call("recvmsg"))?;
+    let names = ["COPY_OUT", "recvmsg", "COPY_IN"];
+    for (reply, name) in replies.iter().rev().zip(names).rev() {
+        reply.value().map_err(Error::call(name))?;
     }
     Ok(Message::received(&message.data))
 }

@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 
 use farcall::Process;
 use farcall::persist::{Home, Incarnation};
+use farcall::sys::Sysno;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::unistd::Pid;
@@ -231,6 +235,38 @@ pub fn blocked_in(pid: i32) -> Option<usize> {
     text.split_whitespace().next()?.parse().ok()
 }
 
+/// Lets a call fail in a process, and in all that it makes from here on, as it does on another kernel or
+/// in a container: always, or if its second argument is that.
+pub async fn deny(process: &Process, call: Sysno, second: Option<u64>, errno: Errno) {
+    let action = libc::SECCOMP_RET_ERRNO | errno as u32;
+    let load = |at| (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at);
+    let unless = |value, skip| (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, skip, value);
+    let answer = |action| (libc::BPF_RET | libc::BPF_K, 0, 0, action);
+    let mut program = vec![load(0)];
+    if let Some(second) = second {
+        program.extend([unless(call as u32, 3), load(24), unless(second as u32, 1)]);
+    } else {
+        program.push(unless(call as u32, 1));
+    }
+    program.extend([answer(action), answer(libc::SECCOMP_RET_ALLOW)]);
+    let len = program.len() as u64;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = process.mmap(4096, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    let at = memory.address();
+    let mut bytes = len.to_le_bytes().to_vec();
+    bytes.extend((at + 16).to_le_bytes());
+    for (code, yes, no, value) in program {
+        bytes.extend((code as u16).to_le_bytes());
+        bytes.extend([yes, no]);
+        bytes.extend(value.to_le_bytes());
+    }
+    process.write_memory(at, bytes).await.unwrap();
+    let option = libc::PR_SET_NO_NEW_PRIVS as u64;
+    process.syscall(Sysno::prctl, [option, 1, 0, 0, 0, 0]).await.unwrap();
+    let mode = u64::from(libc::SECCOMP_SET_MODE_FILTER);
+    process.syscall(Sysno::seccomp, [mode, 0, at, 0, 0, 0]).await.unwrap();
+}
+
 /// Ends a connection, by duplicates of the server's sockets.
 pub fn cut(process: &Process) {
     shut_down(process, usize::MAX);
@@ -247,7 +283,7 @@ fn shut_down(process: &Process, mut sockets: usize) {
         // SAFETY: the calls have no pointers.
         unsafe {
             let pidfd = process.pidfd().as_raw_fd();
-            let fd = nix::libc::syscall(nix::libc::SYS_pidfd_getfd, pidfd, number, 0) as i32;
+            let fd = libc::syscall(libc::SYS_pidfd_getfd, pidfd, number, 0) as i32;
             if fd < 0 {
                 continue;
             }
