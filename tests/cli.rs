@@ -2,6 +2,7 @@
 
 mod call;
 mod command;
+mod condition;
 mod life;
 mod log;
 mod names;

@@ -8,6 +8,8 @@ mod common;
 mod controller;
 #[path = "survival/dump.rs"]
 mod dump;
+#[path = "survival/frozen.rs"]
+mod frozen;
 #[path = "survival/groups.rs"]
 mod groups;
 #[path = "survival/manager.rs"]

@@ -144,6 +144,16 @@ pub enum Error {
         /// Since when, in seconds since 1970, where it is known.
         since: Option<i64>,
     },
+    /// The controller that held the process has ended, and others have inherited its connection, which
+    /// is open as long as they have it: children that it made without close-on-exec, mostly.
+    #[error("held by pid {0}, which has inherited the connection of {1}, which has ended: end pid {0}, or take the process over",
+        pids(heirs), holder(*pid))]
+    Inherited {
+        /// The pid of the controller that has ended, where it is known.
+        pid: Option<i32>,
+        /// Those that have its end of the connection open, as far as this user sees.
+        heirs: Vec<i32>,
+    },
     /// Another controller has taken the process over.
     #[error("the process was taken over by {}{}: the call was {outcome}",
         holder(*pid), since.map_or(String::new(), |since| format!(", {}", utc(since))))]
@@ -263,6 +273,10 @@ pub fn errno_name(errno: Errno) -> String {
 
 fn holder(pid: Option<i32>) -> String {
     pid.map_or_else(|| "a controller that did not say its pid".into(), |pid| format!("pid {pid}"))
+}
+
+fn pids(pids: &[i32]) -> String {
+    pids.iter().map(i32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// A time in seconds since 1970, as a person reads it.

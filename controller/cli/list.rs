@@ -1,11 +1,13 @@
-//! `farcall ls`: what NAME.json and /proc tell; nobody is connected to.
+//! `farcall ls`: what NAME.json and /proc tell. Only where their numbers say nothing here is the
+//! process asked.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
-use farcall::persist::{Home, Incarnation, Name};
+use farcall::persist::{Condition, Flight, Home, Incarnation, Name, Place, flight};
 use serde::Serialize;
 
 use crate::Done;
@@ -13,11 +15,16 @@ use crate::output::{columns, print, print_json};
 
 /// Lists persistent processes, without connecting to any.
 ///
+/// A process is attached as long as somebody has the connection of a controller, the HOLDER; else it is
+/// detached, or gone. BLOCKED is what keeps it from answering: the call that it is in, or that it is
+/// stopped, traced or frozen. A process of another pid namespace is asked who holds it; its numbers there
+/// mean nothing here and are not shown.
+///
 /// Empty cgroups that were made for processes that are gone are removed.
 #[derive(Args)]
 pub struct List {
-    /// Print one array of objects: name, pid, state, uptime_s, fds, children, rss_bytes,
-    /// private_bytes, cgroups. What can't be known is null.
+    /// Print one array of objects: name, pid, state, holder ({pid, since} or null), blocked, uptime_s,
+    /// fds, children, rss_bytes, private_bytes, cgroups. What can't be known is null.
     #[arg(long)]
     json: bool,
 }
@@ -30,11 +37,21 @@ enum State {
     Gone,
 }
 
+/// Who holds a process.
+#[derive(Serialize)]
+struct Holder {
+    pid: Option<i32>,
+    since: i64,
+}
+
 #[derive(Serialize)]
 struct Row {
     name: String,
     pid: Option<i32>,
     state: State,
+    holder: Option<Holder>,
+    /// What keeps it from answering, if anything does.
+    blocked: Option<String>,
     uptime_s: Option<u64>,
     fds: Option<usize>,
     children: Option<usize>,
@@ -44,13 +61,20 @@ struct Row {
     cgroups: Vec<PathBuf>,
 }
 
+/// How long a process is given to say who holds it, where nothing else tells that.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 impl List {
-    pub fn run(self) -> Done {
+    pub async fn run(self) -> Done {
         let home = Home::find()?;
-        // What is only reserved is no process yet.
-        let started = |name: &&Name| !home.place(name).state().is_some_and(|s| s.is_reserved());
-        let names = home.names()?;
-        let rows: Vec<Row> = names.iter().filter(started).map(|name| row(&home, name)).collect();
+        let mut rows = Vec::new();
+        for name in home.names()? {
+            let place = home.place(&name);
+            // What is only reserved is no process yet.
+            if !place.state().is_some_and(|state| state.is_reserved()) {
+                rows.push(row(&place, &name).await);
+            }
+        }
         if self.json {
             print_json(&rows)?;
         } else if rows.is_empty() {
@@ -62,46 +86,92 @@ impl List {
     }
 }
 
-fn row(home: &Home, name: &Name) -> Row {
-    let place = home.place(name);
-    let state = place.state();
-    let alive = state.as_ref().map(|state| &state.process).filter(|process| process.is_alive());
-    let Some(process) = alive else {
+async fn row(place: &Place, name: &Name) -> Row {
+    let record = place.state();
+    let process = record.as_ref().map(|record| &record.process);
+    let (state, holder) = match process.map(Incarnation::judge) {
+        // One that was started by hand has no NAME.json before somebody attaches.
+        None if place.is_listening() => (State::Detached, None),
+        None | Some(Some(false)) => (State::Gone, None),
+        Some(Some(true)) => held(place).await,
+        Some(None) => asked(place).await,
+    };
+    let mut row = Row {
+        name: name.to_string(),
+        pid: None,
+        state,
+        holder,
+        blocked: None,
+        uptime_s: None,
+        fds: None,
+        children: None,
+        rss_bytes: None,
+        private_bytes: None,
+        cgroups: Vec::new(),
+    };
+    if state == State::Gone {
         // Where processes are left in there, it stays, and `stop` says why.
         let _ = place.remove_cgroups();
-        return Row {
-            name: name.to_string(),
-            pid: state.as_ref().map(|state| state.process.pid),
-            // One that was started by hand has no NAME.json before somebody attaches.
-            state: if state.is_none() && place.is_listening() {
-                State::Detached
-            } else {
-                State::Gone
-            },
-            uptime_s: None,
-            fds: None,
-            children: None,
-            rss_bytes: None,
-            private_bytes: None,
-            cgroups: Vec::new(),
-        };
-    };
-    let held = state.as_ref().and_then(|state| state.holder.as_ref());
-    let memory = Memory::of(process.pid);
-    Row {
-        name: name.to_string(),
-        pid: Some(process.pid),
-        state: if held.is_some_and(Incarnation::is_alive) {
-            State::Attached
-        } else {
-            State::Detached
+    } else if let Some(record) = &record {
+        row.cgroups.clone_from(&record.cgroups);
+    }
+    let Some(process) = process.filter(|process| process.judge().is_some()) else { return row };
+    row.pid = Some(process.pid);
+    if state != State::Gone {
+        let memory = Memory::of(process.pid);
+        row.blocked = Condition::of(process.pid).and_then(|condition| blocked(&condition));
+        row.uptime_s = process.age().map(|age| age.as_secs());
+        row.fds = fs::read_dir(format!("/proc/{}/fd", process.pid)).ok().map(Iterator::count);
+        row.children = children(process.pid);
+        row.rss_bytes = memory.as_ref().map(|memory| memory.rss_bytes);
+        row.private_bytes = memory.map(|memory| memory.private_bytes);
+    }
+    row
+}
+
+/// Who holds a process that lives.
+async fn held(place: &Place) -> (State, Option<Holder>) {
+    let Some(record) = place.state() else { return (State::Detached, None) };
+    let Some(holder) = record.holder else { return (State::Detached, None) };
+    let since = record.since;
+    match holder.judge() {
+        Some(true) => (State::Attached, Some(Holder { pid: Some(holder.pid), since })),
+        Some(false) => match place.heirs().first() {
+            Some(heir) => (State::Attached, Some(Holder { pid: Some(*heir), since })),
+            None => (State::Detached, None),
         },
-        uptime_s: uptime(process),
-        fds: fs::read_dir(format!("/proc/{}/fd", process.pid)).ok().map(Iterator::count),
-        children: children(process.pid),
-        rss_bytes: memory.as_ref().map(|memory| memory.rss_bytes),
-        private_bytes: memory.map(|memory| memory.private_bytes),
-        cgroups: state.as_ref().map(|state| state.cgroups.clone()).unwrap_or_default(),
+        None => asked(place).await,
+    }
+}
+
+/// The same where NAME.json has numbers that mean nothing here: the process is asked.
+async fn asked(place: &Place) -> (State, Option<Holder>) {
+    match flight(place, PATIENCE).await {
+        Ok(Flight { holder: Some((_, since)), .. }) => {
+            (State::Attached, Some(Holder { pid: None, since }))
+        }
+        Ok(Flight { holder: None, .. }) => (State::Detached, None),
+        // It is busy, or it is not there.
+        Err(_) => match place.accepts() {
+            Some(false) => (State::Gone, None),
+            _ => match place.state().filter(|state| state.holder.is_some()) {
+                Some(state) => (State::Attached, Some(Holder { pid: None, since: state.since })),
+                None => (State::Detached, None),
+            },
+        },
+    }
+}
+
+/// In a word or two.
+fn blocked(condition: &Condition) -> Option<String> {
+    match condition {
+        Condition::Idle => None,
+        Condition::Running => Some("running".into()),
+        Condition::InCall { call, .. } => Some(call.clone()),
+        Condition::Stopped => Some("stopped".into()),
+        Condition::Traced { .. } => Some("traced".into()),
+        Condition::Frozen { .. } => Some("frozen".into()),
+        _ => Some("?".into()),
     }
 }
 
@@ -131,22 +201,16 @@ fn kilobytes(text: &str, fields: &[&str]) -> u64 {
         .sum()
 }
 
-fn uptime(process: &Incarnation) -> Option<u64> {
-    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
-    let text = fs::read_to_string("/proc/uptime").ok()?;
-    let now: f64 = text.split_whitespace().next()?.parse().ok()?;
-    let started = process.start_time as f64 / ticks as f64;
-    Some((now - started).max(0.0) as u64)
-}
-
 fn children(pid: i32) -> Option<usize> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     Some(list.split_whitespace().count())
 }
 
 fn table(rows: &[Row]) -> String {
-    let header =
-        ["NAME", "PID", "STATE", "UPTIME", "FDS", "CHILDREN", "RSS", "PRIVATE"].map(String::from);
+    let header = [
+        "NAME", "PID", "STATE", "HOLDER", "BLOCKED", "UPTIME", "FDS", "CHILDREN", "RSS", "PRIVATE",
+    ]
+    .map(String::from);
     let mut lines = vec![header];
     lines.extend(rows.iter().map(|row| {
         let number = |n: Option<usize>| n.map_or("-".into(), |n| n.to_string());
@@ -160,6 +224,10 @@ fn table(rows: &[Row]) -> String {
                 State::Gone => "gone",
             }
             .into(),
+            row.holder
+                .as_ref()
+                .map_or("-".into(), |holder| holder.pid.map_or("?".into(), |pid| pid.to_string())),
+            row.blocked.clone().unwrap_or_else(|| "-".into()),
             row.uptime_s.map_or("-".into(), duration),
             number(row.fds),
             number(row.children),
@@ -168,7 +236,7 @@ fn table(rows: &[Row]) -> String {
         ]
     }));
     // Names and states to the left, numbers to the right.
-    columns(&lines, [true, false, true, false, false, false, false, false])
+    columns(&lines, [true, false, true, false, true, false, false, false, false, false])
 }
 
 fn duration(seconds: u64) -> String {

@@ -1,16 +1,14 @@
 //! `farcall log`: what a persistent process has executed last.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use farcall::Error;
 use farcall::abi::log::{LogHead, Record};
 use farcall::abi::wire::{MAX_ERRNO, Operation, Word};
 use farcall::call::errno_name;
-use farcall::persist::{Flight, Home, Incarnation, Name, Place, flight};
+use farcall::persist::{Flight, Home, Name, flight};
 use farcall::sys::Sysno;
 use farcall::transport::log::Log;
 use nix::errno::Errno;
@@ -72,8 +70,7 @@ struct Row {
 impl LogCommand {
     pub async fn run(self) -> Done {
         let place = Home::find()?.place(&self.name);
-        let flight = flight(&place, Duration::from_secs(self.timeout)).await;
-        let flight = flight.map_err(|error| explained(error, &place))?;
+        let flight = flight(&place, Duration::from_secs(self.timeout)).await?;
         let head = flight.log.head;
         if head.memory == 0 {
             return Err(Failure::new(format!(
@@ -97,23 +94,6 @@ impl LogCommand {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Of a process that does not answer, which call keeps it, where that can be seen.
-fn explained(error: Error, place: &Place) -> Failure {
-    let called = || {
-        let state = place.state().filter(|state| state.process.is_alive())?;
-        let text = fs::read_to_string(format!("/proc/{}/syscall", state.process.pid)).ok()?;
-        let number = Sysno::new(text.split_whitespace().next()?.parse().ok()?)?;
-        let holder = state.holder.filter(Incarnation::is_alive);
-        let by = holder.map_or(String::new(), |holder| format!(", called by pid {}", holder.pid));
-        Some(format!(
-            "\n  it is in {}(2){by}; with --timeout the answer is waited for",
-            number.name()
-        ))
-    };
-    let called = if matches!(error, Error::Attach { .. }) { called() } else { None };
-    Failure::new(format!("{error}{}", called.unwrap_or_default()))
 }
 
 fn row(log: &Log, number: u64, record: &Record) -> Row {

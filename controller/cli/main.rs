@@ -63,7 +63,7 @@ async fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(command) => command.run().await,
         Command::Start(command) => command.run().await,
-        Command::Ls(command) => command.run(),
+        Command::Ls(command) => command.run().await,
         Command::Call(command) => command.run().await,
         Command::Log(command) => command.run().await,
         Command::Names(command) => command.run().await,

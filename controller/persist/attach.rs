@@ -10,7 +10,7 @@ use syscalls::Sysno;
 
 use super::handshake::Hold;
 use super::home::Place;
-use super::meet::{Heard, Manner, meet};
+use super::meet::{Heard, Manner, holder_is_dead, meet};
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
 use crate::call::{self, Call, Connection, DataSocket, Error, Polling, Reply, Result};
@@ -126,7 +126,7 @@ impl Attach {
         process.registry().told(&log.head);
         let _ = process.inner().before.set(log);
         process.set_persistent();
-        place.write_holder(here)?;
+        place.write_holder(here, process.connection().stream_inode())?;
         process.set_place(place);
         fault::point("attach.attached");
         Ok(process)
@@ -148,7 +148,7 @@ pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
             let fds = ServerFds { persistent: own, ..ServerFds::new(stream, data) };
             Ok(Taken { fds, pid, version })
         }
-        Hold::Theirs { pid, since } => Err(Error::Held { pid, since: Some(since) }),
+        Hold::Theirs { pid, since } => Err(held(place, pid, since)),
         Hold::Nobody { .. } => Err(refused(
             place,
             "the descriptors did not fit into the process's table: close some in it",
@@ -159,6 +159,16 @@ pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
              others come all the time",
         )),
         Hold::Refused(reason) => Err(refused(place, reason)),
+    }
+}
+
+/// Who holds the process: the controller with that pid, or who has inherited its connection.
+fn held(place: &Place, pid: Option<i32>, since: i64) -> Error {
+    let heirs = if holder_is_dead(place, pid) { place.heirs() } else { Vec::new() };
+    if heirs.is_empty() {
+        Error::Held { pid, since: Some(since) }
+    } else {
+        Error::Inherited { pid, heirs }
     }
 }
 

@@ -292,6 +292,33 @@ fn still_in(cgroup: &Path) -> String {
     format!("processes are in it: end them first (pid {})", processes.join(", "))
 }
 
+/// The cgroup with which a process is frozen, in whichever version: the topmost that was told to freeze.
+pub(super) fn frozen(pid: i32) -> Option<PathBuf> {
+    let memberships = lines(&format!("/proc/{pid}/cgroup"), Membership::parse).ok()?;
+    let mounts = lines("/proc/self/mountinfo", Mount::parse).ok()?;
+    let says = |directory: &Path, file, word: &str| {
+        let text = fs::read_to_string(directory.join(file)).unwrap_or_default();
+        text.lines().any(|line| line == word)
+    };
+    let freezers = memberships
+        .iter()
+        .filter(|one| one.is_version_2() || one.controllers.split(',').any(|c| c == "freezer"));
+    freezers.into_iter().find_map(|membership| {
+        let mounted = |mount: &&Mount| membership.is_mounted_as(mount);
+        let way = mounts.iter().filter(mounted).find_map(|m| m.way_to(&membership.path))?;
+        let own = way.last()?;
+        let is_frozen = if membership.is_version_2() {
+            says(own, "cgroup.events", "frozen 1")
+        } else {
+            says(own, "freezer.state", "FROZEN")
+        };
+        let told = way.iter().find(|directory| {
+            says(directory, "cgroup.freeze", "1") || says(directory, "freezer.self_freezing", "1")
+        });
+        is_frozen.then(|| told.unwrap_or(own).clone())
+    })
+}
+
 /// Whether this user may make a cgroup there, and move a process into it from below.
 fn may_make_in(parent: &Path) -> Result<(), Errno> {
     let may = |path: &Path, mode| faccessat(AT_FDCWD, path, mode, AtFlags::AT_EACCESS);

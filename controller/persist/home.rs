@@ -23,6 +23,7 @@ use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::{self, OwnCgroups, Plan};
+use super::incarnation::Incarnation;
 use crate::call::{Error, Result};
 
 /// The name of a persistent process: 1 to 64 letters, digits, `-`, `_` or `.`, not beginning with
@@ -160,7 +161,7 @@ pub struct Place {
 }
 
 /// The process of a place that is reserved: none yet. No process has that pid.
-const NONE_YET: Incarnation = Incarnation { pid: 0, start_time: 0 };
+const NONE_YET: Incarnation = Incarnation { pid: 0, start_time: 0, pid_ns: None };
 
 /// Bytes of a NAME.json that are read.
 const STATE_SIZE: u64 = 64 * 1024;
@@ -178,42 +179,27 @@ pub struct State {
     /// The cgroups that were made for the process, as paths of directories.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cgroups: Vec<PathBuf>,
+    /// The inode of the holder's end of the connection: by that a process is found that has inherited
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<u64>,
 }
+
+/// For so many seconds one who is in another pid namespace is believed to be starting a process.
+const STARTING: i64 = 60;
 
 impl State {
     /// Whether a controller that lives is about to start a process here.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
-        self.process == NONE_YET && self.holder.as_ref().is_some_and(Incarnation::is_alive)
-    }
-}
-
-/// A process, told from later ones with the same pid.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Incarnation {
-    /// Its pid, as the process that wrote this saw it.
-    pub pid: i32,
-    /// When it started, in clock ticks since boot: field 22 of /proc/PID/stat.
-    pub start_time: u64,
-}
-
-impl Incarnation {
-    /// The process that has this pid now.
-    #[must_use]
-    pub fn of(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name, in parentheses, may contain anything; the state follows it, then field 4.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        if *fields.first()? == "Z" || *fields.first()? == "X" {
-            return None;
-        }
-        Some(Self { pid, start_time: fields.get(19)?.parse().ok()? })
+        self.process == NONE_YET && self.is_being_made()
     }
 
-    /// Whether it still runs.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        Self::of(self.pid).is_some_and(|now| now.start_time == self.start_time)
+    /// Whether its holder may still let the process listen.
+    fn is_being_made(&self) -> bool {
+        // The clock may have been set back.
+        let recent = (0..STARTING).contains(&(now() - self.since));
+        self.holder.as_ref().is_some_and(|holder| holder.judge().unwrap_or(recent))
     }
 }
 
@@ -286,6 +272,22 @@ impl Place {
         })
     }
 
+    /// Whether somebody listens there, as a connection to it shows, which is closed at once: for places of
+    /// which [`Place::is_listening`] says nothing, in another network namespace. `None` if it does not
+    /// show it: the socket is another user's.
+    #[must_use]
+    pub fn accepts(&self) -> Option<bool> {
+        let (address, _directory) = self.address().ok()?;
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
+        match connect(probe.as_raw_fd(), &address) {
+            // Full, or connected.
+            Ok(()) | Err(Errno::EAGAIN) => Some(true),
+            Err(Errno::ECONNREFUSED | Errno::ENOENT | Errno::ENOTDIR) => Some(false),
+            Err(_) => None,
+        }
+    }
+
     /// Writes NAME.json, as a whole or not at all.
     fn write_state(&self, state: &State) -> Result<()> {
         let mut text = serde_json::to_vec(state).map_err(|error| self.refuse(error.to_string()))?;
@@ -316,27 +318,28 @@ impl Place {
     }
 
     /// Writes down that this process holds the one at this place, whose pid is given where it is
-    /// known. Where neither that nor an earlier NAME.json tells it, nothing is written.
-    pub(crate) fn write_holder(&self, pid: Option<i32>) -> Result<()> {
+    /// known, with the socket of that inode. Where neither the pid nor an earlier NAME.json tells which
+    /// process it is, nothing is written.
+    pub(crate) fn write_holder(&self, pid: Option<i32>, connection: Option<u64>) -> Result<()> {
         let before = self.state();
         let cgroups = before.as_ref().map(|state| state.cgroups.clone()).unwrap_or_default();
         let known = pid.and_then(Incarnation::of);
         let Some(process) = known.or_else(|| Some(before?.process)) else { return Ok(()) };
         let holder = Incarnation::of(std::process::id() as i32);
-        self.write_state(&State { process, holder, since: now(), cgroups })
+        self.write_state(&State { process, holder, since: now(), cgroups, connection })
     }
 
     /// Writes down which cgroups are about to be made for the process.
     fn write_cgroups(&self, process: Incarnation, cgroups: Vec<PathBuf>) -> Result<()> {
         let holder = Incarnation::of(std::process::id() as i32);
-        self.write_state(&State { process, holder, since: now(), cgroups })
+        self.write_state(&State { process, holder, since: now(), cgroups, connection: None })
     }
 
     /// Writes down that nobody holds it, unless somebody else does by now.
     pub(crate) fn erase_holder(&self) -> Result<()> {
         match self.state() {
             Some(state) if state.holder == Incarnation::of(std::process::id() as i32) => {
-                self.write_state(&State { holder: None, since: now(), ..state })
+                self.write_state(&State { holder: None, connection: None, since: now(), ..state })
             }
             _ => Ok(()),
         }
@@ -416,7 +419,8 @@ impl Place {
             .map_err(|error| reserved.place.error(&error))?;
         // As long as this process lives, nobody takes the place for one that was left behind.
         let holder = Incarnation::of(std::process::id() as i32);
-        let state = State { process: NONE_YET, holder, since: now(), cgroups: Vec::new() };
+        let (process, cgroups) = (NONE_YET, Vec::new());
+        let state = State { process, holder, since: now(), cgroups, connection: None };
         reserved.place.write_state(&state)?;
         drop(lock);
         Ok(reserved)
@@ -428,10 +432,8 @@ impl Place {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(Error::local("socket"))?;
-        let being_made = self
-            .state()
-            .filter(|state| state.process == NONE_YET || state.process.is_alive())
-            .is_some_and(|state| state.holder.is_some_and(|holder| holder.is_alive()));
+        let being_made =
+            self.state().is_some_and(|state| !state.process.is_gone() && state.is_being_made());
         match connect(probe.as_raw_fd(), &address) {
             Err(Errno::ECONNREFUSED) if !being_made => self.remove(),
             // Full, or connected: somebody listens.

@@ -91,7 +91,7 @@ impl Process {
         let (cgroups, reserved) = moving.await.map_err(|_| Error::Gone)?;
         let cgroups = cgroups?;
         // Written before anybody can connect.
-        reserved.place().write_holder(pid)?;
+        reserved.place().write_holder(pid, self.connection.stream_inode())?;
         let listen = self.send_server_fds(&[reserved.listen()?.as_fd()]).await?[0];
         let [low, high] = self.inner().token.0;
         let keep = u64::from(u32::MAX);

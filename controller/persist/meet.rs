@@ -16,8 +16,10 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::attach::refused;
+use super::condition::why_silent;
 use super::handshake::{self, Hold};
-use super::home::{Incarnation, Place};
+use super::home::Place;
+use super::incarnation::Incarnation;
 use crate::abi::handshake::{ANSWER_SIZE, Token};
 use crate::abi::log::{LOG_HEAD_SIZE, LOG_SIZE};
 use crate::call::{Error, Result};
@@ -64,7 +66,8 @@ pub(super) async fn meet(
     sockets: &Sockets,
     timeout: Duration,
 ) -> Result<Heard> {
-    let end = Instant::now() + timeout;
+    let begin = Instant::now();
+    let end = begin + timeout;
     let mut tries = TRIES;
     loop {
         let heard = meet_once(place, how, sockets, end).await?;
@@ -75,6 +78,10 @@ pub(super) async fn meet(
                 sleep(PAUSE).await;
             }
             Hold::Theirs { pid, .. } if holder_is_dead(place, pid) && Instant::now() < end => {
+                // It ends when the kernel has closed what the dead one had, unless somebody else has it.
+                if begin.elapsed() > PATIENCE && !place.heirs().is_empty() {
+                    return Ok(heard);
+                }
                 sleep(PAUSE).await;
             }
             _ => return Ok(heard),
@@ -83,11 +90,11 @@ pub(super) async fn meet(
 }
 
 /// Whether the controller with that pid, by what NAME.json knows of it, has died.
-fn holder_is_dead(place: &Place, pid: Option<i32>) -> bool {
+pub(super) fn holder_is_dead(place: &Place, pid: Option<i32>) -> bool {
     place
         .state()
         .and_then(|state| state.holder)
-        .is_some_and(|holder| pid.is_none_or(|pid| pid == holder.pid) && !holder.is_alive())
+        .is_some_and(|holder| pid.is_none_or(|pid| pid == holder.pid) && holder.is_gone())
 }
 
 async fn meet_once(place: &Place, how: Manner, sockets: &Sockets, end: Instant) -> Result<Heard> {
@@ -113,9 +120,7 @@ pub(super) async fn shake_hands(
         Ok(answered) => answered,
         Err(_) if how.take_over => {
             let answered = timeout_at(end, interrupting(place, &mut answer)).await;
-            answered.map_err(|_| {
-                refused(place, "no answer: the process is in a call that can't be interrupted")
-            })?
+            answered.map_err(|_| no_answer(place))?
         }
         Err(_) => {
             if let Some(state) = place.state()
@@ -126,9 +131,7 @@ pub(super) async fn shake_hands(
                 let hold = Hold::Theirs { pid: Some(holder.pid), since: state.since };
                 return Ok(Heard { hold, log: Log::default() });
             }
-            timeout_at(end, &mut answer).await.map_err(|_| {
-                refused(place, "no answer: the process is blocked in a call of its last controller")
-            })?
+            timeout_at(end, &mut answer).await.map_err(|_| no_answer(place))?
         }
     };
     fault::point("handshake.answered");
@@ -183,11 +186,13 @@ pub(super) async fn ask(place: &Place, token: Token, end: Instant) -> Result<Hea
                 sleep(PAUSE).await;
             }
             Ok(answered) => return Ok(heard(answered)),
-            Err(_) => {
-                return Err(refused(place, "no answer: the process is blocked in a call"));
-            }
+            Err(_) => return Err(no_answer(place)),
         }
     }
+}
+
+fn no_answer(place: &Place) -> Error {
+    refused(place, format!("no answer: {}", why_silent(place)))
 }
 
 fn heard(answered: io::Result<([u8; ANSWER_SIZE], Option<Log>)>) -> Heard {

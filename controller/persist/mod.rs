@@ -7,8 +7,10 @@
 
 mod attach;
 mod cgroup;
+mod condition;
 mod handshake;
 mod home;
+mod incarnation;
 mod log;
 mod make;
 mod meet;
@@ -18,8 +20,10 @@ mod successor;
 mod upgrade;
 
 pub use attach::{Attach, attach};
+pub use condition::Condition;
 pub use handshake::{Hold, answer, hello};
-pub use home::{Home, Incarnation, Name, Place, Reserved, State};
+pub use home::{Home, Name, Place, Reserved, State};
+pub use incarnation::Incarnation;
 pub use log::{Flight, flight};
 pub use make::SharedMemory;
 pub use names::{Kind, MAX_BYTES, Named, Resource, Sameness, Unclaimed};

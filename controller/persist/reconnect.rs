@@ -163,7 +163,7 @@ impl Process {
                 let _ = sweep_when_idle(&table, &connection, busy).await;
             });
         }
-        place.write_holder(self.pid())
+        place.write_holder(self.pid(), self.connection.stream_inode())
     }
 }
 

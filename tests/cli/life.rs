@@ -150,9 +150,11 @@ fn ls_shows_what_there_is_in_documented_keys() {
         assert_eq!(
             keys(row),
             [
+                "blocked",
                 "cgroups",
                 "children",
                 "fds",
+                "holder",
                 "name",
                 "pid",
                 "private_bytes",
@@ -208,7 +210,11 @@ fn ls_tells_attached_from_detached_from_gone() {
     assert_eq!(row(&test, "one")["state"], "detached");
     let mut holder = Role::start(TEST, test.path());
     assert_eq!(holder.told(), "attached");
-    assert_eq!(row(&test, "one")["state"], "attached");
+    let held = row(&test, "one");
+    assert_eq!(
+        (&held["state"], &held["holder"]["pid"]),
+        (&json!("attached"), &json!(holder.pid()))
+    );
     holder.kill();
     assert_eq!(row(&test, "one")["state"], "detached");
     end(pid);
@@ -219,6 +225,8 @@ fn ls_tells_attached_from_detached_from_gone() {
             "name": "one",
             "pid": pid,
             "state": "gone",
+            "holder": null,
+            "blocked": null,
             "uptime_s": null,
             "fds": null,
             "children": null,
@@ -239,7 +247,13 @@ fn ls_connects_to_nobody() {
     let listener = UnixListener::bind(test.path().join("one.sock")).unwrap();
     listener.set_nonblocking(true).unwrap();
     let incarnation = Incarnation::of(process.id() as i32).unwrap();
-    let state = State { process: incarnation, holder: None, since: 0, cgroups: Vec::new() };
+    let state = State {
+        process: incarnation,
+        holder: None,
+        since: 0,
+        cgroups: Vec::new(),
+        connection: None,
+    };
     fs::write(test.path().join("one.json"), serde_json::to_vec(&state).unwrap()).unwrap();
     assert_eq!(row(&test, "one")["state"], "detached");
     assert!(succeed(&test, &["ls"]).contains("one"));

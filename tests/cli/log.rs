@@ -45,8 +45,7 @@ fn log_tells_who_is_attached_and_that_a_blocked_process_can_not_answer() {
     let running = Running::start(&mut command);
     until("it is blocked", || blocked_in(pid) == Some(nix::libc::SYS_pause as usize));
     let message = fail(&test, 1, &["log", "one", "--timeout", "1"]);
-    assert!(message.contains("blocked in a call"), "{message}");
-    let caller = format!("in pause(2), called by pid {}", running.pid());
+    let caller = format!("blocked in a call of its controller, pid {}: pause(2)", running.pid());
     assert!(message.contains(&caller), "{message}");
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     assert!(!running.finish().status.success());

@@ -77,6 +77,11 @@ impl Tree {
         two
     }
 
+    /// One of version 1 that freezes.
+    pub fn with_freezer() -> Self {
+        Self::mounted("cgroup", "freezer", "freezer")
+    }
+
     /// A tree of a type and with an option, which is mounted with `options` if there is none.
     fn mounted(kind: &str, option: &str, options: &'static str) -> Self {
         static OURS: Mutex<BTreeMap<&str, Weak<Mounted>>> = Mutex::new(BTreeMap::new());

@@ -339,6 +339,12 @@ impl Connection {
         &self.handle.0
     }
 
+    /// The inode of this side's end of the stream: /proc shows by it who has that open.
+    pub(crate) fn stream_inode(&self) -> Option<u64> {
+        let state = self.shared().lock();
+        Some(nix::sys::stat::fstat(state.link.stream()?).ok()?.st_ino)
+    }
+
     /// The server counts the calls of this link from that number on.
     pub(crate) fn begin(&self, number: u64) {
         self.shared().lock().first = number;
