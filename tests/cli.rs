@@ -3,6 +3,7 @@
 mod call;
 mod command;
 mod condition;
+mod directory;
 mod life;
 mod log;
 mod names;

@@ -25,6 +25,7 @@ mod interrupt;
 mod misuse;
 mod names;
 mod persistent;
+mod place;
 mod processes;
 mod race;
 mod regressions;

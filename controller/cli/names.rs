@@ -11,7 +11,7 @@ use farcall::{Error, Process};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::output::{columns, print};
+use crate::output::{columns, print, warn};
 use crate::{Done, Failure};
 
 /// Shows what a persistent process keeps under names, and whether it is still what got the name.
@@ -95,6 +95,7 @@ impl Names {
             self.list(&process).await?
         };
         process.prepare_for_reconnect().await?;
+        warn(&process);
         print(&told)?;
         Ok(ExitCode::SUCCESS)
     }

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 
+use farcall::Process;
 use serde::Serialize;
 
 use crate::Failure;
@@ -11,6 +12,13 @@ pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = Stdout::new();
     stdout.write_all(text.as_bytes())?;
     stdout.finish()
+}
+
+/// Tells what went wrong beside what was done in a process.
+pub fn warn(process: &Process) {
+    for warning in process.take_warnings() {
+        eprintln!("farcall: warning: {warning}");
+    }
 }
 
 /// Writes one JSON value and a newline.

@@ -9,7 +9,7 @@ use farcall::persist::{Home, Name, SharedMemory};
 use serde_json::json;
 
 use crate::Done;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, warn};
 
 /// Starts a persistent process; returns once controllers can attach to it.
 ///
@@ -38,6 +38,7 @@ impl Start {
         let child = root.child().spawn_persistent(reserved, SharedMemory::Refuse).await?;
         let pid = child.pid();
         child.prepare_for_reconnect().await?;
+        warn(&child);
         let (name, socket) = (self.name.to_string(), place.socket());
         let cgroups = place.state().map(|state| state.cgroups).unwrap_or_default();
         if self.json {

@@ -4,13 +4,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use farcall::persist::{Attach, Home, Incarnation, Name, Place, State};
+use farcall::persist::{Attach, Files, Home, Incarnation, Name, Place, State};
 use farcall::{Error, Process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, warn};
 use crate::{Done, Failure};
 
 /// Ends a persistent process and removes its socket, and its cgroup if it was started with one.
@@ -40,8 +40,10 @@ const LIMIT_OF_CHILDREN: Duration = Duration::from_secs(2);
 impl Stop {
     pub async fn run(self) -> Done {
         let place = Home::find()?.place(&self.name);
-        let state = place.state();
-        if !place.socket().exists() && state.is_none() {
+        // What others put there meanwhile is not removed.
+        let files = place.files()?;
+        let state = files.state().cloned();
+        if files.is_empty() {
             let path = place.socket().display();
             return Err(Failure::new(format!(
                 "there is no persistent process {} ({path} does not exist)",
@@ -57,14 +59,14 @@ impl Stop {
                 kill(Pid::from_raw(process.pid), Signal::SIGKILL)?;
                 true
             }
-            _ => self.exit(&place, process.is_some()).await?,
+            _ => self.exit(&place, &files, process.is_some()).await?,
         };
         if let Some(process) = &process {
             until_gone(process, LIMIT).await?;
         }
         // Whoever passed the socket on may still listen on it, to start the process again.
         if !place.is_listening() {
-            remove(&place).await?;
+            remove(&files).await?;
         }
         if self.json {
             let pid = process.map(|process| process.pid);
@@ -79,12 +81,12 @@ impl Stop {
     }
 
     /// Lets the process exit. False: it was gone.
-    async fn exit(&self, place: &Place, alive: bool) -> Result<bool, Failure> {
+    async fn exit(&self, place: &Place, files: &Files, alive: bool) -> Result<bool, Failure> {
         let attach = if self.take_over { Attach::default().take_over() } else { Attach::default() };
         let process: Process = match attach.to(place.clone()).await {
             Ok(process) => process,
             // Only a socket that refuses connections belongs to nobody.
-            Err(Error::Attach { .. }) if !alive && refuses(place) => return Ok(false),
+            Err(Error::Attach { .. }) if !alive && files.is_left_behind() => return Ok(false),
             Err(error) => {
                 return Err(Failure::new(format!(
                     "{error}\n  `farcall stop --take-over {0}` takes it over first, and \
@@ -93,32 +95,32 @@ impl Stop {
                 )));
             }
         };
+        warn(&process);
         process.exit(0).await?;
         Ok(true)
     }
 }
 
 /// Removes what the process had. Its children, which die with it, may do so a moment later.
-async fn remove(place: &Place) -> Result<(), Failure> {
+async fn remove(files: &Files) -> Result<(), Failure> {
     let end = Instant::now() + LIMIT_OF_CHILDREN;
     loop {
-        match place.remove() {
+        match files.remove() {
             Err(Error::Cgroup { .. }) if Instant::now() < end => {}
             Err(error @ Error::Cgroup { .. }) => {
                 return Err(Failure::new(format!(
                     "the process has ended, but its cgroup can't be removed: {error}"
                 )));
             }
-            removed => return Ok(removed?),
+            Err(error) => {
+                return Err(Failure::new(format!(
+                    "the process has ended, but not all that it had is removed: {error}"
+                )));
+            }
+            Ok(()) => return Ok(()),
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-}
-
-/// Whether nobody listens there.
-fn refuses(place: &Place) -> bool {
-    let connected = std::os::unix::net::UnixStream::connect(place.socket());
-    matches!(connected, Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
 /// Waits until a process has ended.

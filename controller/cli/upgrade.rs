@@ -11,7 +11,7 @@ use farcall::persist::{Attach, Home, Name};
 use serde_json::{Value, json};
 
 use crate::image::sha256;
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, warn};
 use crate::{Done, Failure};
 
 /// Lets a persistent process go on as the server image of this farcall, or as another one.
@@ -79,6 +79,7 @@ impl Upgrade {
         }
         let pid = process.pid();
         process.prepare_for_reconnect().await?;
+        warn(&process);
         let name = self.name.to_string();
         if self.json {
             let (from, to) = (from.json(), to.json());

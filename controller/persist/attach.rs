@@ -126,7 +126,7 @@ impl Attach {
         process.registry().told(&log.head);
         let _ = process.inner().before.set(log);
         process.set_persistent();
-        place.write_holder(here, process.connection().stream_inode())?;
+        process.recorded(place.write_holder(here, process.connection().stream_inode()));
         process.set_place(place);
         fault::point("attach.attached");
         Ok(process)

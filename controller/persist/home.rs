@@ -5,24 +5,24 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
-use nix::unistd::{Uid, geteuid};
+use nix::unistd::{Gid, Uid, geteuid};
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::{self, OwnCgroups, Plan};
+use super::directory::{Author, Directory, Pinned};
 use super::incarnation::Incarnation;
 use crate::call::{Error, Result};
 
@@ -103,21 +103,25 @@ impl Home {
         Place { socket: self.path.join(format!("{name}.sock")) }
     }
 
-    /// All names that have a socket here, in order.
+    /// All names that have a socket or a record here, in order.
     ///
     /// # Errors
     ///
     /// [`Error::Home`] if the directory is there and can't be read.
     pub fn names(&self) -> Result<Vec<Name>> {
-        let entries = match fs::read_dir(&self.path) {
+        let directory = match Directory::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(|error| self.error(&error))?,
+            directory => directory.map_err(|error| self.error(&error))?,
         };
-        let mut names: Vec<Name> = entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter_map(|file| file.strip_suffix(".sock")?.parse().ok())
+        let files = directory.names().map_err(|error| self.error(&error))?;
+        let mut names: Vec<Name> = files
+            .iter()
+            .filter_map(|file| file.to_str())
+            .filter_map(|file| file.strip_suffix(".sock").or_else(|| file.strip_suffix(".json")))
+            .filter_map(|name| name.parse().ok())
             .collect();
         names.sort();
+        names.dedup();
         Ok(names)
     }
 
@@ -129,20 +133,34 @@ impl Home {
     /// [`Error::Home`] if the name is in use, or the directory is somebody else's or open to
     /// others.
     pub fn reserve(&self, name: &Name) -> Result<Reserved> {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder.create(&self.path).map_err(|error| self.error(&error))?;
-        let metadata = fs::metadata(&self.path).map_err(|error| self.error(&error))?;
-        if Uid::from_raw(metadata.uid()) != geteuid() {
-            return Err(self.refuse(format!("belongs to uid {}, not to you", metadata.uid())));
+        let directory = Directory::open_or_make(&self.path).map_err(|error| self.error(&error))?;
+        if directory.owner() != geteuid() {
+            return Err(self.refuse(format!("belongs to uid {}, not to you", directory.owner())));
         }
-        if metadata.mode() & 0o077 != 0 {
-            return Err(self.refuse(format!(
-                "has mode {:o}, which lets others in: chmod 700 it",
-                metadata.mode() & 0o777
-            )));
+        if directory.mode() & 0o077 != 0 {
+            return Err(self.refuse(self.open_to_others(&directory)));
         }
         self.place(name).reserve()
+    }
+
+    /// What to do about a directory that others may enter. Nobody is told to close one that others
+    /// may need.
+    fn open_to_others(&self, directory: &Directory) -> String {
+        let mode = directory.mode();
+        let ours = |file: &OsString| {
+            let name = file.to_str().unwrap_or_default();
+            name.ends_with(".sock") || name.ends_with(".json")
+        };
+        let own_make = mode & libc::S_ISVTX == 0
+            && directory.names().is_ok_and(|all| !all.is_empty() && all.iter().all(ours));
+        if own_make || self.path.file_name().is_some_and(|name| name == "farcall") {
+            format!("has mode {mode:o}, which lets others in: chmod 700 it")
+        } else {
+            format!(
+                "has mode {mode:o}, which lets others in: choose a directory of your own (one that \
+                 does not exist is made, with mode 700)"
+            )
+        }
     }
 
     fn error(&self, error: &io::Error) -> Error {
@@ -162,6 +180,12 @@ pub struct Place {
 
 /// The process of a place that is reserved: none yet. No process has that pid.
 const NONE_YET: Incarnation = Incarnation { pid: 0, start_time: 0, pid_ns: None };
+
+/// How long others may keep the directory locked while this process wants to make or remove files.
+const LOCK_LIMIT: Duration = Duration::from_secs(10);
+
+/// The same for NAME.json alone, which is advice.
+const ADVICE_LIMIT: Duration = Duration::from_millis(500);
 
 /// Bytes of a NAME.json that are read.
 const STATE_SIZE: u64 = 64 * 1024;
@@ -203,6 +227,95 @@ impl State {
     }
 }
 
+/// A NAME.json.
+pub(super) struct Record {
+    pub(super) state: State,
+    #[allow(dead_code)]
+    pub(super) author: Author,
+    /// The user whose file it is.
+    owner: u32,
+}
+
+impl Record {
+    fn remove_cgroups(&self) -> Result<()> {
+        cgroup::remove(&self.state.cgroups, self.owner)
+    }
+}
+
+/// The files of a place as they were at one look: see [`Place::files`].
+#[derive(Debug)]
+pub struct Files {
+    place: Place,
+    socket: Option<Pinned>,
+    state: Option<State>,
+}
+
+impl Files {
+    /// Whether there were none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.socket.is_none() && self.state.is_none()
+    }
+
+    /// What NAME.json said.
+    #[must_use]
+    pub fn state(&self) -> Option<&State> {
+        self.state.as_ref()
+    }
+
+    /// Whether there is a socket on which nobody listens.
+    #[must_use]
+    pub fn is_left_behind(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| probe(socket) == Err(Errno::ECONNREFUSED))
+    }
+
+    /// Removes the socket, what lies beside it, and the cgroups that were made for the process, which
+    /// is gone. Where another process has taken the place meanwhile, all stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Cgroup`] if somebody is in its cgroup still, and then all stays;
+    /// [`Error::Home`] if a file is there and can't be removed.
+    pub fn remove(&self) -> Result<()> {
+        let place = &self.place;
+        let directory = match place.directory() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            directory => directory.map_err(|error| place.error(&error))?,
+        };
+        let lock = directory.lock(LOCK_LIMIT).map_err(|error| place.error(&error))?;
+        self.remove_under(&directory, &lock)
+    }
+
+    fn remove_under(&self, directory: &Directory, _lock: &Flock<OwnedFd>) -> Result<()> {
+        let now = self.place.files_in(directory)?;
+        let same = match (&self.socket, &now.socket) {
+            (Some(then), Some(now)) => then.is_same(now),
+            (_, None) => now.state.is_none() || self.is_of(&now),
+            (None, Some(_)) => false,
+        };
+        if !same {
+            return Ok(());
+        }
+        if let Some(record) = self.place.record(directory) {
+            record.remove_cgroups()?;
+        }
+        let (socket, state) = self.place.file_names();
+        for (name, path) in [(socket, self.place.socket.clone()), (state, self.place.state_path())]
+        {
+            directory
+                .remove(&name)
+                .map_err(|error| Error::Home { path, reason: error.to_string() })?;
+        }
+        Ok(())
+    }
+
+    /// Whether both are about the same process.
+    fn is_of(&self, other: &Self) -> bool {
+        let process = |files: &Self| files.state.as_ref().map(|state| state.process.clone());
+        process(self) == process(other)
+    }
+}
+
 impl Place {
     /// The process whose socket is at `path`.
     #[must_use]
@@ -220,6 +333,12 @@ impl Place {
         self.socket.with_extension("json")
     }
 
+    /// The socket's name in its directory, and that of NAME.json.
+    fn file_names(&self) -> (OsString, OsString) {
+        let name = |path: &Path| path.file_name().unwrap_or(OsStr::new("state")).to_owned();
+        (name(&self.socket), name(&self.state_path()))
+    }
+
     /// What the cgroup of the process with that pid is called.
     fn cgroup_name(&self, pid: i32) -> String {
         let name = self.socket.file_stem().unwrap_or_default().to_string_lossy();
@@ -228,34 +347,35 @@ impl Place {
         format!("farcall-{name}-{pid}")
     }
 
-    fn directory(&self) -> &Path {
-        match self.socket.parent() {
+    pub(super) fn directory(&self) -> io::Result<Directory> {
+        Directory::open(match self.socket.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
-        }
+        })
     }
 
-    /// What NAME.json says, if it is there and can be read.
+    /// What NAME.json says, if it is there, can be read, and its author's word counts.
     #[must_use]
     pub fn state(&self) -> Option<State> {
-        Some(self.state_and_owner()?.0)
+        Some(self.record(&self.directory().ok()?)?.state)
     }
 
-    /// The same, and the user whose file it is.
-    fn state_and_owner(&self) -> Option<(State, u32)> {
-        // The directory may be another user's: what lies there need not be a file.
-        let file = File::options()
-            .read(true)
-            .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW)
-            .open(self.state_path())
-            .ok()?;
-        let metadata = file.metadata().ok()?;
-        if !metadata.is_file() {
-            return None;
+    /// Removes all at this place, if this is still its socket.
+    fn remove_own(&self, socket: &Pinned) -> Result<()> {
+        let directory = self.directory().map_err(|error| self.error(&error))?;
+        let lock = directory.lock(LOCK_LIMIT).map_err(|error| self.error(&error))?;
+        let files = self.files_in(&directory)?;
+        if files.socket.as_ref().is_some_and(|now| now.is_same(socket)) {
+            files.remove_under(&directory, &lock)?;
         }
-        let mut text = Vec::new();
-        file.take(STATE_SIZE).read_to_end(&mut text).ok()?;
-        Some((serde_json::from_slice(&text).ok()?, metadata.uid()))
+        Ok(())
+    }
+
+    pub(super) fn record(&self, directory: &Directory) -> Option<Record> {
+        let (text, stat) = directory.read(&self.file_names().1, STATE_SIZE).ok()?;
+        let author = directory.author(&stat)?;
+        let state = serde_json::from_slice(&text).ok()?;
+        Some(Record { state, author, owner: stat.st_uid })
     }
 
     /// Whether a process of this network namespace listens at exactly this path, as the kernel
@@ -277,10 +397,10 @@ impl Place {
     /// show it: the socket is another user's.
     #[must_use]
     pub fn accepts(&self) -> Option<bool> {
-        let (address, _directory) = self.address().ok()?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None).ok()?;
-        match connect(probe.as_raw_fd(), &address) {
+        let connected = self.connect(&probe);
+        match connected.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0))) {
             // Full, or connected.
             Ok(()) | Err(Errno::EAGAIN) => Some(true),
             Err(Errno::ECONNREFUSED | Errno::ENOENT | Errno::ENOTDIR) => Some(false),
@@ -289,60 +409,67 @@ impl Place {
     }
 
     /// Writes NAME.json, as a whole or not at all.
-    fn write_state(&self, state: &State) -> Result<()> {
+    fn write_state(&self, directory: &Directory, state: &State) -> Result<()> {
         let mut text = serde_json::to_vec(state).map_err(|error| self.refuse(error.to_string()))?;
         text.push(b'\n');
-        let path = self.state_path();
-        let mut name = OsString::from(".");
-        name.push(path.file_name().unwrap_or(OsStr::new("state")));
-        static WRITES: AtomicU64 = AtomicU64::new(0);
-        let count = WRITES.fetch_add(1, Ordering::Relaxed);
-        name.push(format!(".{}.{count}", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let write = || {
-            // Left by a process of the same pid. What others put there is not written to.
-            let _ = fs::remove_file(&temporary);
-            let mut file =
-                File::options().write(true).create_new(true).mode(0o600).open(&temporary)?;
-            file.write_all(&text)?;
-            // Root that attaches to a user's process leaves the user something to read.
-            if let (true, Ok(socket)) = (geteuid().is_root(), fs::symlink_metadata(&self.socket)) {
-                std::os::unix::fs::fchown(&file, Some(socket.uid()), Some(socket.gid()))?;
-            }
-            fs::rename(&temporary, &path)
+        let (socket, name) = self.file_names();
+        // Root that attaches to a user's process leaves the user something to read.
+        let owner = geteuid()
+            .is_root()
+            .then(|| directory.pin(&socket).ok())
+            .flatten()
+            .map(|socket| (socket.stat().st_uid, socket.stat().st_gid))
+            .map(|(uid, gid)| (Uid::from_raw(uid), Gid::from_raw(gid)));
+        directory
+            .write(&name, &text, owner)
+            .map_err(|error| Error::Home { path: self.state_path(), reason: error.to_string() })
+    }
+
+    /// Replaces NAME.json, if `change` makes another one of it; nobody does so at the same time.
+    fn update_state(&self, change: impl FnOnce(Option<State>) -> Option<State>) -> Result<()> {
+        let locked = || {
+            let directory = self.directory()?;
+            let lock = directory.lock(ADVICE_LIMIT)?;
+            Ok((directory, lock))
         };
-        write().map_err(|error| {
-            let _ = fs::remove_file(&temporary);
-            self.error(&error)
-        })
+        let (directory, _lock) = locked().map_err(|error: io::Error| Error::Home {
+            path: self.state_path(),
+            reason: error.to_string(),
+        })?;
+        let before = self.record(&directory).map(|record| record.state);
+        match change(before) {
+            Some(state) => self.write_state(&directory, &state),
+            None => Ok(()),
+        }
     }
 
     /// Writes down that this process holds the one at this place, whose pid is given where it is
     /// known, with the socket of that inode. Where neither the pid nor an earlier NAME.json tells which
     /// process it is, nothing is written.
     pub(crate) fn write_holder(&self, pid: Option<i32>, connection: Option<u64>) -> Result<()> {
-        let before = self.state();
-        let cgroups = before.as_ref().map(|state| state.cgroups.clone()).unwrap_or_default();
-        let known = pid.and_then(Incarnation::of);
-        let Some(process) = known.or_else(|| Some(before?.process)) else { return Ok(()) };
-        let holder = Incarnation::of(std::process::id() as i32);
-        self.write_state(&State { process, holder, since: now(), cgroups, connection })
+        self.update_state(|before| {
+            let cgroups = before.as_ref().map(|state| state.cgroups.clone()).unwrap_or_default();
+            let process = pid.and_then(Incarnation::of).or_else(|| Some(before?.process))?;
+            let holder = Incarnation::of(std::process::id() as i32);
+            Some(State { process, holder, since: now(), cgroups, connection })
+        })
     }
 
     /// Writes down which cgroups are about to be made for the process.
     fn write_cgroups(&self, process: Incarnation, cgroups: Vec<PathBuf>) -> Result<()> {
         let holder = Incarnation::of(std::process::id() as i32);
-        self.write_state(&State { process, holder, since: now(), cgroups, connection: None })
+        self.update_state(|_| {
+            Some(State { process, holder, since: now(), cgroups, connection: None })
+        })
     }
 
     /// Writes down that nobody holds it, unless somebody else does by now.
     pub(crate) fn erase_holder(&self) -> Result<()> {
-        match self.state() {
-            Some(state) if state.holder == Incarnation::of(std::process::id() as i32) => {
-                self.write_state(&State { holder: None, connection: None, since: now(), ..state })
-            }
-            _ => Ok(()),
-        }
+        self.update_state(|before| {
+            let state = before?;
+            let own = state.holder == Incarnation::of(std::process::id() as i32);
+            own.then(|| State { holder: None, connection: None, since: now(), ..state })
+        })
     }
 
     /// Removes the cgroups that were made for the process: it is gone. Where there are none, nothing
@@ -352,8 +479,33 @@ impl Place {
     ///
     /// [`Error::Cgroup`] if one of them can't be removed: processes are in it.
     pub fn remove_cgroups(&self) -> Result<()> {
-        let Some((state, owner)) = self.state_and_owner() else { return Ok(()) };
-        cgroup::remove(&state.cgroups, owner)
+        let record = self.directory().ok().and_then(|directory| self.record(&directory));
+        record.map_or(Ok(()), |record| record.remove_cgroups())
+    }
+
+    /// The files that lie at this place now: what is removed of them later is none that others have
+    /// put there meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Home`] if the directory can't be looked into.
+    pub fn files(&self) -> Result<Files> {
+        let found = match self.directory() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            directory => Some(directory.map_err(|error| self.error(&error))?),
+        };
+        let place = self.clone();
+        let Some(directory) = found else { return Ok(Files { place, socket: None, state: None }) };
+        self.files_in(&directory)
+    }
+
+    fn files_in(&self, directory: &Directory) -> Result<Files> {
+        let socket = match directory.pin(&self.file_names().0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            socket => Some(socket.map_err(|error| self.error(&error))?),
+        };
+        let state = self.record(directory).map(|record| record.state);
+        Ok(Files { place: self.clone(), socket, state })
     }
 
     /// Removes the socket, what lies beside it, and the cgroups that were made for the process: it
@@ -364,34 +516,33 @@ impl Place {
     /// [`Error::Cgroup`] if somebody is in its cgroup still, and then all stays;
     /// [`Error::Home`] if a file is there and can't be removed.
     pub fn remove(&self) -> Result<()> {
-        self.remove_cgroups()?;
-        for path in [self.socket.clone(), self.state_path()] {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(self.error(&error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        self.files()?.remove()
     }
 
-    /// An address for the socket: its path, or where that is too long for a `sockaddr_un`, the
-    /// same through a descriptor of its directory, which is returned to be kept open.
-    pub(crate) fn address(&self) -> Result<(UnixAddr, Option<OwnedFd>)> {
-        if let Ok(address) = UnixAddr::new(&self.socket) {
-            return Ok((address, None));
+    /// Connects a socket to this place: to a socket of the directory's, whatever its name comes to
+    /// mean.
+    pub(super) fn connect(&self, client: &OwnedFd) -> io::Result<()> {
+        let directory = self.directory()?;
+        let file = directory.pin(&self.file_names().0)?;
+        if !file.is_socket() {
+            return Err(io::Error::other("it is no socket"));
         }
-        let directory = File::options()
-            .read(true)
-            .custom_flags(nix::libc::O_PATH | nix::libc::O_DIRECTORY)
-            .open(self.directory())
-            .map_err(|error| self.error(&error))?;
-        let name = self.socket.file_name().unwrap_or_default();
-        let short = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-        let address = UnixAddr::new(&short)
-            .map_err(|_| self.refuse("the file name is too long for a socket".into()))?;
-        Ok((address, Some(directory.into())))
+        let author = directory.author(file.stat());
+        // Others are told by the server whether it is theirs. Root may attach anywhere.
+        if author.is_none() && geteuid().is_root() {
+            return Err(io::Error::other(
+                "the socket belongs to another user than its directory, or has several names",
+            ));
+        }
+        let connect = |path: &Path| -> Result<(), Errno> {
+            connect(client.as_raw_fd(), &UnixAddr::new(path)?)
+        };
+        match connect(&file.path()) {
+            // Without /proc there is the path alone.
+            Err(Errno::ENOENT) if author == Some(Author::Trusted) => connect(&self.socket),
+            connected => connected,
+        }
+        .map_err(io::Error::from)
     }
 
     /// Binds the socket; see [`Home::reserve`].
@@ -400,50 +551,49 @@ impl Place {
     ///
     /// [`Error::Home`] if a live process listens there, or the directory can't be written.
     pub fn reserve(self) -> Result<Reserved> {
-        let directory = File::open(self.directory()).map_err(|error| self.error(&error))?;
-        // Two that want the same name take turns; the lock goes with the descriptor.
-        let lock = Flock::lock(directory, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| self.refuse(format!("locking the directory: {errno}")))?;
-        if fs::symlink_metadata(&self.socket).is_ok() {
-            self.replace_stale()?;
-        }
-        let (address, _directory) = self.address()?;
-        // Non-blocking: the server must not wait in accept for a client that has gone again.
+        let directory = self.directory().map_err(|error| self.error(&error))?;
+        let lock = directory.lock(LOCK_LIMIT).map_err(|error| self.error(&error))?;
+        self.replace_stale(&directory, &lock)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        // Non-blocking: the server must not wait in accept for a client that has gone again.
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(Error::local("socket"))?;
+        let name = self.file_names().0;
+        let address = UnixAddr::new(&self.socket)
+            .or_else(|_| UnixAddr::new(&directory.short_path(&name)))
+            .map_err(|_| self.refuse("the file name is too long for a socket".into()))?;
         bind(fd.as_raw_fd(), &address).map_err(|errno| self.error(&errno.into()))?;
-        let reserved = Reserved { place: self, listener: Some(fd), cgroup: None };
+        let socket = directory.pin(&name).map_err(|error| self.error(&error))?;
+        let reserved = Reserved { place: self, listener: Some(fd), cgroup: None, socket };
         // Nobody can connect before listen(2): so nobody gets in before the mode is right.
-        fs::set_permissions(&reserved.place.socket, fs::Permissions::from_mode(0o600))
-            .map_err(|error| reserved.place.error(&error))?;
+        reserved.socket.set_mode(0o600).map_err(|error| reserved.place.error(&error))?;
         // As long as this process lives, nobody takes the place for one that was left behind.
         let holder = Incarnation::of(std::process::id() as i32);
         let (process, cgroups) = (NONE_YET, Vec::new());
         let state = State { process, holder, since: now(), cgroups, connection: None };
-        reserved.place.write_state(&state)?;
+        let written = reserved.place.write_state(&directory, &state);
+        // Giving the place up takes it as well.
         drop(lock);
-        Ok(reserved)
+        written.map(|()| reserved)
     }
 
     /// Removes what a dead process left, or says that it is not dead.
-    fn replace_stale(&self) -> Result<()> {
-        let (address, _directory) = self.address()?;
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)
-            .map_err(Error::local("socket"))?;
-        let being_made =
-            self.state().is_some_and(|state| !state.process.is_gone() && state.is_being_made());
-        match connect(probe.as_raw_fd(), &address) {
-            Err(Errno::ECONNREFUSED) if !being_made => self.remove(),
+    fn replace_stale(&self, directory: &Directory, lock: &Flock<OwnedFd>) -> Result<()> {
+        let files = self.files_in(directory)?;
+        let Some(socket) = &files.socket else { return files.remove_under(directory, lock) };
+        let being_made = files
+            .state
+            .as_ref()
+            .is_some_and(|state| !state.process.is_gone() && state.is_being_made());
+        match probe(socket) {
+            Err(Errno::ECONNREFUSED) if !being_made => files.remove_under(directory, lock),
             // Full, or connected: somebody listens.
             Ok(()) | Err(Errno::EAGAIN | Errno::ECONNREFUSED) => {
-                let state = self.state();
-                if let Some(State { process: NONE_YET, holder: Some(holder), .. }) = state {
+                if let Some(State { process: NONE_YET, holder: Some(holder), .. }) = &files.state {
                     let reason = format!("pid {} has reserved it: choose another name", holder.pid);
                     return Err(self.refuse(reason));
                 }
-                let pid = state.map(|state| format!(" (pid {})", state.process.pid));
+                let pid = files.state.map(|state| format!(" (pid {})", state.process.pid));
                 Err(self.refuse(format!(
                     "a live process{} listens there: choose another name, or `farcall stop` it",
                     pid.unwrap_or_default()
@@ -464,6 +614,13 @@ impl Place {
     }
 }
 
+/// Whether somebody listens at a socket: by connecting, which is as if nobody had come.
+fn probe(socket_file: &Pinned) -> Result<(), Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(probe.as_raw_fd(), &UnixAddr::new(&socket_file.path())?)
+}
+
 /// Seconds since 1970.
 fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64)
@@ -477,6 +634,8 @@ pub struct Reserved {
     listener: Option<OwnedFd>,
     /// Whether the process is to get a cgroup of its own.
     cgroup: Option<CgroupName>,
+    /// The file.
+    socket: Pinned,
 }
 
 /// What a cgroup is to be called; otherwise its name tells whose it is.
@@ -551,7 +710,7 @@ impl Drop for Reserved {
     fn drop(&mut self) {
         if self.listener.is_some() {
             // What can't be removed is recognised as stale by the next one.
-            let _ = self.place.remove();
+            let _ = self.place.remove_own(&self.socket);
         }
     }
 }

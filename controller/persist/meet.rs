@@ -8,8 +8,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, connect, getsockopt, sendmsg,
-    socket, sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, socket,
+    sockopt,
 };
 use nix::unistd::{Pid, geteuid};
 use tokio::net::UnixStream;
@@ -256,22 +256,25 @@ async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Opti
 
 /// Connects to the listening socket. Its backlog may be full for a while.
 async fn connect_to(place: &Place, end: Instant) -> Result<OwnedFd> {
-    let (address, _directory) = place.address()?;
     loop {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(Error::local("socket"))?;
-        let reason = match connect(client.as_raw_fd(), &address) {
+        let error = match place.connect(&client) {
             Ok(()) => return Ok(client),
-            Err(Errno::EAGAIN) if Instant::now() < end => {
+            Err(error) => error,
+        };
+        let reason = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EAGAIN) if Instant::now() < end => {
                 sleep(PAUSE).await;
                 continue;
             }
-            Err(Errno::ENOENT) => "there is no such persistent process",
-            Err(Errno::ECONNREFUSED) => "its process is gone",
-            Err(Errno::EACCES) => "it is another user's",
-            Err(Errno::EAGAIN) => "too many others wait to attach",
-            Err(errno) => errno.desc(),
+            Some(Errno::ENOENT) => "there is no such persistent process".into(),
+            Some(Errno::ECONNREFUSED) => "its process is gone".into(),
+            Some(Errno::EACCES) => "it is another user's".into(),
+            Some(Errno::EAGAIN) => "too many others wait to attach".into(),
+            Some(errno) => errno.desc().into(),
+            None => error.to_string(),
         };
         return Err(refused(place, reason));
     }

@@ -8,6 +8,7 @@
 mod attach;
 mod cgroup;
 mod condition;
+mod directory;
 mod handshake;
 mod home;
 mod incarnation;
@@ -18,12 +19,14 @@ mod names;
 mod reconnect;
 mod successor;
 mod upgrade;
+mod warning;
 
 pub use attach::{Attach, attach};
 pub use condition::Condition;
 pub use handshake::{Hold, answer, hello};
-pub use home::{Home, Name, Place, Reserved, State};
+pub use home::{Files, Home, Name, Place, Reserved, State};
 pub use incarnation::Incarnation;
 pub use log::{Flight, flight};
 pub use make::SharedMemory;
 pub use names::{Kind, MAX_BYTES, Named, Resource, Sameness, Unclaimed};
+pub use warning::Warning;

@@ -47,7 +47,8 @@ impl Process {
         let place = self.persistent_place()?;
         self.connection.shut_down().await;
         fault::point("detach.shut_down");
-        place.erase_holder()
+        self.recorded(place.erase_holder());
+        Ok(())
     }
 
     /// Reconnects to a persistent process after its connection has ended, or in place of one that
@@ -163,7 +164,8 @@ impl Process {
                 let _ = sweep_when_idle(&table, &connection, busy).await;
             });
         }
-        place.write_holder(self.pid(), self.connection.stream_inode())
+        self.recorded(place.write_holder(self.pid(), self.connection.stream_inode()));
+        Ok(())
     }
 }
 

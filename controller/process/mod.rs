@@ -69,6 +69,8 @@ pub(crate) struct Inner {
     pub(crate) token: Token,
     /// Held while one reconnects: answers must be taken in the order in which they were given.
     pub(crate) reconnecting: Arc<tokio::sync::Mutex<()>>,
+    /// What went wrong beside something that was done, and was not asked for yet.
+    pub(crate) warnings: Mutex<Vec<crate::persist::Warning>>,
     /// Where a persistent process can be reached.
     pub(crate) place: Mutex<Option<Arc<crate::persist::Place>>>,
     untold: Arc<children::Untold>,
@@ -153,6 +155,7 @@ impl Process {
                 persistent: AtomicBool::new(false),
                 token: parts.token,
                 reconnecting: Arc::default(),
+                warnings: Mutex::default(),
                 place: Mutex::new(None),
                 untold: Arc::default(),
                 entering: tokio::sync::Mutex::default(),

@@ -1,13 +1,17 @@
 //! Runs the built binary, as a script would.
 
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::stat::Mode;
 use serde_json::Value;
 
 use crate::common::{TestHome, alive, fds};
@@ -19,6 +23,25 @@ const LIMIT: Duration = Duration::from_secs(90);
 pub fn farcall(test: &TestHome, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_farcall"));
     command.args(arguments).env("FARCALL_DIR", test.path()).stdin(Stdio::null());
+    command
+}
+
+/// The same as a user without any rights, and with that umask.
+pub fn farcall_as(uid: u32, umask: u32, test: &TestHome, arguments: &[&str]) -> Command {
+    assert!(nix::unistd::geteuid().is_root(), "this test acts as another user: run it as root");
+    // The program may lie where that user does not come.
+    let program = File::open(env!("CARGO_BIN_EXE_farcall")).unwrap();
+    let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+    command.args(arguments).env("FARCALL_DIR", test.path()).stdin(Stdio::null());
+    command.uid(uid).gid(uid).current_dir("/").env("TMPDIR", "/tmp");
+    // The descriptor goes with the command.
+    let prepare = move || {
+        fcntl(&program, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        nix::sys::stat::umask(Mode::from_bits_truncate(umask));
+        Ok(())
+    };
+    // SAFETY: fcntl(2) and umask(2) may be called between fork and exec.
+    unsafe { command.pre_exec(prepare) };
     command
 }
 

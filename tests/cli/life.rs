@@ -121,11 +121,11 @@ fn a_directory_that_cannot_be_used_is_an_error_that_names_it() {
     fs::create_dir(&open).unwrap();
     fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
     for (directory, reason) in [
-        (file.clone(), "exists"),
+        (file.clone(), "Not a directory"),
         (file.join("below"), "Not a directory"),
         // Nobody can make a directory there, root included.
         ("/proc/farcall".into(), "No such file or directory"),
-        (open.clone(), "chmod 700"),
+        (open.clone(), "choose a directory of your own"),
     ] {
         let mut command = farcall(&test, &["start", "one"]);
         let ran = Running::start(command.env("FARCALL_DIR", &directory)).finish();

@@ -13,7 +13,7 @@ use farcall::Process;
 use farcall::persist::{Attach, Home, Name};
 use farcall::sys::Sysno;
 
-use crate::output::Stdout;
+use crate::output::{Stdout, warn};
 use crate::{Done, Failure};
 use argument::{Argument, arguments};
 use made::make;
@@ -81,6 +81,7 @@ impl CallCommand {
         let result = made.result;
         report::print(&process, made, format, target, &mut stdout).await?;
         process.prepare_for_reconnect().await?;
+        warn(&process);
         stdout.finish()?;
         Ok(if result.is_err() { ExitCode::from(1) } else { ExitCode::SUCCESS })
     }

@@ -1,0 +1,331 @@
+//! A sockets' directory, held by a descriptor: whatever becomes of its path meanwhile, what is read,
+//! written and removed lies in the same directory.
+//!
+//! The directory may belong to another user: root may use it all the same. So nothing in it is followed
+//! or waited for (symbolic links, FIFOs, leases), what is read is a regular file of bounded size, and
+//! what a file says is the word of the user whose file it is: see [`Directory::author`].
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, open, openat, readlinkat, renameat};
+use nix::libc;
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fstatat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, unlinkat};
+
+/// Symbolic links that are followed on the way to a directory, as the kernel has it.
+const MAX_LINKS: usize = 40;
+
+/// Whose word something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Author {
+    /// This user's, or root's.
+    Trusted,
+    /// Another user's, for root alone: what that user may do is done on it, and no more.
+    User(Uid),
+}
+
+/// A directory, by a descriptor.
+#[derive(Debug)]
+pub(super) struct Directory {
+    fd: OwnedFd,
+    stat: FileStat,
+}
+
+/// A file of a directory, by a descriptor with O_PATH: while it is held no other file has its inode.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    fd: OwnedFd,
+    stat: FileStat,
+}
+
+impl Pinned {
+    pub(super) fn is_socket(&self) -> bool {
+        self.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.stat.st_dev, self.stat.st_ino) == (other.stat.st_dev, other.stat.st_ino)
+    }
+
+    pub(super) fn stat(&self) -> &FileStat {
+        &self.stat
+    }
+
+    /// The path of exactly this file, for as long as it is held.
+    pub(super) fn path(&self) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.fd.as_raw_fd().to_string())
+    }
+
+    pub(super) fn set_mode(&self, mode: u32) -> io::Result<()> {
+        // fchmod(2) refuses O_PATH, and fchmodat(2) has no empty path.
+        Ok(fchmodat(
+            AT_FDCWD,
+            &self.path(),
+            Mode::from_bits_truncate(mode),
+            FchmodatFlags::FollowSymlink,
+        )?)
+    }
+}
+
+impl AsFd for Pinned {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// This user, root, and whoever has the root directory: where root has no uid in this user namespace
+/// that is the overflow uid.
+fn is_trusted(uid: u32) -> bool {
+    uid == geteuid().as_raw()
+        || uid == 0
+        || fstatat(AT_FDCWD, "/", AtFlags::empty()).is_ok_and(|root| root.st_uid == uid)
+}
+
+impl Directory {
+    /// Opens it. A symbolic link on the way that belongs to somebody else leads to a directory of
+    /// theirs, or nowhere.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let parts = |path: &Path| -> Vec<OsString> {
+            path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
+        };
+        let start = if path.is_absolute() { "/" } else { "." };
+        let mut at = open(start, flags | OFlag::O_DIRECTORY, Mode::empty())?;
+        let mut rest = parts(path);
+        let (mut links, mut strangers) = (0, Vec::new());
+        while let Some(part) = rest.pop() {
+            let next = openat(&at, part.as_os_str(), flags | OFlag::O_NOFOLLOW, Mode::empty())?;
+            let stat = fstat(&next)?;
+            if stat.st_mode & libc::S_IFMT != libc::S_IFLNK {
+                at = next;
+                continue;
+            }
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Errno::ELOOP.into());
+            }
+            if fstatfs(&next)?.filesystem_type() == PROC_SUPER_MAGIC {
+                // What such a link says is not where it leads, and whose it is says nothing.
+                at = openat(&at, part.as_os_str(), flags, Mode::empty())?;
+                continue;
+            }
+            if !is_trusted(stat.st_uid) {
+                strangers.push(stat.st_uid);
+            }
+            rest.extend(parts(Path::new(&readlinkat(&next, "")?)));
+        }
+        let stat = fstat(&at)?;
+        if stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
+            return Err(Errno::ENOTDIR.into());
+        }
+        if let Some(stranger) = strangers.into_iter().find(|uid| *uid != stat.st_uid) {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!(
+                    "a symbolic link of uid {stranger} leads to this directory of uid {}",
+                    stat.st_uid
+                ),
+            ));
+        }
+        Ok(Self { fd: at, stat })
+    }
+
+    /// Opens it, and makes what is missing of it, with mode 0700 whatever the umask is.
+    pub(super) fn open_or_make(path: &Path) -> io::Result<Self> {
+        let mut made = PathBuf::new();
+        for part in path.components() {
+            made.push(part);
+            if part == Component::CurDir || part == Component::ParentDir {
+                continue;
+            }
+            if std::fs::symlink_metadata(&made).is_ok() {
+                continue;
+            }
+            match std::fs::create_dir(&made) {
+                Ok(()) => Self::allow_owner(&made)?,
+                // By somebody else just now.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let directory = Self::open(path)?;
+        // Made under a umask that keeps its owner out.
+        if directory.owner() == geteuid() && directory.mode() & 0o700 != 0o700 {
+            let mode = Mode::from_bits_truncate(directory.mode() | 0o700);
+            fchmodat(AT_FDCWD, &directory.itself(), mode, FchmodatFlags::FollowSymlink)?;
+            return Self::open(path);
+        }
+        Ok(directory)
+    }
+
+    /// Gives a directory that was just made its mode, if that is what lies there still.
+    fn allow_owner(path: &Path) -> io::Result<()> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = open(path, flags, Mode::empty())?;
+        let stat = fstat(&fd)?;
+        if stat.st_uid == geteuid().as_raw() {
+            Pinned { fd, stat }.set_mode(0o700)?;
+        }
+        Ok(())
+    }
+
+    fn itself(&self) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.fd.as_raw_fd().to_string())
+    }
+
+    pub(super) fn owner(&self) -> Uid {
+        Uid::from_raw(self.stat.st_uid)
+    }
+
+    pub(super) fn mode(&self) -> u32 {
+        self.stat.st_mode & 0o7777
+    }
+
+    /// Whose word a file of this directory is; nobody's that counts, if that can't be told: a user who
+    /// may write here may have linked a file of somebody else's.
+    pub(super) fn author(&self, file: &FileStat) -> Option<Author> {
+        let own = is_trusted(self.stat.st_uid);
+        if is_trusted(file.st_uid) {
+            let closed = own && self.mode() & 0o022 == 0;
+            (closed || file.st_nlink == 1).then_some(Author::Trusted)
+        } else if geteuid().is_root() && (own || file.st_uid == self.stat.st_uid) {
+            Some(Author::User(Uid::from_raw(file.st_uid)))
+        } else {
+            None
+        }
+    }
+
+    /// The file of that name, whatever it is.
+    pub(super) fn pin(&self, name: &OsStr) -> io::Result<Pinned> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(&self.fd, name, flags, Mode::empty())?;
+        let stat = fstat(&fd)?;
+        Ok(Pinned { fd, stat })
+    }
+
+    /// The first `most` bytes of a regular file, and whose it is.
+    pub(super) fn read(&self, name: &OsStr, most: u64) -> io::Result<(Vec<u8>, FileStat)> {
+        let flags = OFlag::O_RDONLY
+            | OFlag::O_NONBLOCK
+            | OFlag::O_NOFOLLOW
+            | OFlag::O_NOCTTY
+            | OFlag::O_CLOEXEC;
+        let file = openat(&self.fd, name, flags, Mode::empty())?;
+        let stat = fstat(&file)?;
+        if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut text = Vec::new();
+        File::from(file).take(most).read_to_end(&mut text)?;
+        Ok((text, stat))
+    }
+
+    /// Writes a file as a whole or not at all, with mode 0600 whatever the umask is, and gives it to
+    /// `owner`.
+    pub(super) fn write(
+        &self,
+        name: &OsStr,
+        text: &[u8],
+        owner: Option<(Uid, Gid)>,
+    ) -> io::Result<()> {
+        let (temporary, mut file) = self.create_temporary(name)?;
+        let mut write = || {
+            fchmod(&file, Mode::from_bits_truncate(0o600))?;
+            file.write_all(text)?;
+            if let Some((uid, gid)) = owner {
+                fchown(&file, Some(uid), Some(gid))?;
+            }
+            renameat(&self.fd, temporary.as_os_str(), &self.fd, name)?;
+            Ok(())
+        };
+        write().inspect_err(|_: &io::Error| {
+            let _ = unlinkat(&self.fd, temporary.as_os_str(), UnlinkatFlags::NoRemoveDir);
+        })
+    }
+
+    fn create_temporary(&self, name: &OsStr) -> io::Result<(OsString, File)> {
+        static WRITES: AtomicU64 = AtomicU64::new(0);
+        let flags =
+            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        loop {
+            let count = WRITES.fetch_add(1, Ordering::Relaxed);
+            let mut temporary = temporaries(name);
+            temporary.push(format!("{}.{count}", std::process::id()));
+            match openat(&self.fd, temporary.as_os_str(), flags, Mode::from_bits_truncate(0o600)) {
+                // Of a process of the same pid that has died, or in another pid namespace.
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(file) => return Ok((temporary, file.into())),
+            }
+        }
+    }
+
+    /// Removes a file, and what processes that died left of it while they wrote. Nothing there is no
+    /// error.
+    pub(super) fn remove(&self, name: &OsStr) -> io::Result<()> {
+        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::ENOENT) | Ok(()) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let left = temporaries(name);
+        for name in self.names().unwrap_or_default() {
+            if name.as_encoded_bytes().starts_with(left.as_encoded_bytes()) {
+                let _ = unlinkat(&self.fd, name.as_os_str(), UnlinkatFlags::NoRemoveDir);
+            }
+        }
+        Ok(())
+    }
+
+    /// The names of all that is in it.
+    pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
+        std::fs::read_dir(self.itself())?.map(|entry| Ok(entry?.file_name())).collect()
+    }
+
+    /// Those who make and remove files of processes take turns: until the lock is dropped, or its
+    /// descriptor closed with this process. Who may read the directory may keep the lock for ever, so
+    /// nobody waits for longer than `limit`.
+    pub(super) fn lock(&self, limit: Duration) -> io::Result<Flock<OwnedFd>> {
+        let end = Instant::now() + limit;
+        let mut fd = self.readable()?;
+        loop {
+            match Flock::lock(fd, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((back, Errno::EWOULDBLOCK | Errno::EINTR)) if Instant::now() < end => fd = back,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "another process keeps the directory locked (flock(2))",
+                    ));
+                }
+                Err((_, errno)) => return Err(errno.into()),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn readable(&self) -> io::Result<OwnedFd> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(openat(&self.fd, ".", flags, Mode::empty())?)
+    }
+
+    /// The path of a file in it, short enough for an address, for as long as this is held.
+    pub(super) fn short_path(&self, name: &OsStr) -> PathBuf {
+        self.itself().join(name)
+    }
+}
+
+/// How the names of files begin that are renamed to `name` when they are complete.
+fn temporaries(name: &OsStr) -> OsString {
+    let mut start = OsString::from(".");
+    start.push(name);
+    start.push(".");
+    start
+}

@@ -1,0 +1,165 @@
+//! The sockets' directory as others may have left it: full, read-only, made under any umask, not one's
+//! own.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+use std::process::Command;
+
+use nix::unistd::{Uid, mkfifo};
+
+use super::command::{Ran, Running, fail, farcall, farcall_as, run, start, succeed};
+use crate::common::{TestHome, alive};
+
+/// A user that nobody is.
+const STRANGER: u32 = 65_530;
+
+/// Runs a script in a mount namespace of its own, in which a small tmpfs is the sockets' directory;
+/// `$f` is farcall.
+fn in_a_small_directory(test: &TestHome, script: &str) -> Ran {
+    let script = format!(
+        "mkdir -m 700 $FARCALL_DIR && mount -t tmpfs -o size=64k,mode=700 none $FARCALL_DIR || exit 77
+        trap '$f stop --kill web >/dev/null 2>&1 || true' EXIT
+        {script}"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "bash", "-c", &script]);
+    command.env("f", env!("CARGO_BIN_EXE_farcall")).env("FARCALL_DIR", test.path());
+    let ran = Running::start(&mut command).finish();
+    assert_ne!(ran.status.code(), Some(77), "this test mounts a tmpfs: run it as root");
+    ran
+}
+
+/// Where NAME.json can't be written, a process is called, taken over and stopped all the same.
+fn goes_on(test: &TestHome, obstacle: &str, warning: &str) {
+    let ran = in_a_small_directory(
+        test,
+        &format!(
+            "set -e; $f start web >/dev/null
+            {obstacle}
+            $f call web getuid; $f call --take-over web getuid; $f names web; $f upgrade web >/dev/null
+            $f ls >/dev/null"
+        ),
+    );
+    assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    assert_eq!(ran.stdout, "0\n0\n", "{ran:?}");
+    assert!(ran.stderr.contains(warning), "{ran:?}");
+    assert_eq!(ran.stderr.matches("farcall: warning: ").count(), 4, "each says it once: {ran:?}");
+}
+
+#[test]
+fn in_a_full_directory_a_process_is_reached_with_a_warning() {
+    let fill = "(dd if=/dev/zero of=$FARCALL_DIR/fill bs=4096 || true) 2>/dev/null";
+    goes_on(&TestHome::new(), fill, "No space left on device");
+}
+
+#[test]
+fn in_a_read_only_directory_a_process_is_reached_with_a_warning() {
+    goes_on(&TestHome::new(), "mount -o remount,ro $FARCALL_DIR", "Read-only file system");
+}
+
+#[test]
+fn a_directory_made_under_any_umask_is_its_owners_to_use() {
+    for umask in [0, 0o117, 0o177, 0o277, 0o777] {
+        let test = TestHome::new();
+        chown(test.path().parent().unwrap(), Some(STRANGER), Some(STRANGER)).unwrap();
+        let run = |arguments: &[&str]| {
+            let ran = Running::start(&mut farcall_as(STRANGER, umask, &test, arguments)).finish();
+            assert_eq!(ran.status.code(), Some(0), "umask {umask:o}, {arguments:?}: {ran:?}");
+            assert_eq!(ran.stderr, "", "umask {umask:o}, {arguments:?}");
+        };
+        run(&["start", "web"]);
+        let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(test.path().to_owned()), 0o700, "umask {umask:o}");
+        assert_eq!(mode(test.path().join("web.sock")), 0o600, "umask {umask:o}");
+        assert_eq!(mode(test.path().join("web.json")), 0o600, "umask {umask:o}");
+        run(&["call", "web", "getpid"]);
+        run(&["stop", "web"]);
+        assert_eq!(fs::read_dir(test.path()).unwrap().count(), 0);
+
+        // What an earlier version has left that way is made good.
+        fs::set_permissions(test.path(), Permissions::from_mode(0o700 & !umask)).unwrap();
+        run(&["start", "web"]);
+        run(&["stop", "web"]);
+    }
+}
+
+#[test]
+fn nobody_is_told_to_close_a_directory_that_others_may_need() {
+    let test = TestHome::new();
+    let advice = |mode: u32, file: Option<&str>| {
+        let _ = fs::remove_dir_all(test.path());
+        fs::create_dir(test.path()).unwrap();
+        if let Some(file) = file {
+            fs::write(test.path().join(file), "").unwrap();
+        }
+        fs::set_permissions(test.path(), Permissions::from_mode(mode)).unwrap();
+        let error = fail(&test, 1, &["start", "web"]);
+        assert!(error.contains(&format!("has mode {mode:o}")), "{error}");
+        error
+    };
+    for (mode, file) in
+        [(0o1777, None), (0o1777, Some("a.sock")), (0o755, None), (0o755, Some("hosts"))]
+    {
+        let error = advice(mode, file);
+        assert!(error.contains("choose a directory of your own"), "{error}");
+        assert!(!error.contains("chmod"), "{error}");
+    }
+    // One that has sockets and nothing else is farcall's own make.
+    assert!(advice(0o755, Some("old.sock")).contains("chmod 700"));
+}
+
+#[test]
+fn a_record_that_is_no_file_or_has_no_end_keeps_nobody_waiting() {
+    let test = TestHome::new();
+    let pid = start(&test, "one");
+    let record = test.path().join("one.json");
+    let text = fs::read(&record).unwrap();
+    let elsewhere = test.file("elsewhere.json");
+    fs::write(&elsewhere, &text).unwrap();
+    let again = || fs::remove_file(&record).unwrap();
+    let look = || {
+        assert_eq!(succeed(&test, &["call", "one", "getpid"]), format!("{pid}\n"));
+        let state = fs::symlink_metadata(&record).unwrap();
+        assert!(state.is_file() && state.len() < 1000, "it is written anew");
+        let ran = run(&test, &["ls", "--json"]);
+        assert!(ran.stdout.contains(&format!("\"pid\":{pid}")), "{ran:?}");
+    };
+    again();
+    mkfifo(&record, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert!(run(&test, &["ls"]).stdout.contains("detached"), "it listens");
+    look();
+    again();
+    symlink(&elsewhere, &record).unwrap();
+    look();
+    assert_eq!(fs::read(&elsewhere).unwrap(), text, "what a link leads to is not written to");
+    fs::File::options().write(true).open(&record).unwrap().set_len(1 << 40).unwrap();
+    look();
+    assert_eq!(succeed(&test, &["stop", "one"]), "one: stopped\n");
+    assert!(!alive(pid));
+}
+
+#[test]
+fn a_strangers_link_leads_to_no_directory_of_anybody_elses() {
+    assert!(Uid::effective().is_root(), "this test acts as two users: run it as root");
+    let test = TestHome::new();
+    let pid = start(&test, "one");
+    let link = test.file("link");
+    symlink(test.path(), &link).unwrap();
+    let through_link = |arguments: &[&str]| {
+        Running::start(farcall(&test, arguments).env("FARCALL_DIR", &link)).finish()
+    };
+    assert_eq!(through_link(&["call", "one", "getuid"]).stdout, "0\n", "one's own is followed");
+    lchown(&link, Some(STRANGER), None).unwrap();
+    for arguments in [
+        &["call", "one", "getuid"][..],
+        &["stop", "one"],
+        &["stop", "--kill", "one"],
+        &["start", "two"],
+        &["ls"],
+    ] {
+        let ran = through_link(arguments);
+        assert_eq!(ran.status.code(), Some(1), "{arguments:?}: {ran:?}");
+        assert!(ran.stderr.contains("symbolic link of uid 65530"), "{arguments:?}: {ran:?}");
+    }
+    assert!(alive(pid));
+}
