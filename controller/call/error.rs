@@ -83,6 +83,20 @@ pub enum Error {
         /// The call's name in its man page.
         call: &'static str,
     },
+    /// What was asked for needs a server that reads ahead, and this one does not.
+    #[error(
+        "{what} needs a server that reads ahead (version 1 of the stream), and this one does not: {}",
+        errno.map_or("it was asked not to".to_owned(), |errno| format!(
+            "the kernel lets it copy nothing within its process, neither by process_vm_writev(2), which seccomp filters forbid and some kernels lack, nor through a pipe ({})",
+            errno_name(errno)
+        ))
+    )]
+    NoReadAhead {
+        /// What was asked for.
+        what: &'static str,
+        /// With what copying fails in the process, if it does.
+        errno: Option<Errno>,
+    },
     /// There is no such room in memory that the process shares with the controller.
     #[error(
         "no {size} bytes are free in memory that the process shares with the controller (Process::enter_ring makes it, on the same machine, for servers that read ahead)"

@@ -17,7 +17,7 @@ use syscalls::Sysno;
 use tokio::sync::oneshot;
 
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
-use crate::call::{self, Call, Connection, DataSocket, Error, Polling, Result};
+use crate::call::{Call, Connection, DataSocket, Error, Polling, Result};
 use crate::handle::{AddressSpace, FdTable, close_others};
 use crate::image::{self, Carrier, Loaded};
 use crate::memory::{ARENA_SIZE, Arena};
@@ -252,9 +252,7 @@ async fn set_up(connection: &Connection, version: u32) -> Result<SetUp> {
     const { assert!(AHEAD_SIZE.is_multiple_of(4096)) };
     let dontfork = nix::libc::MADV_DONTFORK as u64;
     drop(make("madvise", Sysno::madvise, [ahead, AHEAD_SIZE as u64, dontfork, 0, 0, 0]));
-    let hello = connection.call("HELLO", call::hello(version, ahead, false)).await?;
-    let hello = HelloResult(hello.cast_signed());
-    connection.set_version(hello.version());
+    let hello = connection.greet(version, ahead).await?;
     if hello.features() & NEEDED != NEEDED {
         return Err(Error::Protocol("the image lacks operations of this build's"));
     }

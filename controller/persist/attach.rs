@@ -12,8 +12,8 @@ use super::handshake::Hold;
 use super::home::Place;
 use super::meet::{Heard, Manner, holder_is_dead, meet};
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
-use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
-use crate::call::{self, Call, Connection, DataSocket, Error, Polling, Reply, Result};
+use crate::abi::wire::{AHEAD_SIZE, Operation, STREAM_VERSION};
+use crate::call::{Call, Connection, DataSocket, Error, Polling, Reply, Result};
 use crate::fault;
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
@@ -221,9 +221,7 @@ async fn map_arena(connection: &Connection, pid: i32) -> Result<Arena> {
 async fn greet(connection: &Connection, pid: i32) -> Result<()> {
     let address = arena_address(pid) + ARENA_SIZE as u64;
     map(connection, address, AHEAD_SIZE).await?;
-    let hello = connection.call("HELLO", call::hello(STREAM_VERSION, address, false)).await?;
-    connection.set_version(HelloResult(hello.cast_signed()).version());
-    Ok(())
+    connection.greet(STREAM_VERSION, address).await.map(drop)
 }
 
 async fn map(connection: &Connection, address: u64, size: usize) -> Result<()> {

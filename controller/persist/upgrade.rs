@@ -110,11 +110,7 @@ impl Process {
 
     /// Whether the server knows how to, and the image takes all that it has to hand over.
     async fn can_hand_over(&self, old: &Loaded, new: &EntryTable) -> Result<()> {
-        if self.connection.version() == 0 {
-            return refuse(
-                "its server speaks version 0 of the stream, and has no memory to do it in",
-            );
-        }
+        self.connection.needs_read_ahead("an upgrade")?;
         // In version 1 it only tells what is there.
         let hello = self.connection.call("HELLO", call::hello(STREAM_VERSION, 0, false)).await?;
         if HelloResult(hello.cast_signed()).features() & HelloResult::UPGRADE == 0 {

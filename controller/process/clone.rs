@@ -172,7 +172,7 @@ impl ChildBuilder {
             let hello =
                 || connection.call_at_once("HELLO", call::hello(version, stack.top(), true));
             let ready = begun.is_none().then(hello);
-            connection.set_version(version);
+            connection.set_version_of(&parent.connection);
             ready
         };
         // No room is waited for: it would be with the parent's table held.

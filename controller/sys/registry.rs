@@ -126,9 +126,7 @@ impl Task {
 
     /// Sets entries aside for resources of these names, once what is in the registry is known.
     pub(crate) async fn slots(&self, count: u64, names: &[String]) -> Result<Slots> {
-        if self.connection.version() == 0 {
-            return Err(Error::Protocol("names need a server of version 1"));
-        }
+        self.connection.needs_read_ahead("a name")?;
         let _turn = self.registry.turn.lock().await;
         loop {
             match self.registry.prepare(count, names) {

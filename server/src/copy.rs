@@ -6,9 +6,7 @@ use farcall_abi::wire::Word;
 
 use crate::serve::{HangUp, Server, entries};
 use crate::stream::{OUTPUT, transfer};
-use crate::sys::{self, ECANCELED, EFAULT, EINVAL, PollFd};
-
-const PAGE: u64 = 4096;
+use crate::sys::{self, ECANCELED, EFAULT, EINVAL, PAGE, PollFd};
 
 impl Server {
     /// `COPY_IN(addr, len)`: its result comes once all the bytes are consumed.
@@ -27,8 +25,11 @@ impl Server {
         let mut result = len as i64;
         if skipped {
             result = ECANCELED;
-        } else if here != 0 && sys::copy(addr, from, here) != here as i64 {
-            result = EFAULT;
+        } else if here != 0 {
+            let error = whole(sys::copy(addr, from, here), here);
+            if error != 0 {
+                result = error;
+            }
         }
         if left != 0 {
             // Who waits for the results so far may be the one who has not sent the rest yet.
@@ -52,9 +53,9 @@ impl Server {
 
     /// `COPY_OUT(addr, len)`: writes the length, the bytes and the number of real ones.
     ///
-    /// What fits into version 1's buffer goes there. Else the kernel writes it from where it is. A
-    /// write that faults may have had real bytes before the fault: they are sent page by page,
-    /// until one page faults by itself.
+    /// What fits into version 1's buffer goes there, if it can be copied. Else the kernel writes it from
+    /// where it is. A write that faults may have had real bytes before the fault: they are sent page by
+    /// page, until one page faults by itself.
     pub fn copy_out(&mut self) -> Result<(), HangUp> {
         let [addr, len, ..] = self.state.request.args;
         if (len as i64) < 0 {
@@ -64,11 +65,13 @@ impl Server {
         let mut left = len;
         if self.state.stream.version != 0 && len <= OUTPUT as u64 {
             let to = self.room(len as usize)?;
-            let real = sys::copy(to.as_ptr() as u64, addr, len).max(0);
-            left -= real as u64;
-            // SAFETY: `to` has room for `len` bytes, of which `real` are there.
-            unsafe { to.add(real as usize).write_bytes(0, left as usize) };
-        } else {
+            if sys::copy(to.as_ptr() as u64, addr, len) == len as i64 {
+                left = 0;
+            } else {
+                self.state.stream.filled -= len as usize;
+            }
+        }
+        if left != 0 {
             self.flush()?;
             let [_, others @ .., _] = entries(&mut self.state.watched);
             let mut step = u64::MAX;
@@ -123,10 +126,16 @@ pub fn store(addr: u64, width: u64, value: u64) -> i64 {
 #[inline(never)]
 fn word(to: u64, from: u64, width: u64) -> i64 {
     if !width.is_power_of_two() || width > 8 {
-        EINVAL
-    } else if sys::copy(to, from, width) == width as i64 {
-        0
-    } else {
-        EFAULT
+        return EINVAL;
+    }
+    whole(sys::copy(to, from, width), width)
+}
+
+/// What a copy of `len` bytes has come to: 0 if all of them were copied, or why not.
+pub fn whole(copied: i64, len: u64) -> i64 {
+    match copied {
+        error if error < 0 => error,
+        copied if copied == len as i64 => 0,
+        _ => EFAULT,
     }
 }

@@ -7,9 +7,9 @@ use farcall_abi::log::LogHead;
 use farcall_abi::registry::{ENTRY_SIZE, Entry};
 use farcall_abi::wire::Request;
 
-use crate::copy::load;
+use crate::copy::{load, whole};
 use crate::stream::is_error;
-use crate::sys::{self, EFAULT, EINVAL};
+use crate::sys::{self, EINVAL};
 
 /// What the last KEEP said. All zeros: nothing is entered, and nothing leaves.
 #[repr(C)]
@@ -51,8 +51,9 @@ impl Prepared {
         if end > log.capacity || count > size || clear > log.capacity {
             return EINVAL;
         }
-        if sys::copy(entry(log, slot), src, len) != len as i64 {
-            return EFAULT;
+        let error = whole(sys::copy(entry(log, slot), src, len), len);
+        if error != 0 {
+            return error;
         }
         log.used = log.used.max(end);
         *self = Self { call: log.calls + 1, args: request.args };

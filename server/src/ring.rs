@@ -16,6 +16,7 @@ use farcall_abi::upgrade::Queue;
 use farcall_abi::wire::{STREAM_VERSION, Word};
 
 use crate::arch;
+use crate::copy::whole;
 use crate::serve::Server;
 use crate::sys::{self, EFAULT, EINVAL, Patience, SI_QUEUE, SigInfo};
 
@@ -125,9 +126,13 @@ impl Server {
             // Nowhere to remember results that others refer to.
             return EINVAL;
         }
-        // It can be read and written.
-        if !address.is_multiple_of(64) || sys::copy(address, address, size) != size as i64 {
+        if !address.is_multiple_of(64) {
             return EFAULT;
+        }
+        // It can be read and written.
+        let error = whole(sys::copy(address, address, size), size);
+        if error != 0 {
+            return error;
         }
         self.leave_ring();
         let before = self.state.ring.address;

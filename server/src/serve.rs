@@ -17,9 +17,7 @@ use crate::attach::Pending;
 use crate::copy::{load, store};
 use crate::registry::Prepared;
 use crate::stream::{Buffers, earlier, is_error, is_later};
-use crate::sys::{
-    self, ECANCELED, EFAULT, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd,
-};
+use crate::sys::{self, ECANCELED, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd};
 
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
 pub struct HangUp;
@@ -256,10 +254,7 @@ impl Server {
         }
         let [first, second, third, ..] = self.state.request.args;
         match Operation::from_number(word as u32) {
-            Some(Operation::Copy) => match sys::copy(first, second, third) {
-                error if error < 0 => EFAULT,
-                copied => copied,
-            },
+            Some(Operation::Copy) => sys::copy(first, second, third),
             Some(Operation::Load) => load(first, second),
             Some(Operation::Store) => store(first, second, third),
             Some(Operation::Image) => arch::image_address() as i64,
@@ -291,8 +286,8 @@ impl Server {
     /// The operation HELLO: answers in the version that was spoken, and goes on in the other.
     fn greet(&mut self) -> Result<(), HangUp> {
         let [version, memory, size, known, ..] = self.state.request.args;
-        // It can be read and written, as who asks may know. Where the kernel forbids this copy, version 1
-        // could not move what it reads ahead either.
+        // It can be read and written, as who asks may know. Where the kernel allows no way to copy it,
+        // version 1 could not move what it reads ahead either.
         if self.state.stream.version == 0
             && version != 0
             && memory.is_multiple_of(64)

@@ -103,18 +103,62 @@ pub struct SigInfo {
 /// The code of a signal that was sent by sigqueue(3).
 pub const SI_QUEUE: i32 = -1;
 
-/// process_vm_writev(2) on this process: copies inside it, and faults are errors. Returns how many
-/// bytes were copied; a negative result says that it was none.
+/// Bytes of a page.
+pub const PAGE: u64 = 4096;
+
+/// Copies inside this process, and faults are errors. Returns how many bytes were copied, or why none:
+/// EFAULT, or what keeps the kernel from copying at all.
+///
+/// It is process_vm_writev(2) on this process, where there is such a call and it is allowed.
 pub fn copy(to: u64, from: u64, len: u64) -> i64 {
-    let len = len as usize;
-    let source = IoVec { base: from as *mut u8, len };
-    let target = IoVec { base: to as *mut u8, len };
+    let size = len as usize;
+    let source = IoVec { base: from as *mut u8, len: size };
+    let target = IoVec { base: to as *mut u8, len: size };
     let pid = getpid();
     // SAFETY: the kernel checks both ranges. What is written is memory that the controller named,
     // or a buffer of the caller's.
-    unsafe {
+    let copied = unsafe {
         raw_syscall!(Sysno::process_vm_writev, pid, &raw const source, 1, &raw const target, 1, 0)
             as i64
+    };
+    if copied == len as i64 { copied } else { copy_through_pipe(to, from, len, copied) }
+}
+
+/// Goes on with a copy of which so much is done, or that has failed so, through a pipe of its own: where
+/// the call is missing or forbidden, and into memory that only a process itself reaches, such as
+/// memfd_secret(2)'s.
+#[cold]
+#[inline(never)]
+fn copy_through_pipe(to: u64, from: u64, len: u64, copied: i64) -> i64 {
+    let mut done = copied.max(0) as u64;
+    let mut ends = [0i32; 2];
+    // SAFETY: the kernel fills in the two numbers.
+    let made = unsafe {
+        raw_syscall!(Sysno::pipe2, ends.as_mut_ptr(), SOCK_CLOEXEC | SOCK_NONBLOCK) as i64
+    };
+    if made == 0 {
+        let [reading, writing] = ends;
+        while done < len {
+            let (to, from) = (to.wrapping_add(done), from.wrapping_add(done));
+            // Neither side reaches into another page: all of it is there, or nothing. As much always
+            // fits into a pipe.
+            let step = (len - done).min(PAGE - to % PAGE).min(PAGE - from % PAGE);
+            // SAFETY: the kernel only reads, and checks the address.
+            let written = unsafe { raw_syscall!(Sysno::write, writing, from, step) as i64 };
+            if written != step as i64 || read(reading, to, step as usize) != written {
+                break;
+            }
+            done += step;
+        }
+        close(reading);
+        close(writing);
+    }
+    if done != 0 || len == 0 {
+        done as i64
+    } else if copied == EFAULT || made == 0 {
+        EFAULT
+    } else {
+        made
     }
 }
 

@@ -133,6 +133,7 @@ impl Connection {
         if call.executes() {
             return Err(Error::NotInterruptible);
         }
+        self.needs_read_ahead("a deadline")?;
         let mut receipt = self.call_in_ring(name, call).await?;
         let interrupter = receipt.interrupter().ok_or(Error::NotInterruptible)?;
         if let Ok(result) = tokio::time::timeout(limit, &mut receipt).await {

@@ -56,8 +56,9 @@ use state::{Link, Lost, State};
 pub(crate) use state::{Past, Successor};
 pub(crate) use through_stream::ThroughStream;
 
-use super::{Call, Calls, Error, Outcome, Replies, Reply, Result};
+use super::{Call, Calls, Error, Outcome, Replies, Reply, Result, hello};
 use crate::abi::log::LOG_CAPACITY;
+use crate::abi::wire::{HelloResult, Operation};
 use crate::transport::stream::Stream;
 
 /// After so many batches a ring is worth what it costs to make.
@@ -317,6 +318,7 @@ impl Connection {
                 batches: 0,
                 when_busy: None,
                 has_told: false,
+                unable: None,
                 ring: None,
                 gathered: Gathered::Nothing,
                 alone: None,
@@ -380,6 +382,37 @@ impl Connection {
     /// What is submitted from here on is for a server that speaks `version` of the stream.
     pub(crate) fn set_version(&self, version: u32) {
         self.shared().lock().stream.set_version(version);
+    }
+
+    /// Asks the server to go on in `version` of the stream, if it can, with memory of its own. Why one
+    /// can't is found out.
+    pub(crate) async fn greet(&self, version: u32, memory: u64) -> Result<HelloResult> {
+        let hello = self.call("HELLO", hello(version, memory, false)).await?;
+        let hello = HelloResult(hello.cast_signed());
+        self.set_version(hello.version());
+        if hello.version() == 0 && version > 0 {
+            // It goes on if it can copy what lies there.
+            let load = Call::operation(Operation::Load, [memory, 8, 0, 0, 0, 0]);
+            let errno = self.call("LOAD", load).await.err().and_then(|error| error.errno());
+            self.shared().lock().unable = errno;
+        }
+        Ok(hello)
+    }
+
+    /// The server speaks the same version as that of another process of the same kind.
+    pub(crate) fn set_version_of(&self, other: &Self) {
+        let unable = other.shared().lock().unable;
+        self.shared().lock().unable = unable;
+        self.set_version(other.version());
+    }
+
+    /// For what only a server can do that reads ahead.
+    pub(crate) fn needs_read_ahead(&self, what: &'static str) -> Result<()> {
+        let state = self.shared().lock();
+        match state.stream.version() {
+            0 => Err(Error::NoReadAhead { what, errno: state.unable }),
+            _ => Ok(()),
+        }
     }
 
     /// The version of the stream that both sides speak.

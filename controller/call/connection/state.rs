@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::passing::DataSocket;
@@ -42,6 +43,8 @@ pub(super) struct State {
     pub(super) when_busy: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
     /// It need not be told again on this link.
     pub(super) has_told: bool,
+    /// What keeps the server from reading ahead, if it does not.
+    pub(super) unable: Option<Errno>,
     /// The faster way, while there is one.
     pub(super) ring: Option<RingLink>,
     /// The number of the first call of this link in the server's log.

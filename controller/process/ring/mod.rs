@@ -17,7 +17,7 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use self::making::Making;
 use super::{Inner, Process};
-use crate::call::{Error, Pause, Polling, Result, to_the_end};
+use crate::call::{Pause, Polling, Result, to_the_end};
 use crate::handle::Mapping;
 use crate::sys::{Buffer, Message};
 use crate::transport::SHARED_SIZE;
@@ -46,14 +46,9 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// Where the server can't read ahead (version 0 of the stream), and those of the calls that map
-    /// the memory.
+    /// [`Error::NoReadAhead`], and those of the calls that map the memory.
     pub async fn enter_ring(&self, polling: Polling) -> Result<()> {
-        if self.connection.version() == 0 {
-            return Err(Error::Protocol(
-                "the server speaks version 0 of the stream, without a ring",
-            ));
-        }
+        self.connection.needs_read_ahead("a ring")?;
         // Two that pause the connection would wait for each other.
         let _turn = self.inner().entering.lock().await;
         self.need_data().await?;
