@@ -33,6 +33,7 @@ pub const POINTS: &[&str] = if cfg!(debug_assertions) {
         "ring.torn",
         "reconnect.answered",
         "reconnect.resumed",
+        "reconnect.renewed",
         "reconnect.sweeping",
         "reconnect.swept",
         "detach.shut_down",

@@ -4,8 +4,6 @@
 mod batches;
 mod server;
 
-use std::collections::BTreeSet;
-
 use farcall::abi::handshake::Token;
 use farcall::abi::log::LOG_CAPACITY;
 use farcall::abi::wire::{Operation, Word};
@@ -34,6 +32,9 @@ enum Step {
     Reconnect,
     /// The same while the last one is there and hangs.
     Replace,
+    /// Other controllers hold the process, one after the other, each for so many calls. The stream is lost
+    /// by then, or by that.
+    Others(Vec<u64>),
 }
 
 /// How many bytes move at once.
@@ -58,6 +59,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(), 1..100)
 }
 
+/// The same with other controllers in between: some make more calls than the log remembers, and
+/// sometimes there are more of them than it remembers.
+fn steps_with_others() -> impl Strategy<Value = Vec<Step>> {
+    let calls = prop_oneof![3 => 0..20_u64, 1 => 100..300_u64];
+    let others = prop_oneof![
+        5 => prop::collection::vec(calls.clone(), 1..3),
+        1 => prop::collection::vec(calls, 3..8),
+    ];
+    let step = prop_oneof![12 => step(), 1 => others.prop_map(Step::Others)];
+    prop::collection::vec(step, 1..100)
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Tag {
     batch: usize,
@@ -74,9 +87,15 @@ struct Pair {
     /// unanswered.
     first: u64,
     base: u64,
+    /// The number of this controller's tenure, and how many others there have been.
+    tenure: u64,
+    others: u64,
     maker: Maker,
     batches: Vec<Vec<Call>>,
     fates: Vec<Option<Fate>>,
+    /// The batches that were under way or waited when others had held the process, each with how many of
+    /// its calls had been executed by then.
+    closed: Vec<(usize, usize)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +103,7 @@ enum Fate {
     Complete(Replies),
     NotExecuted,
     Executed,
+    PossiblyExecuted,
     /// It was of a link.
     GivenUp,
 }
@@ -93,7 +113,7 @@ impl Pair {
         let mut stream = Stream::default();
         stream.set_version(1);
         let mut server = Server::new();
-        server.attach(OURS);
+        let tenure = server.attach(OURS).head.controllers;
         Self {
             stream,
             server,
@@ -101,9 +121,12 @@ impl Pair {
             connected: true,
             first: 0,
             base: 0,
+            tenure,
+            others: 0,
             maker: Maker::default(),
             batches: Vec::new(),
             fates: Vec::new(),
+            closed: Vec::new(),
         }
     }
 
@@ -172,15 +195,56 @@ impl Pair {
     fn reconnect(&mut self) {
         self.lose();
         let log = self.server.attach(OURS);
-        let end = log.end_of(OURS, true).expect("it is the last one");
-        self.resume(&log, end, true);
+        let held = log.head.controllers != self.tenure;
+        let pending: Vec<usize> = if held { self.pending() } else { Vec::new() };
+        self.resume(&log, !held);
+        if held {
+            let fates = self.stream.abandon();
+            self.tell(fates);
+            let executed = pending.iter().map(|batch| (*batch, self.executed(*batch)));
+            let executed: Vec<_> = executed.collect();
+            self.closed.extend(executed);
+        }
+        self.tenure = log.head.controllers;
         self.first = log.head.calls;
         self.connected = true;
     }
 
-    fn resume(&mut self, log: &Log, end: u64, again: bool) {
+    /// The batches that have no fate yet.
+    fn pending(&self) -> Vec<usize> {
+        (0..self.batches.len()).filter(|batch| self.fates[*batch].is_none()).collect()
+    }
+
+    /// How many calls of a batch have been executed.
+    fn executed(&self, batch: usize) -> usize {
+        let calls = self.batches[batch].iter();
+        calls.filter(|call| self.server.last.contains_key(&call.request.args[ID])).count()
+    }
+
+    fn resume(&mut self, log: &Log, again: bool) {
+        let Some(end) = log.end_of(OURS, self.tenure) else {
+            assert!(!again, "it is the last one");
+            for tag in self.stream.give_up(|_, _| true) {
+                self.fate(tag, Fate::PossiblyExecuted);
+            }
+            return;
+        };
         let fates = self.stream.resume(log, self.base, end, again);
         self.tell(fates);
+    }
+
+    /// Other controllers come and go.
+    fn others(&mut self, calls: &[u64]) {
+        self.lose();
+        for calls in calls {
+            self.others += 1;
+            self.server.attach(Token([3, self.others]));
+            for _ in 0..*calls {
+                let call = Call::syscall(MIX_AT_ONCE, [0; 6]);
+                self.server.serve(&call.request.to_bytes());
+            }
+            self.server.answer(usize::MAX);
+        }
     }
 
     fn tell(&mut self, fates: Fates<Tag>) {
@@ -209,6 +273,7 @@ impl Pair {
             Step::Lose => self.lose(),
             Step::Reconnect if self.connected => {}
             Step::Reconnect | Step::Replace => self.reconnect(),
+            Step::Others(calls) => self.others(&calls),
         }
     }
 
@@ -258,63 +323,61 @@ proptest! {
     }
 
     #[test]
-    fn what_a_superseded_controller_is_told_is_true(
-        steps in steps(),
-        others in prop_oneof![Just(0), 0..300_u64],
+    fn nothing_is_sent_after_others_have_held_the_process_and_what_is_told_is_true(
+        steps in steps_with_others(),
         comes_again in any::<bool>(),
     ) {
         let mut pair = Pair::new();
         for step in steps {
             pair.take(step);
         }
-        if !pair.connected {
-            pair.reconnect();
-        }
-        pair.lose();
-        let waiting: BTreeSet<usize> =
-            (0..pair.batches.len()).filter(|batch| pair.fates[*batch].is_none()).collect();
-        // Another controller comes, and makes calls.
-        pair.server.attach(Token([3, 4]));
-        for _ in 0..others {
-            let call = Call::syscall(MIX_AT_ONCE, [0; 6]);
-            pair.server.serve(&call.request.to_bytes());
-        }
-        pair.server.answer(usize::MAX);
-        let log = if comes_again { pair.server.attach(OURS) } else { pair.server.attach(Token([5, 6])) };
-        let end = log.end_of(OURS, false).expect("few have come since");
-        pair.resume(&log, end, comes_again);
         if comes_again {
-            pair.first = log.head.calls;
-            pair.connected = true;
             pair.finish();
         } else {
+            // Nobody has the process any more who would send anything.
+            pair.others(&[0]);
+            let log = pair.server.attach(Token([5, 6]));
+            pair.resume(&log, false);
             let fates = pair.stream.abandon();
             pair.tell(fates);
         }
-        for batch in waiting {
-            let calls = &pair.batches[batch];
-            let executed: Vec<&Executed> =
-                calls.iter().filter_map(|call| pair.server.last.get(&call.request.args[ID])).collect();
-            match pair.fates[batch].as_ref().expect("each has its fate") {
-                Fate::Complete(replies) => {
-                    prop_assert!(executed.iter().map(|call| &call.reply).eq(replies));
-                }
-                Fate::NotExecuted => prop_assert!(
-                    calls.iter().filter(|call| has_effect(call)).all(|call| {
-                        !pair.server.last.contains_key(&call.request.args[ID])
-                    }),
-                    "batch {} has begun", batch
-                ),
-                Fate::Executed => {
-                    prop_assert!(!executed.is_empty(), "batch {} has not begun", batch);
-                    // While its record is there a result is not lost, but what a COPY_OUT brings is.
-                    let outs = calls.iter().any(|call| is(call, Operation::CopyOut));
-                    let whole = executed.len() == calls.len();
-                    prop_assert!(others > 0 || !whole || outs, "batch {}", batch);
-                }
-                Fate::GivenUp => panic!("it goes on over other streams"),
-            }
+        for (batch, executed) in &pair.closed {
+            prop_assert_eq!(pair.executed(*batch), *executed, "batch {} went on", batch);
         }
+        for (batch, fate) in pair.fates.iter().enumerate() {
+            let fate = fate.as_ref().expect("each has its fate");
+            pair.is_true(batch, fate)?;
+        }
+    }
+}
+
+impl Pair {
+    /// Whether that is what has become of a batch.
+    fn is_true(&self, batch: usize, fate: &Fate) -> Result<(), TestCaseError> {
+        let calls = &self.batches[batch];
+        let executed: Vec<&Executed> =
+            calls.iter().filter_map(|call| self.server.last.get(&call.request.args[ID])).collect();
+        match fate {
+            Fate::Complete(replies) if calls[0].request.args[ID] != NONE => {
+                prop_assert!(executed.iter().map(|call| &call.reply).eq(replies), "batch {batch}");
+            }
+            Fate::NotExecuted => {
+                let begun = calls
+                    .iter()
+                    .filter(|call| has_effect(call))
+                    .any(|call| self.server.last.contains_key(&call.request.args[ID]));
+                prop_assert!(!begun, "batch {batch} has begun");
+            }
+            Fate::Executed => {
+                prop_assert!(!executed.is_empty(), "batch {batch} has not begun");
+                // While its record is there a result is not lost, but what a COPY_OUT brings is.
+                let outs = calls.iter().any(|call| is(call, Operation::CopyOut));
+                let whole = executed.len() == calls.len();
+                prop_assert!(self.others > 0 || !whole || outs, "batch {batch}");
+            }
+            Fate::Complete(_) | Fate::PossiblyExecuted | Fate::GivenUp => {}
+        }
+        Ok(())
     }
 }
 

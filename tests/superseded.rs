@@ -233,7 +233,7 @@ async fn what_was_executed_in_part_says_so_and_what_was_interrupted_has_its_resu
 }
 
 #[tokio::test]
-async fn who_has_detached_by_itself_is_not_superseded() {
+async fn what_waits_after_a_detach_is_told_when_it_is_clear_that_it_can_not_be_sent() {
     let home = TestHome::new();
     let old = start(&home.home).await;
     let pid = old.pid().unwrap();
@@ -250,7 +250,10 @@ async fn who_has_detached_by_itself_is_not_superseded() {
         new.prepare_for_reconnect().await.unwrap();
         assert!(!waiting.is_finished(), "it waits for the next connection");
         old.reconnect().await.unwrap();
-        assert_eq!(waiting.await.unwrap().unwrap(), pid);
+        let told = waiting.await.unwrap();
+        let expected = Error::Superseded { pid: None, since: None, outcome: Outcome::NotExecuted };
+        assert_eq!(told.unwrap_err().to_string(), expected.to_string());
+        assert_eq!(old.getpid().await.unwrap(), pid);
     }
     old.exit(0).await.unwrap();
 }

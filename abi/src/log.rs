@@ -102,16 +102,6 @@ impl LogHead {
             }),
         }
     }
-
-    /// Where the calls of the controller with `token` end that held the process before: the number
-    /// of the first one that was not executed for it. None if so many have held it since that nobody
-    /// knows, or if it never did. If it has come more often than once this is about the last time that
-    /// is over: a controller that `controllers` says is still the last one does not ask.
-    #[must_use]
-    pub fn end_of(&self, token: Token) -> Option<u64> {
-        let own = self.past.iter().filter(|tenure| tenure.token == token);
-        own.map(|tenure| tenure.end).max()
-    }
 }
 
 impl Record {

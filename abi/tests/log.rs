@@ -1,6 +1,5 @@
 //! The bytes of the call log: what is read is what lies in the documented places.
 
-use farcall_abi::handshake::Token;
 use farcall_abi::log::{LOG_CAPACITY, LOG_HEAD_SIZE, LOG_SIZE, LogHead, PAST, Record, Tenure};
 use farcall_abi::wire::{AHEAD_SIZE, LOG_OFFSET, MAX_REF, REQUEST_SIZE, Request};
 use proptest::prelude::*;
@@ -36,29 +35,6 @@ proptest! {
         bytes[..REQUEST_SIZE].copy_from_slice(&request.to_bytes());
         bytes[REQUEST_SIZE..].copy_from_slice(&result.to_le_bytes());
         prop_assert_eq!(Record::from_bytes(&bytes), Record { request, result });
-    }
-
-    #[test]
-    fn the_end_of_a_controller_is_that_of_its_latest_tenure(
-        mut ends in prop::collection::vec((0..3_u64, 0..100_u64), 0..12),
-    ) {
-        // As a server enters them: each time another controller comes.
-        ends.dedup_by_key(|(who, _)| *who);
-        let mut head = LogHead::default();
-        let mut all = Vec::new();
-        for (who, calls) in ends {
-            let token = Token([who, 7]);
-            head.calls += calls;
-            head.controllers += 1;
-            head.past[head.controllers as usize % PAST] = Tenure { token, end: head.calls };
-            all.push((token, head.calls));
-        }
-        let known = &all[all.len().saturating_sub(PAST)..];
-        for who in 0..4 {
-            let token = Token([who, 7]);
-            let latest = known.iter().rev().find(|(other, _)| *other == token);
-            prop_assert_eq!(head.end_of(token), latest.map(|(_, end)| *end));
-        }
     }
 }
 

@@ -77,6 +77,15 @@ pub enum Error {
         /// Its number in its own table.
         fd: i32,
     },
+    /// A handle is from before another controller held the process: what it stood for may be gone, and
+    /// something else in its place. Nothing was executed.
+    #[error(
+        "{what} is from before another controller held the process, and may be something else by now: make it anew, or look for it by its name"
+    )]
+    Stale {
+        /// What the handle stood for.
+        what: String,
+    },
     /// A call was interrupted at its deadline: it returned EINTR, or had not begun.
     #[error("{call}: interrupted at its deadline")]
     TimedOut {
@@ -168,13 +177,12 @@ pub enum Error {
         /// Those that have its end of the connection open, as far as this user sees.
         heirs: Vec<i32>,
     },
-    /// Another controller has taken the process over.
-    #[error("the process was taken over by {}{}: the call was {outcome}",
-        holder(*pid), since.map_or(String::new(), |since| format!(", {}", utc(since))))]
+    /// Another controller has taken the process over, or has held it and left again.
+    #[error("{}: the call was {outcome}", superseded(*pid, *since))]
     Superseded {
-        /// The other one's pid, where it is known.
+        /// The other one's pid, where it is known: while it holds the process.
         pid: Option<i32>,
-        /// When that was, in seconds since 1970, where it is known.
+        /// When that was, in seconds since 1970, where it is known: while it holds the process.
         since: Option<i64>,
         /// What has become of the call.
         outcome: Outcome,
@@ -266,6 +274,18 @@ impl Error {
         }
     }
 
+    /// The same for several calls that belong together, of which some have been executed before this one
+    /// was not.
+    pub(crate) fn in_part(self) -> Self {
+        match self {
+            Self::Lost(Outcome::NotExecuted) => Self::Lost(Outcome::Executed),
+            Self::Superseded { pid, since, outcome: Outcome::NotExecuted } => {
+                Self::Superseded { pid, since, outcome: Outcome::Executed }
+            }
+            other => other,
+        }
+    }
+
     /// The errno, if the kernel refused a call in the target process.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
@@ -283,6 +303,14 @@ pub fn errno_name(errno: Errno) -> String {
         Errno::UnknownErrno => "unknown errno".into(),
         errno => format!("{errno:?}"),
     }
+}
+
+fn superseded(pid: Option<i32>, since: Option<i64>) -> String {
+    if (pid, since) == (None, None) {
+        return "another controller has held the process since the call was made".into();
+    }
+    let since = since.map_or(String::new(), |since| format!(", {}", utc(since)));
+    format!("the process was taken over by {}{since}", holder(pid))
 }
 
 fn holder(pid: Option<i32>) -> String {

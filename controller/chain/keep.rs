@@ -16,7 +16,7 @@ use super::{Arg, Chain, Kind, Later};
 use crate::abi::registry::{ENTRY_SIZE, Entry};
 use crate::abi::wire::Operation;
 use crate::call::Error;
-use crate::handle::{Fd, kind};
+use crate::handle::{Fd, Tag, kind};
 use crate::sys::registry::{STAT_DEV, STAT_MODE, STAT_SIZE, check_name, entry};
 
 impl Chain<'_> {
@@ -36,8 +36,9 @@ impl Chain<'_> {
 
     /// Prepares the registry for a call that opens `count` descriptors, which it leaves in memory at
     /// `from` or returns. Returns the names that they will have.
-    pub(super) fn prepare_to_keep(&mut self, count: usize, from: Arg) -> Vec<String> {
+    pub(super) fn prepare_to_keep(&mut self, count: usize, from: Arg) -> Vec<(String, Tag)> {
         let names = std::mem::take(&mut self.keeping);
+        let names: Vec<_> = names.into_iter().map(|name| (name, Tag::new())).collect();
         if names.is_empty() {
             return names;
         }
@@ -47,8 +48,8 @@ impl Chain<'_> {
                 "call Chain::keep once for each of them",
             ));
         }
-        let entries: Vec<u8> =
-            names.iter().flat_map(|name| entry(name, kind::FD, [0; 3]).to_bytes()).collect();
+        let entry = |(name, tag): &(String, Tag)| entry(name, kind::FD, [0; 3], *tag).to_bytes();
+        let entries: Vec<u8> = names.iter().flat_map(entry).collect();
         let source = self.input(entries);
         let slot = self.place(Kind::Slot(self.slots));
         self.push_keep(slot, source, count * ENTRY_SIZE, from, count, 0.into());
@@ -56,19 +57,19 @@ impl Chain<'_> {
     }
 
     /// The call that was prepared for has been added: `fds` are what it opens.
-    pub(super) fn keep_opened(&mut self, names: Vec<String>, fds: &[Later<Fd>]) {
+    pub(super) fn keep_opened(&mut self, names: Vec<(String, Tag)>, fds: &[Later<Fd>]) {
         if names.is_empty() {
             return;
         }
         let linked = std::mem::replace(&mut self.linked, true);
         let count = fds.len() as u64;
-        for ((i, fd), name) in (0..).zip(fds).zip(&names) {
-            self.steps[fd.step].named = true;
+        for ((i, fd), (name, tag)) in (0..).zip(fds).zip(&names) {
+            self.steps[fd.step].named = Some(*tag);
             let stat = self.output(STAT_SIZE);
             let fd = Arg::from(*fd);
             let zero = Arg::from(0);
             self.syscall(Sysno::fstat, [fd, stat, zero, zero, zero, zero]);
-            let bytes = self.input(entry(name, kind::FD, [0; 3]).to_bytes());
+            let bytes = self.input(entry(name, kind::FD, [0; 3], *tag).to_bytes());
             let details = bytes.offset(offset_of!(Entry, details));
             self.copy(details, stat.offset(STAT_DEV), 16);
             self.copy(details.offset(16), stat.offset(STAT_MODE), 4);
@@ -79,7 +80,7 @@ impl Chain<'_> {
             self.syscall(Sysno::dup2, [fd, fd, zero, zero, zero, zero]);
         }
         self.slots += 2 * count;
-        self.names.extend(names);
+        self.names.extend(names.into_iter().map(|(name, _)| name));
         self.linked = linked;
     }
 

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 
 use crate::abi::wire::{Operation, Word};
 use crate::call::{Error, Reply, Result};
-use crate::handle::Fd;
+use crate::handle::{Fd, Tag};
 use crate::sys::{SocketAddress, Task};
 
 /// Calls to be sent together to one process.
@@ -52,8 +52,8 @@ struct Step {
     linked: bool,
     /// Its result is a new descriptor.
     opens: bool,
-    /// The descriptor has a name.
-    named: bool,
+    /// The descriptor has a name, in an entry with that tag.
+    named: Option<Tag>,
     /// It closes the descriptor that is the result of that step.
     closes: Option<usize>,
     /// It is about the step behind it, and goes with that.
@@ -358,7 +358,7 @@ impl Chain<'_> {
             self.refuse(foreign());
         }
         let linked = self.linked;
-        let (opens, named, keeps, closes) = (false, false, false, None);
+        let (opens, named, keeps, closes) = (false, None, false, None);
         self.steps.push(Step { name, word, args, linked, opens, named, keeps, closes });
         self.later(self.steps.len() - 1)
     }

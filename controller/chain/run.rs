@@ -13,7 +13,7 @@ use super::{Chain, ChainError, ChainId, Done, Kind, Step};
 use crate::abi::wire::{MAX_REF, Request, Word};
 use crate::call::{Call, Error, Reply, Result};
 use crate::fault;
-use crate::handle::{Fd, FdTable};
+use crate::handle::{Fd, FdTable, Tag};
 use crate::sys::Buffer;
 
 /// What a call that is not executed answers.
@@ -41,8 +41,8 @@ impl Chain<'_> {
         }
         let slots = if slots == 0 { None } else { Some(task.slots(slots, &names).await?) };
         let at_once =
-            if one_by_one || task.connection().version() == 0 { 1 } else { MAX_REF as usize };
-        task.connection().room().await;
+            if one_by_one || task.connection.version() == 0 { 1 } else { MAX_REF as usize };
+        task.connection.room().await;
         let behind = input.len().next_multiple_of(8);
         let buffer = match behind.saturating_add(output) {
             0 => None,
@@ -68,11 +68,8 @@ impl Chain<'_> {
             round_trips += 1;
             let table = task.table();
             let keep = buffer.clone();
-            let opens: Vec<[bool; 2]> = batch
-                .steps
-                .iter()
-                .map(|step| [run.steps[*step].opens, run.steps[*step].named])
-                .collect();
+            let opens = batch.steps.iter().map(|step| &run.steps[*step]);
+            let opens: Vec<_> = opens.map(|step| (step.opens, step.named)).collect();
             let closed: Vec<Option<usize>> = batch
                 .steps
                 .iter()
@@ -82,7 +79,7 @@ impl Chain<'_> {
                 })
                 .collect();
             let names = buffer.1.is_some();
-            let receipt = task.connection().submit(batch.calls, move |mut replies| {
+            let receipt = task.connection.submit(batch.calls, move |mut replies| {
                 let _keep = keep;
                 if with_prefix {
                     let written = replies.remove(0);
@@ -94,7 +91,9 @@ impl Chain<'_> {
             if names {
                 fault::point("chain.sent");
             }
-            let (replies, fds) = receipt.await?;
+            let begun = run.replies.iter().any(|reply| reply.result != CANCELED);
+            let in_part = |error: Error| if begun { error.in_part() } else { error };
+            let (replies, fds) = receipt.await.map_err(in_part)?;
             if names {
                 fault::point("chain.done");
             }
@@ -108,16 +107,16 @@ impl Chain<'_> {
 fn own(
     table: &Arc<FdTable>,
     replies: &[Reply],
-    opens: &[[bool; 2]],
+    opens: &[(bool, Option<Tag>)],
     closed: &[Option<usize>],
 ) -> Vec<Option<Fd>> {
     let mut fds: Vec<Option<Fd>> = replies
         .iter()
         .zip(opens)
-        .map(|(reply, [opens, named])| {
+        .map(|(reply, (opens, named))| {
             let number = reply.value().ok().filter(|_| *opens)? as i32;
-            if *named {
-                table.name(number);
+            if let Some(tag) = named {
+                table.name(number, *tag);
             }
             Some(table.made(number))
         })

@@ -1,17 +1,23 @@
 //! Descriptors: a table that one or more processes share, and handles to its entries.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use syscalls::Sysno;
 
-use super::Spare;
+use super::{Spare, Tag};
 use crate::call::{Call, Connection, Error, Receipt, Result, WeakConnection};
 
 /// A table of descriptors, as `CLONE_FILES` shares it: which of its entries have handles, which
 /// belong to servers, and which processes can be asked to act on it.
+///
+/// When another controller has held the process whose table it is, that process goes on with a new one
+/// of these, and what was in this one is not known any more: see [`FdTable::supersede`].
 pub struct FdTable {
     inner: Mutex<Inner>,
+    /// 1 once it has been superseded: handles from before are stale.
+    tenure: AtomicU64,
     /// Held while descriptors are in the table that nothing here knows yet: while a child is made.
     pub(crate) quiet: Arc<tokio::sync::Mutex<()>>,
     /// See there.
@@ -27,9 +33,14 @@ struct Inner {
     /// How many calls are under way that close a number. As long as one is, nothing else may close
     /// it: the number would be used anew, and the call would close what has it then.
     closing: BTreeMap<i32, usize>,
-    /// Those that have a name in the process's registry: nothing closes them but giving that up.
-    named: BTreeSet<i32>,
+    /// Those that have a name in the process's registry, with the entry's tag: nothing closes them but
+    /// giving that up.
+    named: BTreeMap<i32, Tag>,
     members: Vec<WeakConnection>,
+    /// In which table handles from before it was superseded go on, by their numbers.
+    moved: BTreeMap<i32, Arc<FdTable>>,
+    /// In it are descriptors that others have opened, and that nothing here closes unasked.
+    has_others: bool,
 }
 
 /// An open descriptor in a table. Dropping it closes the descriptor there, in the background;
@@ -38,10 +49,16 @@ struct Inner {
 ///
 /// While the process is detached the closing waits, like every call; if the process is dead there
 /// is nothing left to close.
+///
+/// Once another controller has held the process, a handle from before is *stale*: its number may be
+/// something else by now. Calls that it is given to say [`Error::Stale`], and dropping it closes nothing.
+/// One whose descriptor has a name, and still is what had that name, goes on.
 #[derive(Debug)]
 pub struct Fd {
     number: i32,
     table: Arc<FdTable>,
+    /// That of the table when it was made.
+    tenure: u64,
     open: bool,
 }
 
@@ -49,11 +66,15 @@ pub struct Fd {
 struct Closing {
     number: i32,
     table: Arc<FdTable>,
+    tenure: u64,
 }
 
 impl Drop for Closing {
     fn drop(&mut self) {
-        self.table.lock().closing.release(self.number);
+        let mut inner = self.table.lock();
+        if self.table.tenure() == self.tenure {
+            inner.closing.release(self.number);
+        }
     }
 }
 
@@ -95,6 +116,7 @@ impl FdTable {
     pub(crate) fn new(member: &Connection) -> Arc<Self> {
         let table = Arc::new(Self {
             inner: Mutex::default(),
+            tenure: AtomicU64::new(0),
             quiet: Arc::default(),
             spares: Mutex::default(),
         });
@@ -106,8 +128,9 @@ impl FdTable {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One more process acts on the table.
+    /// One more process acts on the table, in its present tenure.
     pub(crate) fn join(&self, member: &Connection) {
+        let member = member.of_this_tenure();
         let mut inner = self.lock();
         inner.members.retain(WeakConnection::is_alive);
         inner.members.push(member.downgrade());
@@ -129,11 +152,72 @@ impl FdTable {
         self.members().len() > 1
     }
 
-    /// A process that can act on the table now, or at least later.
+    /// A process that can act on the table now, or at least later: the persistent one, if there is one,
+    /// whose table may be another controller's to act on while it has no link.
     fn member(&self) -> Option<Connection> {
         let members = self.members();
-        let connected = members.iter().find(|member| member.is_connected()).cloned();
-        connected.or_else(|| members.into_iter().next())
+        let persistent = members.iter().find(|member| member.is_persistent());
+        let best = persistent.or_else(|| members.iter().find(|member| member.is_connected()));
+        best.or(members.first()).cloned()
+    }
+
+    /// Changes when it is superseded.
+    pub(super) fn tenure(&self) -> u64 {
+        self.tenure.load(Ordering::Acquire)
+    }
+
+    /// Those of its descriptors that have a handle and a name, with the tags of these.
+    pub(crate) fn named_handles(&self) -> BTreeMap<i32, Tag> {
+        let inner = self.lock();
+        let named = inner.named.iter().filter(|(number, _)| inner.handles.contains_key(*number));
+        named.map(|(number, tag)| (*number, *tag)).collect()
+    }
+
+    /// Another controller has held the process behind `leaver`, which goes on with the table that is
+    /// returned: what was known of this one is not any more. `own` are the descriptors that its server
+    /// runs on; `same` those whose handles go on, because they have the names that they had; `named` all
+    /// that have names.
+    ///
+    /// Other processes that share this table keep it, if the other controller has left them in it.
+    pub(crate) fn supersede(
+        self: &Arc<Self>,
+        leaver: &Connection,
+        own: &BTreeSet<i32>,
+        same: &BTreeSet<i32>,
+        named: BTreeMap<i32, Tag>,
+    ) -> Arc<Self> {
+        let next = Self::new(leaver);
+        // Nobody uses what was kept there for children.
+        drop(std::mem::take(&mut *self.spares.lock().unwrap_or_else(PoisonError::into_inner)));
+        let mut inner = self.lock();
+        self.tenure.store(1, Ordering::Release);
+        inner.members.retain(|other| !other.is(leaver));
+        inner.closing.clear();
+        inner.named.clear();
+        inner.has_others = true;
+        let handles = std::mem::take(&mut inner.handles);
+        {
+            let mut of_next = next.lock();
+            of_next.handles = handles.into_iter().filter(|(n, _)| same.contains(n)).collect();
+            of_next.named = named;
+            of_next.has_others = true;
+            // Those of other servers' that live, too.
+            of_next.servers = inner.servers.clone();
+            inner.moved = of_next.handles.keys().map(|number| (*number, next.clone())).collect();
+        }
+        inner.servers.retain(|number| !own.contains(number));
+        drop(inner);
+        next
+    }
+
+    /// Whether others have opened descriptors in it that nothing here knows of.
+    pub(crate) fn has_others(&self) -> bool {
+        self.lock().has_others
+    }
+
+    /// All that is open in it is known here.
+    pub(crate) fn is_known(&self) {
+        self.lock().has_others = false;
     }
 
     /// A handle to descriptor `number`, which is open in the table.
@@ -159,8 +243,9 @@ impl FdTable {
 
     fn handle(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, number: i32) -> Fd {
         inner.handles.take(number);
+        let tenure = self.tenure();
         drop(inner);
-        Fd { number, table: self.clone(), open: true }
+        Fd { number, table: self.clone(), tenure, open: true }
     }
 
     /// A server runs on these descriptors from here on.
@@ -193,19 +278,19 @@ impl FdTable {
         let mut known = inner.servers.clone();
         known.extend(inner.handles.keys());
         known.extend(inner.closing.keys());
-        known.extend(&inner.named);
+        known.extend(inner.named.keys());
         known.extend(0..=2);
         known
     }
 
-    /// These descriptors have names, and no others.
-    pub(crate) fn set_named(&self, numbers: impl IntoIterator<Item = i32>) {
-        self.lock().named = numbers.into_iter().collect();
+    /// These descriptors have names, in entries with these tags, and no others.
+    pub(crate) fn set_named(&self, named: impl IntoIterator<Item = (i32, Tag)>) {
+        self.lock().named = named.into_iter().collect();
     }
 
-    /// The descriptor has a name from here on.
-    pub(crate) fn name(&self, number: i32) {
-        self.lock().named.insert(number);
+    /// The descriptor has a name from here on, in an entry with that tag.
+    pub(crate) fn name(&self, number: i32, tag: Tag) {
+        self.lock().named.insert(number, tag);
     }
 
     /// The descriptor has no name any more.
@@ -228,7 +313,8 @@ impl FdTable {
             inner.closing.take(*number);
         }
         drop(inner);
-        let closing = |number| Closing { number, table: self.clone() };
+        let tenure = self.tenure();
+        let closing = |number| Closing { number, table: self.clone(), tenure };
         close_soon(numbers.into_iter().map(closing).collect());
     }
 }
@@ -297,10 +383,43 @@ impl Fd {
         self.number
     }
 
-    /// The table.
+    /// The table that it was opened in.
     #[must_use]
     pub fn table(&self) -> &Arc<FdTable> {
         &self.table
+    }
+
+    /// Whether another controller has held the process since, which may have closed the descriptor, so
+    /// that its number is something else's: it has no name, or is not what had that name.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.home().is_none()
+    }
+
+    /// The table that it is in now; none if it is stale.
+    pub(crate) fn home(&self) -> Option<Arc<FdTable>> {
+        let (mut table, mut tenure) = (self.table.clone(), self.tenure);
+        while table.tenure() != tenure {
+            let next = table.lock().moved.get(&self.number).filter(|_| tenure == 0).cloned()?;
+            (table, tenure) = (next, 0);
+        }
+        Some(table)
+    }
+
+    fn stale(&self) -> Error {
+        Error::Stale { what: format!("descriptor {}", self.number) }
+    }
+
+    /// Its number, if it is in that table.
+    pub(crate) fn number_in(&self, table: &Arc<FdTable>) -> Result<u64> {
+        // Numbers are positive.
+        let number = self.number as u64;
+        if Arc::ptr_eq(&self.table, table) && table.tenure() == self.tenure {
+            return Ok(number);
+        }
+        let home = self.home().ok_or_else(|| self.stale())?;
+        let same = Arc::ptr_eq(&home, table);
+        same.then_some(number).ok_or(Error::ForeignFd { fd: self.number })
     }
 
     /// Closes the descriptor in the target process: close(2).
@@ -308,9 +427,10 @@ impl Fd {
     /// # Errors
     ///
     /// The errno of close(2); the descriptor is closed even then. [`Error::Misuse`] if it has a name
-    /// in the registry, which it keeps.
+    /// in the registry, which it keeps; [`Error::Stale`].
     pub async fn close(mut self) -> Result<()> {
-        if self.table.lock().named.contains(&self.number) {
+        let home = self.home().ok_or_else(|| self.stale())?;
+        if home.lock().named.contains_key(&self.number) {
             return Err(Error::misuse(
                 "closing a descriptor that has a name",
                 "Process::release closes it and gives up its name; Process::forget gives up the name alone",
@@ -332,13 +452,22 @@ impl Fd {
         if !std::mem::replace(&mut self.open, false) {
             return None;
         }
-        let mut inner = self.table.lock();
-        if !inner.handles.release(self.number) || inner.named.contains(&self.number) {
-            return None;
+        loop {
+            let home = self.home()?;
+            let tenure = if Arc::ptr_eq(&home, &self.table) { self.tenure } else { 0 };
+            let mut inner = home.lock();
+            if home.tenure() != tenure {
+                // Superseded just now.
+                continue;
+            }
+            let last = inner.handles.release(self.number);
+            if !last || inner.named.contains_key(&self.number) {
+                return None;
+            }
+            inner.closing.take(self.number);
+            drop(inner);
+            return Some(Closing { number: self.number, table: home, tenure });
         }
-        inner.closing.take(self.number);
-        drop(inner);
-        Some(Closing { number: self.number, table: self.table.clone() })
     }
 }
 

@@ -10,6 +10,8 @@ use crate::call::Socket;
 #[derive(Debug)]
 pub(crate) struct Lent {
     table: Arc<FdTable>,
+    /// That of the table when the child was made. In a later one the numbers may be something else's.
+    tenure: u64,
     state: Mutex<State>,
 }
 
@@ -22,7 +24,8 @@ struct State {
 
 impl Lent {
     pub(crate) fn new(table: Arc<FdTable>, numbers: Vec<i32>) -> Self {
-        Self { table, state: Mutex::new(State { numbers, ended: false }) }
+        let tenure = table.tenure();
+        Self { table, tenure, state: Mutex::new(State { numbers, ended: false }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -31,7 +34,7 @@ impl Lent {
 
     /// The child has more of them in `table`, if that is the parent's.
     pub(crate) fn add(&self, table: &Arc<FdTable>, numbers: &[i32]) {
-        if !Arc::ptr_eq(table, &self.table) {
+        if !Arc::ptr_eq(table, &self.table) || self.is_stale() {
             return;
         }
         let mut state = self.lock();
@@ -41,6 +44,10 @@ impl Lent {
         }
         drop(state);
         table.close_later(numbers.iter().copied());
+    }
+
+    fn is_stale(&self) -> bool {
+        self.table.tenure() != self.tenure
     }
 
     /// The child uses its parent's table no more, and what it had there has been closed.
@@ -56,6 +63,9 @@ impl Lent {
             state.ended = true;
             std::mem::take(&mut state.numbers)
         };
+        if self.is_stale() {
+            return;
+        }
         if let Some((stream, number)) = left
             && let Some(place) = numbers.iter().position(|other| *other == number)
         {

@@ -1,11 +1,12 @@
 //! Memory mappings: an address space that one or more processes share, and handles to ranges of it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use syscalls::Sysno;
 
 use super::stack::{KEPT, Stack};
-use crate::call::{Call, Connection, WeakConnection};
+use crate::call::{Call, Connection, Error, Result, WeakConnection};
 
 /// An address space, as `CLONE_VM` shares it: which processes can be asked to act on it.
 #[derive(Default)]
@@ -13,6 +14,9 @@ pub struct AddressSpace {
     members: Mutex<Vec<WeakConnection>>,
     /// Addresses of stacks that no child uses now.
     stacks: Mutex<Vec<u64>>,
+    /// How often another controller has held a process of it: what was mapped before may be unmapped,
+    /// and its addresses something else's.
+    tenure: AtomicU64,
 }
 
 impl std::fmt::Debug for AddressSpace {
@@ -29,11 +33,26 @@ impl AddressSpace {
         space
     }
 
-    /// One more process acts on it.
+    /// One more process acts on it, in its present tenure.
     pub(crate) fn join(&self, member: &Connection) {
+        let member = member.of_this_tenure();
         let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.retain(WeakConnection::is_alive);
         members.push(member.downgrade());
+    }
+
+    /// Another controller has held the process behind `member`: nothing that was mapped before is used
+    /// or unmapped any more.
+    pub(crate) fn supersede(&self, member: &Connection) {
+        self.tenure.fetch_add(1, Ordering::AcqRel);
+        self.stacks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|other| other.is_alive() && !other.is(member));
+        members.push(member.downgrade());
+    }
+
+    fn tenure(&self) -> u64 {
+        self.tenure.load(Ordering::Acquire)
     }
 
     /// How many processes that are driven from here share it.
@@ -52,7 +71,10 @@ impl AddressSpace {
         // The lock is not held while a connection is used, or dropped as the last of its kind.
         let members = self.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let members: Vec<_> = members.iter().filter_map(WeakConnection::upgrade).collect();
-        let member = members.iter().find(|m| m.is_connected()).or_else(|| members.first());
+        // The memory of a persistent one may be another controller's to use while it has no link.
+        let persistent = members.iter().find(|member| member.is_persistent());
+        let member = persistent.or_else(|| members.iter().find(|member| member.is_connected()));
+        let member = member.or(members.first());
         if let Some(member) = member {
             let args = [address, size as u64, 0, 0, 0, 0];
             drop(member.call("munmap", Call::syscall(Sysno::munmap, args)));
@@ -61,9 +83,14 @@ impl AddressSpace {
 }
 
 /// Pages that mmap(2) mapped in a target process. Dropping it unmaps them there, in the background.
+///
+/// Once another controller has held the process, it is *stale*: the pages may be unmapped, and others in
+/// their place. Dropping it unmaps nothing then.
 #[derive(Debug)]
 pub struct Mapping {
     space: Arc<AddressSpace>,
+    /// That of the address space when they were mapped.
+    tenure: u64,
     address: u64,
     size: usize,
     owned: bool,
@@ -72,18 +99,31 @@ pub struct Mapping {
 impl Mapping {
     /// A handle to the `size` bytes mapped at `address`.
     pub(crate) fn new(space: &Arc<AddressSpace>, address: u64, size: usize) -> Self {
-        Self { space: space.clone(), address, size, owned: true }
+        Self { space: space.clone(), tenure: space.tenure(), address, size, owned: true }
     }
 
     /// A handle to pages that stay mapped when it is dropped.
     pub(crate) fn kept(space: &Arc<AddressSpace>, address: u64, size: usize) -> Self {
-        Self { space: space.clone(), address, size, owned: false }
+        let tenure = space.tenure();
+        Self { space: space.clone(), tenure, address, size, owned: false }
     }
 
     /// The first address, in the target process.
     #[must_use]
     pub fn address(&self) -> u64 {
         self.address
+    }
+
+    /// Whether another controller has held the process since: nobody knows any more what is mapped there.
+    /// Memory that has a name can be asked for anew, by that.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.space.tenure() != self.tenure
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let what = || format!("the memory at {:#x}", self.address);
+        if self.is_stale() { Err(Error::Stale { what: what() }) } else { Ok(()) }
     }
 
     /// How many bytes are mapped.
@@ -94,6 +134,9 @@ impl Mapping {
 
     /// Leaves a stack to the next child, or unmaps it if there are enough.
     pub(super) fn keep_as_stack(self) {
+        if self.is_stale() {
+            return;
+        }
         let space = self.space.clone();
         let mut stacks = space.stacks.lock().unwrap_or_else(PoisonError::into_inner);
         if stacks.len() < KEPT {
@@ -115,7 +158,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if self.owned {
+        if self.owned && !self.is_stale() {
             self.space.unmap_later(self.address, self.size);
         }
     }

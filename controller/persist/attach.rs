@@ -19,7 +19,7 @@ use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
 use crate::process::{Parts, Process, Sockets, pidfd_open, random_token};
-use crate::sys::{Buffer, Guardian, ServerFds};
+use crate::sys::{Buffer, Guardian, ServerFds, last};
 
 /// Where the arenas of attached processes lie: see [`arena_address`].
 const ARENAS: u64 = 0x1000_0000_0000;
@@ -137,7 +137,7 @@ impl Attach {
 pub(super) struct Taken {
     pub(super) fds: ServerFds,
     /// Its pid, in its own pid namespace.
-    pid: i32,
+    pub(super) pid: i32,
     /// The version in which the stream begins.
     pub(super) version: u32,
 }
@@ -224,11 +224,23 @@ async fn greet(connection: &Connection, pid: i32) -> Result<()> {
     connection.greet(STREAM_VERSION, address).await.map(drop)
 }
 
+/// The same ahead of everything that is queued, in a pause of the caller's.
+pub(super) async fn map_arena_first(connection: &Connection, pid: i32) -> Result<Arena> {
+    let address = arena_address(pid);
+    let mapped = |replies: Vec<Reply>| last(&replies)?.value().map_err(Error::call("mmap"));
+    connection.submit_first(vec![mmap(address, ARENA_SIZE)], mapped).await?;
+    Ok(Arena::new(address, ARENA_SIZE))
+}
+
 async fn map(connection: &Connection, address: u64, size: usize) -> Result<()> {
+    connection.call("mmap", mmap(address, size)).await.map(|_| ())
+}
+
+fn mmap(address: u64, size: usize) -> Call {
     let protection = (nix::libc::PROT_READ | nix::libc::PROT_WRITE) as u64;
     let flags = nix::libc::MAP_PRIVATE | nix::libc::MAP_ANONYMOUS | nix::libc::MAP_FIXED;
     let args = [address, size as u64, protection, flags as u64, u64::MAX, 0];
-    connection.call("mmap", Call::syscall(Sysno::mmap, args)).await.map(|_| ())
+    Call::syscall(Sysno::mmap, args)
 }
 
 /// A range far below where the kernel maps things by itself and above where programs are linked.

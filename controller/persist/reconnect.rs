@@ -10,14 +10,16 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep};
 
-use super::attach::{Taken, find_image_first, refused, taken};
+use super::attach::{Taken, find_image_first, map_arena_first, refused, taken};
 use super::home::Place;
 use super::meet::{Heard, Manner, PAUSE, meet, shake_hands};
+use crate::abi::log::LogHead;
 use crate::call::{Connection, DataSocket, Error, Past, Result, to_the_end};
 use crate::fault;
 use crate::handle::{FdTable, Unready};
 use crate::process::{Process, Sockets};
-use crate::sys::SocketAddress;
+use crate::sys::registry::tags_of;
+use crate::sys::{SocketAddress, Task};
 
 /// How long a reconnect waits for a server that is busy.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,6 +60,11 @@ impl Process {
     /// else it is sent again, in order, and what a COPY_OUT brings is fetched again. Then calls that
     /// waited go out. Every descriptor of the process that no handle knows is closed, as soon as
     /// nothing is in flight in any server of its table.
+    ///
+    /// If another controller has held the process in between, nothing of that is sent, and nothing is
+    /// closed: calls that were executed have their results, all others fail with
+    /// [`Error::Superseded`], which says whether they were executed. Handles from before are stale, see
+    /// [`Error::Stale`], except for those whose descriptors still have the names that they had.
     ///
     /// # Errors
     ///
@@ -114,15 +121,18 @@ impl Process {
     async fn go_on(&self, place: &Place, heard: Heard, sockets: Sockets) -> Result<()> {
         fault::point("reconnect.answered");
         let Heard { hold, log } = heard;
-        let Taken { fds, version, .. } = taken(place, hold)?;
+        let Taken { fds, version, pid } = taken(place, hold)?;
         let controllers = log.head.controllers;
-        let last = self.inner().controllers.swap(controllers, Ordering::Relaxed) == controllers;
-        if !last {
+        let number = self.inner().controllers.swap(controllers, Ordering::Relaxed);
+        let held = number != controllers;
+        if held {
             self.give_rings_up();
             // It may have upgraded it, too.
             self.lose_sight_of_image();
         }
-        let past = Past { end: log.end_of(self.inner().token, last), log };
+        let end = log.end_of(self.inner().token, number);
+        let end = end.filter(|_| fault::mutant("no-log").is_none());
+        let past = Past { end, log, held };
         if version != self.connection.version() {
             return Err(refused(place, "the server changed the version of the stream"));
         }
@@ -136,25 +146,27 @@ impl Process {
         {
             // What passes descriptors does so with both of the old link's sockets or of the new.
             let mut data = self.ends.data();
-            let known = fault::mutant("no-log").is_none().then_some(&past);
             let next = DataSocket::new(sockets.data, fds.data);
-            // Whose descriptors are meant, and whether the image is there that a child begins in, only
-            // holds as long as nobody else has had the process.
-            self.connection.attach(sockets.stream, known, last.then_some(&next));
+            self.connection.attach(sockets.stream, Some(&past), (!held).then_some(&next));
             *data = Some(next);
         }
         fault::point("reconnect.resumed");
-        // What has a name is not swept away.
-        self.registry().told(&past.log.head);
-        if let Err(Unready::Unread { address, len }) = self.registry().kept() {
-            let (calls, read) = self.reading(address, len);
-            self.connection.submit_first(calls, read).await?;
+        if self.connection.is_outdated() {
+            self.begin_tenure(pid, &past.log.head).await?;
+        } else {
+            // What has a name is not swept away.
+            self.registry().told(&past.log.head);
+            self.read_registry_first(self, Some(self.table())).await?;
         }
+        let table = self.table();
         if self.image_may_differ() {
             self.set_image(find_image_first(&self.connection).await?);
         }
         fault::point("reconnect.sweeping");
-        let busy = try_sweep(&table, &self.connection).await;
+        let busy = match table.has_others() {
+            true => Ok(None),
+            false => try_sweep(&table, &self.connection).await,
+        };
         fault::point("reconnect.swept");
         drop(pause);
         if let Some(busy) = busy? {
@@ -165,6 +177,34 @@ impl Process {
             });
         }
         self.recorded(place.write_holder(self.pid(), self.connection.stream_inode()));
+        Ok(())
+    }
+
+    async fn read_registry_first(&self, task: &Task, table: Option<Arc<FdTable>>) -> Result<()> {
+        if let Err(Unready::Unread { address, len }) = task.registry().kept() {
+            let (calls, read) = task.reading(address, len, table);
+            task.connection.submit_first(calls, read).await?;
+        }
+        Ok(())
+    }
+
+    /// Another controller has held the process: all that is known of it is made anew or looked at again,
+    /// in a pause of the caller's, over a link that is there. Then calls can be made again.
+    async fn begin_tenure(&self, pid: i32, head: &LogHead) -> Result<()> {
+        let connection = self.connection().of_this_tenure();
+        // What was executed before has its handles, which are of the earlier tenure.
+        let _idle = connection.pause_idle().await;
+        let arena = map_arena_first(&connection, pid).await?;
+        let task = self.renewed(arena);
+        task.registry().told(head);
+        self.read_registry_first(&task, None).await?;
+        let own = self.server_fds().all();
+        let kept = task.registry().kept().unwrap_or_default();
+        let same = self.still_named(&task, &kept, &own).await?;
+        fault::point("reconnect.renewed");
+        let table = self.table().supersede(&task.connection, &own, &same, tags_of(&kept));
+        self.space.supersede(&task.connection);
+        self.begin(task, table);
         Ok(())
     }
 }

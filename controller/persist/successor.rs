@@ -55,13 +55,14 @@ async fn look(place: &Place, token: Token, controllers: &AtomicU64) -> Option<(S
         sleep(pause).await;
         pause *= 2;
     };
+    let number = controllers.load(Ordering::Relaxed);
     let successor = match hold {
         Hold::Theirs { pid, since } => Successor { pid, since: Some(since) },
-        Hold::Nobody { .. } if log.head.controllers != controllers.load(Ordering::Relaxed) => {
+        Hold::Nobody { .. } if log.head.controllers != number => {
             Successor { pid: None, since: None }
         }
         _ => return None,
     };
-    let end = log.end_of(token, false);
-    Some((successor, Past { log, end }))
+    let end = log.end_of(token, number);
+    Some((successor, Past { log, end, held: true }))
 }

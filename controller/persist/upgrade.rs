@@ -45,7 +45,7 @@ impl Process {
         if image.len() > IMAGE_PLACE {
             return refuse(format!("the image is larger than {IMAGE_PLACE} bytes"));
         }
-        let (process, image) = (self.clone(), image.to_vec());
+        let (process, image) = (self.in_this_tenure(), image.to_vec());
         to_the_end(async move { process.go_on_as(image, table).await }).await
     }
 
@@ -55,10 +55,12 @@ impl Process {
     ///
     /// [`Error::Fault`] if it is not readable.
     pub async fn read_image(&self) -> Result<Vec<u8>> {
-        let image = self.image();
+        let process = self.in_this_tenure();
+        let image = process.image();
         let (address, len) = (image.base(), image.entries().size as usize);
         let out = Call::copy_out(address, len);
-        self.connection
+        process
+            .connection
             .submit(vec![out], move |mut replies| {
                 let reply = replies.pop().filter(|reply| reply.data.len() == len);
                 Ok(reply.ok_or(Error::Fault { address, len })?.data)

@@ -162,6 +162,8 @@ async fn reap(
     pid: i32,
     keep: Arc<OnceLock<WaitStatus>>,
 ) -> Result<Option<WaitStatus>> {
+    // If another controller comes in between, the pid may be another child's by then.
+    let parent = parent.in_this_tenure();
     if is_reaped(pidfd) {
         // What has reaped it may be a wait that was given up, whose reply is not here yet.
         parent.getpid().await?;
@@ -340,10 +342,11 @@ impl Process {
         if let Some(status) = self.untold(pid) {
             return Ok(status);
         }
-        let pidfd = self.open_child(pid).await?;
-        let readable = readable(Arc::new(self.fetch_fd(&pidfd).await?))?;
+        let process = self.in_this_tenure();
+        let pidfd = process.open_child(pid).await?;
+        let readable = readable(Arc::new(process.fetch_fd(&pidfd).await?))?;
         let _ = readable.readable().await;
-        self.reap_pidfd(&pidfd).await
+        process.reap_pidfd(&pidfd).await
     }
 
     /// A pidfd, in the process, of its child.

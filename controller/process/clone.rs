@@ -149,6 +149,7 @@ impl ChildBuilder {
     /// Makes the child, which runs the `program` if it can begin with one.
     pub(super) async fn make(self, program: Option<Program>) -> Result<Child> {
         let Self { parent, flags, name, extent, .. } = self;
+        let parent = parent.in_this_tenure();
         let shares_memory = flags.contains(CloneFlags::CLONE_VM);
         let shares_files = flags.contains(CloneFlags::CLONE_FILES);
         parent.need_data().await?;
@@ -285,7 +286,7 @@ impl ChildBuilder {
             // A program is not called often.
             polling: parent.inner().polling.filter(|_| execve.is_none()),
         });
-        let child = Child::new(process, parent, pid);
+        let child = Child::new(process, parent.in_any_tenure(), pid);
         match execve {
             // It has looked itself whether its parent is alive.
             Some(execve) => child.runs(execve).await?,

@@ -68,11 +68,12 @@ impl Child {
     }
 
     async fn run(&self, program: Program) -> Result<()> {
-        if self.table().is_shared() {
-            self.unshare(CloneFlags::CLONE_FILES).await?;
+        let process = self.in_this_tenure();
+        if process.table().is_shared() {
+            process.unshare(CloneFlags::CLONE_FILES).await?;
         }
-        let buffer = self.buffer(program.size()).await?;
-        self.runs(program.begin(&self.connection, Arc::new(buffer), None)).await
+        let buffer = process.buffer(program.size()).await?;
+        self.runs(program.begin(&process.connection, Arc::new(buffer), None)).await
     }
 
     /// Returns when the program runs that it was told to run.

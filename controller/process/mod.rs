@@ -8,6 +8,7 @@ mod naming;
 mod numbers;
 mod ring;
 mod start;
+mod tenure;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -40,6 +41,7 @@ use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::Arena;
 use crate::sys::{Ends, Guardian, ServerFds, Task};
+use tenure::Tenures;
 
 /// A process that a server runs in. Clones are the same process.
 ///
@@ -48,10 +50,12 @@ use crate::sys::{Ends, Guardian, ServerFds, Task};
 #[derive(Clone)]
 pub struct Process {
     inner: Arc<Inner>,
+    /// The tenure whose task it is about: see [`Process::in_this_tenure`].
+    tenure: Option<usize>,
 }
 
 pub(crate) struct Inner {
-    task: Task,
+    tenures: Tenures,
     image: Mutex<Loaded>,
     /// It may be another one than that by now.
     image_may_differ: AtomicBool,
@@ -78,8 +82,6 @@ pub(crate) struct Inner {
     entering: tokio::sync::Mutex<()>,
     /// Where this controller's rings are.
     rings: Mutex<BTreeSet<u64>>,
-    /// How often another controller has held the process meanwhile, and may have unmapped them.
-    interregna: Arc<AtomicU64>,
     /// How many controllers there had been when this one came to hold it, itself included.
     pub(crate) controllers: Arc<AtomicU64>,
     /// What the process had executed when this controller attached to it.
@@ -93,7 +95,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         let place = self.place.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = place.take()
-            && self.task.connection().is_connected()
+            && self.tenures.present().0.connection.is_connected()
         {
             // What can't be written down now is told by this process's own end.
             let _ = place.erase_holder();
@@ -126,7 +128,10 @@ impl Deref for Process {
     type Target = Task;
 
     fn deref(&self) -> &Task {
-        &self.inner.task
+        match self.tenure {
+            None => self.inner.tenures.present().0,
+            Some(number) => self.inner.tenures.at(number),
+        }
     }
 }
 
@@ -144,7 +149,13 @@ impl Process {
         let ends = Ends::new(parts.table, parts.fds, parts.data, lent);
         let process = Self {
             inner: Arc::new(Inner {
-                task: Task::new(parts.connection, parts.space, parts.arena, ends, parts.guardian),
+                tenures: Tenures::new(Task::new(
+                    &parts.connection,
+                    parts.space,
+                    parts.arena,
+                    ends,
+                    parts.guardian,
+                )),
                 image: Mutex::new(parts.image),
                 image_may_differ: AtomicBool::new(false),
                 number: OnceLock::new(),
@@ -160,17 +171,29 @@ impl Process {
                 untold: Arc::default(),
                 entering: tokio::sync::Mutex::default(),
                 rings: Mutex::default(),
-                interregna: Arc::default(),
                 controllers: Arc::new(AtomicU64::new(parts.controllers)),
                 before: OnceLock::new(),
                 polling: parts.polling,
                 initial_stack: OnceLock::new(),
             }),
+            tenure: None,
         };
         if let Some(polling) = polling {
             connection.when_busy(ring::when_busy(Arc::downgrade(&process.inner), polling));
         }
         process
+    }
+
+    /// The same process, for what takes several calls: once another controller has held the process, the
+    /// later ones of them are refused.
+    pub(crate) fn in_this_tenure(&self) -> Self {
+        let present = || self.inner.tenures.present().1;
+        Self { inner: self.inner.clone(), tenure: Some(self.tenure.unwrap_or_else(present)) }
+    }
+
+    /// The same process, whoever has held it.
+    fn in_any_tenure(&self) -> Self {
+        Self { inner: self.inner.clone(), tenure: None }
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
@@ -200,7 +223,7 @@ impl Process {
     #[must_use]
     pub fn shares_memory(&self) -> bool {
         self.inner.remains.as_ref().is_some_and(|remains| remains.shares_memory)
-            || self.inner.task.space.sharers() > 1
+            || self.space.sharers() > 1
     }
 
     /// A child of this process, made by clone(2) when it is told to `spawn`.
@@ -233,11 +256,11 @@ impl Process {
     ///
     /// The errno of unshare(2); a process that shares its memory can't have CLONE_NEWUSER.
     pub async fn unshare(&self, flags: CloneFlags) -> Result<()> {
+        let process = self.in_this_tenure();
         // Where nobody here shares it, what the kernel copies, if anything, is all the same to us.
-        if !flags.contains(CloneFlags::CLONE_FILES) || !self.table().is_shared() {
-            return self.unshare_there(flags).await;
+        if !flags.contains(CloneFlags::CLONE_FILES) || !process.table().is_shared() {
+            return process.unshare_there(flags).await;
         }
-        let process = self.clone();
         to_the_end(async move { process.leave_table(flags).await }).await
     }
 
@@ -311,7 +334,14 @@ impl Process {
     }
 
     pub(crate) fn server_fds(&self) -> MutexGuard<'_, ServerFds> {
-        self.inner.task.ends.fds()
+        self.inner.tenures.present().0.ends.fds()
+    }
+
+    /// Calls that begin from here on are made in `task`, with this `table`: see [`Tenures`].
+    pub(crate) fn begin(&self, task: Task, table: Arc<FdTable>) {
+        self.set_table(table);
+        self.end_tenure();
+        self.inner.tenures.begin(task);
     }
 
     pub(crate) fn set_persistent(&self) {

@@ -17,7 +17,7 @@ use super::start::Steps;
 use crate::abi::registry::{ENTRY_SIZE, Entry};
 use crate::abi::wire::Operation;
 use crate::call::{Call, Result};
-use crate::handle::{Slots, kind};
+use crate::handle::{Slots, Tag, kind};
 use crate::sys::Buffer;
 use crate::sys::registry::{STAT_DEV, STAT_MODE, STAT_SIZE, check_name, entry};
 
@@ -45,7 +45,7 @@ impl Naming {
     /// Adds what goes directly before the call that makes the child, which is to be linked to it.
     pub(super) fn prepare(&self, steps: &mut Steps) {
         let from = self.buffer.address();
-        let entry = entry(&self.name, kind::CHILD, [0; 3]).to_bytes();
+        let entry = entry(&self.name, kind::CHILD, [0; 3], Tag::new()).to_bytes();
         let args = [self.slots.first, from, entry.len() as u64, 0, 1, 0];
         steps.linked(Call::copy_in(from, entry.to_vec()));
         steps.linked(Call::operation(Operation::Keep, args));

@@ -35,6 +35,17 @@ pub(super) struct Pipes {
     out: Arc<tokio::sync::Mutex<Option<Pipe>>>,
 }
 
+impl Pipes {
+    /// Those that are used now are given up by who uses them.
+    pub(super) fn forget(&self) {
+        for place in [&self.into, &self.out] {
+            if let Ok(mut pipe) = place.try_lock() {
+                *pipe = None;
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Pipe {
     here: OwnedFd,
@@ -51,7 +62,8 @@ struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if !self.empty {
+        let is_stale = self.pipe.as_ref().is_some_and(|pipe| pipe.there.is_stale());
+        if !self.empty || is_stale {
             *self.pipe = None;
         }
     }
@@ -101,7 +113,8 @@ impl Task {
                 held.empty = true;
                 Ok(held)
             };
-            held = self.connection.submit(vec![read], complete).await?;
+            let in_part = |error: Error| if done > 0 { error.in_part() } else { error };
+            held = self.connection.submit(vec![read], complete).await.map_err(in_part)?;
             done += piece;
         }
         Ok(Ok(()))

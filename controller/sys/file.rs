@@ -69,8 +69,8 @@ impl Task {
         if read == 0 {
             return Ok(Vec::new());
         }
-        // At most `len`, which is a usize.
-        self.copy_out_then(address, read as usize, buffer).await
+        // At most `len`, which is a usize. What was read is lost if it does not come.
+        self.copy_out_then(address, read as usize, buffer).await.map_err(Error::in_part)
     }
 
     /// Writes to a descriptor, once, and returns how many bytes were taken: write(2).

@@ -39,7 +39,10 @@ use crate::transport::Shared;
 
 /// What calls are made in.
 pub struct Task {
+    /// For calls of this task's tenure: see [`Task::renewed`].
     pub(crate) connection: Connection,
+    /// For others' calls.
+    any_tenure: Connection,
     pub(crate) space: Arc<AddressSpace>,
     pub(crate) arena: Arena,
     /// Memory that the task shares with this process, and what is free of it.
@@ -89,14 +92,15 @@ impl Buffer {
 
 impl Task {
     pub(crate) fn new(
-        connection: Connection,
+        connection: &Connection,
         space: Arc<AddressSpace>,
         arena: Arena,
         ends: Arc<Ends>,
         guardian: Guardian,
     ) -> Self {
         Self {
-            connection,
+            connection: connection.of_this_tenure(),
+            any_tenure: connection.clone(),
             space,
             arena,
             shared: RwLock::new(None),
@@ -105,6 +109,19 @@ impl Task {
             registry: Arc::default(),
             pipes: bulk::Pipes::default(),
         }
+    }
+
+    /// What calls are made in from here on, where another controller has held the process: with nothing
+    /// that was known before, and `arena` for buffers.
+    pub(crate) fn renewed(&self, arena: Arena) -> Self {
+        let (space, ends) = (self.space.clone(), self.ends.clone());
+        Self::new(&self.any_tenure, space, arena, ends, self.guardian())
+    }
+
+    /// The tenure of this task is over: what it held for later calls is given up.
+    pub(crate) fn end_tenure(&self) {
+        self.forget_shared();
+        self.pipes.forget();
     }
 
     /// The table of descriptors that the task uses now.
@@ -162,10 +179,11 @@ impl Task {
         *self.guardian.write().unwrap_or_else(PoisonError::into_inner) = Guardian::None;
     }
 
-    /// The connection.
+    /// The connection, for calls of one's own. What these name is for their maker to know, also after
+    /// another controller has held the process: only what waits or is under way then is not executed.
     #[must_use]
     pub fn connection(&self) -> &Connection {
-        &self.connection
+        &self.any_tenure
     }
 
     /// Makes a system call with these arguments in the target process and returns its result.
@@ -229,13 +247,9 @@ impl Task {
         self.table().adopt(fd.number())
     }
 
-    /// The number of a descriptor, if it belongs to this task.
+    /// The number of a descriptor, if it belongs to this task and is not stale.
     pub(crate) fn number(&self, fd: &Fd) -> Result<u64> {
-        if Arc::ptr_eq(fd.table(), &self.table()) {
-            Ok(fd.number() as u64)
-        } else {
-            Err(Error::ForeignFd { fd: fd.number() })
-        }
+        fd.number_in(&self.table())
     }
 
     /// A call whose result is a new descriptor.

@@ -10,11 +10,11 @@ use nix::sys::stat::fstat;
 use syscalls::Sysno;
 
 use super::{Buffer, Task, last};
-use crate::abi::registry::{ENTRY_SIZE, Entry, NAME_SIZE, USER_SIZE};
+use crate::abi::registry::{ENTRY_SIZE, Entry, NAME_SIZE};
 use crate::abi::wire::Operation;
 use crate::call::{Call, Connection, Error, Reply, Result};
 use crate::fault;
-use crate::handle::{Kept, Registry, Slots, Unready, kind};
+use crate::handle::{FdTable, Kept, Registry, Slots, Tag, Unready, kind};
 
 /// Where registries lie: each process has one address for it, by its pid, so that one that was made
 /// larger by a controller that died meanwhile is not in anybody's way.
@@ -31,6 +31,12 @@ pub(crate) const STAT_MODE: usize = offset_of!(libc::stat, st_mode);
 
 const _: () = assert!(offset_of!(libc::stat, st_ino) == STAT_DEV + 8);
 
+/// The descriptors that have names, with the tags of their entries.
+pub(crate) fn tags_of(kept: &BTreeMap<u64, Kept>) -> BTreeMap<i32, Tag> {
+    let fds = kept.values().filter(|kept| kept.entry.kind == kind::FD);
+    fds.map(|kept| (kept.entry.value as i32, Tag::of(&kept.entry))).collect()
+}
+
 /// Whether a resource can have that name.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() > NAME_SIZE || name.contains('\0') {
@@ -41,13 +47,13 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
 }
 
 /// An entry that is prepared.
-pub(crate) fn entry(name: &str, kind: u64, details: [u64; 3]) -> Entry {
+pub(crate) fn entry(name: &str, kind: u64, details: [u64; 3], tag: Tag) -> Entry {
     let mut bytes = [0; NAME_SIZE];
     // The name was checked, or its chain is not run.
     let len = name.len().min(NAME_SIZE);
     bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
     let state = Entry::FREE;
-    Entry { value: 0, state, kind, details, name: bytes, user: [0; USER_SIZE] }
+    Entry { value: 0, state, kind, details, name: bytes, user: tag.to_user() }
 }
 
 /// What a descriptor of this process is open on, for an entry: device, inode and mode. The inode of a
@@ -63,6 +69,7 @@ pub(super) struct Keeping {
     slots: Slots,
     buffer: Buffer,
     entries: Vec<u8>,
+    pub(super) tags: Vec<Tag>,
     count: u64,
 }
 
@@ -76,14 +83,15 @@ impl Keeping {
             ));
         }
         let mut entries = Vec::new();
-        for (fd, name) in fds.iter().zip(names) {
+        let tags: Vec<Tag> = names.iter().map(|_| Tag::new()).collect();
+        for ((fd, name), tag) in fds.iter().zip(names).zip(&tags) {
             check_name(name)?;
-            entries.extend(entry(name, kind::FD, details_of(fd)?).to_bytes());
+            entries.extend(entry(name, kind::FD, details_of(fd)?, *tag).to_bytes());
         }
         let count = names.len() as u64;
         let slots = task.slots(count, names).await?;
         let buffer = task.buffer(entries.len()).await?;
-        Ok(Self { slots, buffer, entries, count })
+        Ok(Self { slots, buffer, entries, tags, count })
     }
 
     /// The calls directly before the one that leaves the descriptors' numbers at `from`.
@@ -157,7 +165,7 @@ impl Task {
                 Err(Error::Name { name, reason: "the process has something of that name" })
             }
             Unready::Unread { address, len } => {
-                let (calls, read) = self.reading(address, len);
+                let (calls, read) = self.reading(address, len, Some(self.table()));
                 self.connection.submit(calls, read).await
             }
             Unready::Full { address, capacity } => self.enlarge(address, capacity, count).await,
@@ -165,13 +173,14 @@ impl Task {
     }
 
     /// The call that reads the registry, and what takes it in: descriptors with names are closed by
-    /// nobody else then.
+    /// nobody else then, if they are of `table`.
     pub(crate) fn reading(
         &self,
         address: u64,
         len: usize,
+        table: Option<Arc<FdTable>>,
     ) -> (Vec<Call>, impl FnOnce(Vec<Reply>) -> Result<()> + Send + 'static) {
-        let (registry, table) = (self.registry.clone(), self.table());
+        let registry = self.registry.clone();
         let read = move |mut replies: Vec<Reply>| {
             let reply = replies.pop().ok_or(Error::Protocol("no reply"))?;
             reply.value().map_err(Error::call("COPY_OUT"))?;
@@ -179,9 +188,8 @@ impl Task {
                 return Err(Error::Fault { address, len });
             }
             registry.read(&reply.data);
-            if let Ok(kept) = registry.kept() {
-                let fds = kept.values().filter(|kept| kept.entry.kind == kind::FD);
-                table.set_named(fds.map(|kept| kept.entry.value as i32));
+            if let (Some(table), Ok(kept)) = (table, registry.kept()) {
+                table.set_named(tags_of(&kept));
             }
             Ok(())
         };

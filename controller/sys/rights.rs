@@ -191,8 +191,9 @@ impl Task {
                     kept?;
                     return Err(Error::Call { call: "recvmsg", errno: Errno::EMFILE });
                 }
-                if keeping.is_some() {
-                    numbers.iter().for_each(|number| table.name(*number));
+                if let Some(keeping) = &keeping {
+                    let named = numbers.iter().zip(&keeping.tags);
+                    named.for_each(|(number, tag)| table.name(*number, *tag));
                 }
                 own(&table, numbers)
             })

@@ -4,6 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::Task;
 use crate::call::{Error, Result};
+use crate::handle::Mapping;
 use crate::memory::Piece;
 use crate::transport::Shared;
 
@@ -12,11 +13,13 @@ use crate::transport::Shared;
 /// dropped; calls that use it must be complete by then.
 ///
 /// It stays valid after the end of the connection, unless another controller has held the process
-/// before this one comes back, and is gone with this process.
+/// before this one comes back: then it is stale. It is gone with this process.
 #[derive(Debug)]
 pub struct SharedBuffer {
     piece: Piece,
     memory: Arc<Shared>,
+    /// In the target process. It stays mapped when this is dropped.
+    there: Mapping,
     size: usize,
 }
 
@@ -27,6 +30,13 @@ impl SharedBuffer {
         self.piece.address()
     }
 
+    /// Whether another controller has held the process since: what is at its address there may be
+    /// something else.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.there.is_stale()
+    }
+
     /// How many bytes it has.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -34,6 +44,7 @@ impl SharedBuffer {
     }
 
     fn place(&self, at: usize, len: usize) -> Result<u64> {
+        self.there.check()?;
         let address = self.address().saturating_add(at as u64);
         let fits = at.checked_add(len).is_some_and(|end| end <= self.size);
         fits.then_some(address).ok_or(Error::Fault { address, len })
@@ -43,7 +54,7 @@ impl SharedBuffer {
     ///
     /// # Errors
     ///
-    /// [`Error::Fault`], and nothing is written, if they don't fit.
+    /// [`Error::Fault`], and nothing is written, if they don't fit; [`Error::Stale`].
     pub fn write(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
         let address = self.place(at, bytes.len())?;
         self.memory.write(address, bytes);
@@ -54,7 +65,7 @@ impl SharedBuffer {
     ///
     /// # Errors
     ///
-    /// [`Error::Fault`] if it has fewer.
+    /// [`Error::Fault`] if it has fewer; [`Error::Stale`].
     pub fn read(&self, at: usize, len: usize) -> Result<Vec<u8>> {
         let address = self.place(at, len)?;
         self.memory.read(address, len as u64).ok_or(Error::Fault { address, len })
@@ -80,6 +91,7 @@ impl Task {
         let (memory, arena) = shared.ok_or(Error::NotShared { size })?;
         let piece = arena.take(size).ok_or(Error::NotShared { size })?;
         memory.lend(piece.address(), size as u64);
-        Ok(SharedBuffer { piece, memory, size })
+        let there = Mapping::kept(&self.space, piece.address(), size);
+        Ok(SharedBuffer { piece, memory, there, size })
     }
 }

@@ -51,11 +51,21 @@ impl Log {
         (known..=controllers).rev().find(|n| begin(n) <= number).or((known == 1).then_some(0))
     }
 
-    /// The number of the first call that was not executed for the controller with this token, which
-    /// was or was not (`last`) the last one to hold the process. `None` if nobody knows any more.
+    /// The number of the first call that was not executed for controller `number`, counted as in
+    /// [`Log::controller_of`], which has this token. `None` if so many have come since that nobody knows
+    /// any more. The same controller in a later tenure is another one: calls of one tenure end with that.
     #[must_use]
-    pub fn end_of(&self, token: Token, last: bool) -> Option<u64> {
-        if last { Some(self.head.calls) } else { self.head.end_of(token) }
+    pub fn end_of(&self, token: Token, number: u64) -> Option<u64> {
+        let LogHead { calls, controllers, past, .. } = self.head;
+        match controllers.checked_sub(number)? {
+            0 => Some(calls),
+            // The one before controller n is at n.
+            since if since <= PAST as u64 => {
+                let tenure = past[((number + 1) % PAST as u64) as usize];
+                (tenure.token == token).then_some(tenure.end)
+            }
+            _ => None,
+        }
     }
 }
 
@@ -63,6 +73,32 @@ impl Log {
 mod tests {
     use super::*;
     use crate::abi::log::Tenure;
+
+    #[test]
+    fn the_calls_of_a_controller_end_with_the_tenure_that_is_meant() {
+        let ours = Token([1, 2]);
+        let mut log = Log::default();
+        // Which of the controllers were this one, in several tenures.
+        let tokens: Vec<Token> =
+            (0..20).map(|n| if n % 3 == 0 { ours } else { Token([n, 7]) }).collect();
+        let mut ends = Vec::new();
+        for (number, token) in (1..).zip(&tokens) {
+            // As a server enters them, each when the next one comes.
+            log.head.controllers = number;
+            assert_eq!(log.end_of(*token, number), Some(log.head.calls));
+            for (earlier, end) in (1..).zip(&ends) {
+                let token = tokens[earlier as usize - 1];
+                let known = number - earlier <= PAST as u64;
+                assert_eq!(log.end_of(token, earlier), known.then_some(*end), "{earlier}");
+                assert_eq!(log.end_of(Token([99, 99]), earlier), None);
+            }
+            assert_eq!(log.end_of(*token, number + 1), None, "nobody has come after");
+            log.head.calls += number;
+            let end = log.head.calls;
+            log.head.past[(number + 1) as usize % PAST] = Tenure { token: *token, end };
+            ends.push(end);
+        }
+    }
 
     #[test]
     fn each_call_is_the_controllers_that_held_the_process_then_as_far_back_as_that_is_known() {

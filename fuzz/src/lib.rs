@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use farcall::abi::handshake::{
     ANSWER_SIZE, Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, Hello, Token,
 };
-use farcall::abi::log::{LOG_CAPACITY, LOG_HEAD_SIZE, LOG_SIZE, LogHead, Record, Tenure};
+use farcall::abi::log::{LOG_CAPACITY, LOG_HEAD_SIZE, LOG_SIZE, LogHead, PAST, Record, Tenure};
 use farcall::abi::wire::{Operation, RESULT_SIZE, SPARES, STREAM_VERSION, Word};
 use farcall::call::{Call, Reply};
 use farcall::persist::{Hold, answer as read_answer};
@@ -208,16 +208,20 @@ pub fn log(input: &[u8]) {
     for number in [0, calls, u64::MAX].into_iter().chain(past.map(|tenure| tenure.end)) {
         assert!(log.controller_of(number).is_none_or(|controller| controller <= controllers));
     }
-    for tenure in past {
-        let latest = log.end_of(tenure.token, false).expect("it is there");
-        let same = past.iter().filter(|other| other.token == tenure.token);
-        assert_eq!(same.map(|other| other.end).max(), Some(latest));
-        assert_eq!(log.end_of(tenure.token, true), Some(calls));
+    // Of the controllers that are remembered it is known where their calls end.
+    let none = Token([0; 2]);
+    assert_eq!(log.end_of(none, controllers), Some(calls));
+    for back in 1..=(PAST as u64 + 1) {
+        let Some(number) = controllers.checked_sub(back) else { break };
+        let tenure = past[((number + 1) % PAST as u64) as usize];
+        let expected = (back <= PAST as u64).then_some(tenure.end);
+        assert_eq!(log.end_of(tenure.token, number), expected);
+        let [low, high] = tenure.token.0;
+        assert_eq!(log.end_of(Token([!low, high]), number), None);
     }
-    let [low, high] = past[0].token.0;
-    let unknown = (1..).map(|n| Token([low ^ n, high]));
-    let unknown = unknown.take(past.len()).find(|token| past.iter().all(|t| t.token != *token));
-    assert!(unknown.is_some_and(|token| log.end_of(token, false).is_none()));
+    if let Some(later) = controllers.checked_add(1) {
+        assert_eq!(log.end_of(none, later), None);
+    }
 }
 
 /// The input is what a client of a persistent process's socket sends, in steps: a byte that says with

@@ -35,7 +35,7 @@ impl Connection {
     /// there at once.
     pub fn call_blocking(&self, name: &'static str, call: &Call) -> Result<u64> {
         let mut state = self.shared().lock_and_count();
-        if !call.is_plain() {
+        if !call.is_plain() || !state.is_in(self.tenure) {
             drop(state);
             return self.call(name, call.clone()).wait();
         }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::ring::Common;
-use super::{Batch, Connection, Of, Receipt, Shared, Until};
-use crate::call::{Call, Error, Result};
+use super::{Batch, Connection, Of, Receipt, Shared, Successor, Until};
+use crate::call::{Call, Error, Outcome, Result};
 
 /// How often to look before the next look is left to a timer: an interrupted call is there in some
 /// microseconds.
@@ -155,6 +155,9 @@ impl Connection {
                 let mut state = self.shared().lock();
                 if state.dead {
                     return Err(Error::Gone);
+                }
+                if !state.is_in(self.tenure) {
+                    return Err(Successor::GONE.error(Outcome::NotExecuted));
                 }
                 if state.ring.is_none() {
                     return Err(Error::NotInterruptible);

@@ -135,6 +135,15 @@ impl Batch {
     }
 }
 
+/// What a batch is submitted for, and nothing else.
+#[derive(Clone, Copy)]
+struct Only {
+    /// The link of that [`Connection::epoch`].
+    link: Option<u64>,
+    /// See [`State::tenure`].
+    tenure: Option<u64>,
+}
+
 /// When a batch is written, if nothing is under way.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum When {
@@ -163,11 +172,13 @@ const COMPANY: usize = 64;
 #[derive(Clone)]
 pub struct Connection {
     handle: Arc<Handle>,
+    /// The tenure whose calls this handle makes, and no others: see [`State::tenure`]. None: of any.
+    tenure: Option<u64>,
 }
 
 /// A connection that others keep up, or not.
 #[derive(Clone)]
-pub(crate) struct WeakConnection(Weak<Handle>);
+pub(crate) struct WeakConnection(Weak<Handle>, Option<u64>);
 
 impl WeakConnection {
     /// Whether it is that connection.
@@ -181,7 +192,7 @@ impl WeakConnection {
     }
 
     pub(crate) fn upgrade(&self) -> Option<Connection> {
-        self.0.upgrade().map(|handle| Connection { handle })
+        self.0.upgrade().map(|handle| Connection { handle, tenure: self.1 })
     }
 }
 
@@ -309,6 +320,7 @@ impl Connection {
                 stream: Stream::default(),
                 link: Link::Down,
                 epoch: 0,
+                tenure: 0,
                 persistent: false,
                 dead: false,
                 closing: false,
@@ -332,7 +344,7 @@ impl Connection {
             changed: watch::Sender::new(()),
             room: Arc::default(),
         });
-        let connection = Self { handle: Arc::new(Handle(shared)) };
+        let connection = Self { handle: Arc::new(Handle(shared)), tenure: None };
         connection.attach(stream, None, None);
         connection
     }
@@ -352,8 +364,22 @@ impl Connection {
         self.shared().lock().first = number;
     }
 
+    /// The same connection, for calls that are made in this tenure: once another controller has held
+    /// the process, they are refused.
+    pub(crate) fn of_this_tenure(&self) -> Self {
+        let tenure = self.shared().lock().tenure;
+        Self { handle: self.handle.clone(), tenure: Some(tenure) }
+    }
+
+    /// Whether another controller has held the process since the tenure that this handle is for.
+    pub(crate) fn is_outdated(&self) -> bool {
+        !self.shared().lock().is_in(self.tenure)
+    }
+
     /// Goes on over another stream. `past` is what the server says about the calls that were under way
-    /// on the one before. What passes descriptors goes on over `data`; without that it does not.
+    /// on the one before, and whether somebody else has held the process since: then nothing of what
+    /// was under way or waits is sent. What passes descriptors goes on over `data`; without that it does
+    /// not.
     pub(crate) fn attach(&self, stream: Socket, past: Option<&Past>, data: Option<&DataSocket>) {
         let stream = Arc::new(stream);
         let mut state = self.shared().lock();
@@ -362,6 +388,10 @@ impl Connection {
         let (complete, unknown) = state.resume(past);
         answered.extend(complete);
         lost.extend(unknown);
+        if past.is_some_and(|past| past.held) {
+            lost.extend(state.end_tenure());
+            lost.successor = Some(Successor::GONE);
+        }
         lost.extend(state.move_to(data));
         state.first = past.map_or(0, |past| past.log.head.calls);
         state.in_rings = 0;
@@ -424,6 +454,11 @@ impl Connection {
     /// From here on the process outlives its links.
     pub(crate) fn set_persistent(&self) {
         self.shared().lock().persistent = true;
+    }
+
+    /// Whether the process outlives its links.
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.shared().lock().persistent
     }
 
     /// Returns when there is room for more calls: at once, unless 16 MiB of data or 16,384 calls
@@ -493,7 +528,8 @@ impl Connection {
         let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let batch = Batch { complete, of: Of::Data(Box::new(passing)) };
         let pass = || if fds.is_empty() { Ok(()) } else { socket.pass(fds) };
-        receipt.until = self.shared().submit(calls.into(), batch, None, When::AtOnce, pass);
+        let only = Only { link: None, tenure: self.tenure };
+        receipt.until = self.shared().submit(calls.into(), batch, only, When::AtOnce, pass);
         receipt
     }
 
@@ -508,8 +544,8 @@ impl Connection {
     ) -> Receipt<R> {
         let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let batch = Batch { complete, of: Of::ThisLink };
-        receipt.until =
-            self.shared().submit(calls.into(), batch, Some(epoch), When::AtOnce, || Ok(()));
+        let only = Only { link: Some(epoch), tenure: self.tenure };
+        receipt.until = self.shared().submit(calls.into(), batch, only, When::AtOnce, || Ok(()));
         receipt
     }
 
@@ -521,7 +557,8 @@ impl Connection {
     ) -> Receipt<R> {
         let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let batch = Batch { complete, of: Of::AnyLink };
-        receipt.until = self.shared().submit(calls.into(), batch, None, when, || Ok(()));
+        let only = Only { link: None, tenure: self.tenure };
+        receipt.until = self.shared().submit(calls.into(), batch, only, when, || Ok(()));
         receipt
     }
 
@@ -554,7 +591,8 @@ impl Connection {
         let (complete, mut receipt) = self.receipt_of(name, &call);
         let batch = Batch { complete, of: Of::AnyLink };
         let calls = smallvec![call];
-        receipt.until = self.shared().submit(calls, batch, None, when, || Ok(()));
+        let only = Only { link: None, tenure: self.tenure };
+        receipt.until = self.shared().submit(calls, batch, only, when, || Ok(()));
         receipt
     }
 
@@ -606,7 +644,7 @@ impl Connection {
 
     /// A reference that does not keep the connection up.
     pub(crate) fn downgrade(&self) -> WeakConnection {
-        WeakConnection(Arc::downgrade(&self.handle))
+        WeakConnection(Arc::downgrade(&self.handle), self.tenure)
     }
 
     /// Something that changes whenever calls have been answered or the link has changed.
@@ -691,14 +729,13 @@ impl Shared {
         }
     }
 
-    /// Submits a batch, on the link `epoch` only if there is one, right after `before` if there is a
-    /// link; that says [`Error::Lost`] where the link is over. Returns what the batch needs of who waits
-    /// for it.
+    /// Submits a batch, `only` where it is meant for, right after `before` if there is a link; that says
+    /// [`Error::Lost`] where the link is over. Returns what the batch needs of who waits for it.
     fn submit(
         self: &Arc<Self>,
         mut calls: Calls,
         mut batch: Batch,
-        epoch: Option<u64>,
+        only: Only,
         when: When,
         before: impl FnOnce() -> Result<()>,
     ) -> Until {
@@ -708,8 +745,11 @@ impl Shared {
             Link::Gone => Some(Err(Error::Gone)),
             _ if state.dead => Some(Err(Error::Gone)),
             Link::Lost(successor) => Some(Err(successor.error(Outcome::NotExecuted))),
+            _ if !state.is_in(only.tenure) => {
+                Some(Err(Successor::GONE.error(Outcome::NotExecuted)))
+            }
             Link::Down if batch.is_of_this_link() => Some(Err(Error::Lost(Outcome::NotExecuted))),
-            _ if epoch.is_some_and(|epoch| epoch != state.epoch) => {
+            _ if only.link.is_some_and(|epoch| epoch != state.epoch) => {
                 Some(Err(Error::Lost(Outcome::NotExecuted)))
             }
             // It is complete as it is.
@@ -827,6 +867,9 @@ fn channel<R>() -> (oneshot::Sender<Result<R>>, Receipt<R>) {
 }
 
 impl Successor {
+    /// One that has held the process and is gone again.
+    const GONE: Self = Self { pid: None, since: None };
+
     /// What a call is told with that outcome.
     fn error(self, outcome: Outcome) -> Error {
         let Self { pid, since } = self;

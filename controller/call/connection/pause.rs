@@ -9,7 +9,7 @@ use std::sync::Arc;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::state::{Link, State};
-use super::{Batch, Connection, Gathered, Of, Receipt, Shared, receipt, room};
+use super::{Batch, Connection, Gathered, Of, Receipt, Shared, Successor, receipt, room};
 use crate::call::{Call, Error, Outcome, Reply, Result};
 
 /// Keeps a connection from writing anything new until it is dropped.
@@ -28,10 +28,11 @@ impl Drop for Pause {
 }
 
 impl State {
-    pub(super) fn could_begin(&self, own: Option<&Pause>) -> Result<bool> {
+    pub(super) fn could_begin(&self, own: Option<&Pause>, tenure: Option<u64>) -> Result<bool> {
         match self.link {
             Link::Gone => Err(Error::Gone),
             Link::Lost(successor) => Err(successor.error(Outcome::NotExecuted)),
+            _ if !self.is_in(tenure) => Err(Successor::GONE.error(Outcome::NotExecuted)),
             _ if self.dead => Err(Error::Gone),
             Link::Down => Err(Error::Lost(Outcome::NotExecuted)),
             Link::Up(_) => {
@@ -94,7 +95,7 @@ impl Connection {
         let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let mut state = self.shared().lock();
         match &state.link {
-            Link::Up(stream) if !state.dead => {
+            Link::Up(stream) if !state.dead && state.is_in(self.tenure) => {
                 let stream = stream.clone();
                 state.write_first([(calls.into(), Batch { complete, of: Of::ThisLink })], &stream);
                 drop(state);
@@ -126,7 +127,7 @@ impl Connection {
     ) -> Result<Option<Receipt<R>>> {
         let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
         let mut state = self.shared().lock();
-        if !state.could_begin(own)? || state.stream.has_queued(Batch::is_of_a_link) {
+        if !state.could_begin(own, self.tenure)? || state.stream.has_queued(Batch::is_of_a_link) {
             return Ok(None);
         }
         before()?;
@@ -144,7 +145,7 @@ impl Connection {
     ///
     /// As there.
     pub(crate) fn is_idle(&self, own: Option<&Pause>) -> Result<bool> {
-        self.shared().lock().could_begin(own)
+        self.shared().lock().could_begin(own, self.tenure)
     }
 
     /// Ends the stream's writing side, and returns when the server has ended its own.

@@ -268,7 +268,8 @@ impl Connection {
 
     fn make(&self, name: &'static str, call: Call) -> Made {
         let mut state = self.shared().lock();
-        let ring = state.usable_ring().filter(|ring| call.is_plain() && ring.is_idle());
+        let usable = call.is_plain() && state.is_in(self.tenure);
+        let ring = state.usable_ring().filter(|ring| usable && ring.is_idle());
         let Some(ring) = ring else {
             drop(state);
             return Made::UnderWay(self.call_at_once(name, call));

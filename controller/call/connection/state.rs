@@ -12,6 +12,7 @@ use super::ring::RingLink;
 use super::socket::Socket;
 use super::{Batch, Gathered, Of};
 use crate::call::{Call, Calls, Outcome, Replies};
+use crate::fault;
 use crate::transport;
 use crate::transport::log::Log;
 use crate::transport::stream::Stream;
@@ -21,6 +22,9 @@ pub(super) struct State {
     pub(super) link: Link,
     /// How often a link was attached: a driver of an older one has nothing to say any more.
     pub(super) epoch: u64,
+    /// How often another controller has held the process between two links of this one's. What was
+    /// found out or made in an earlier tenure may be something else by now.
+    pub(super) tenure: u64,
     /// The process outlives the link: what is queued waits for the next one.
     pub(super) persistent: bool,
     /// The process is dead: what has arrived is read, and then the link is gone.
@@ -71,6 +75,8 @@ pub(crate) struct Past {
     pub(crate) log: Log,
     /// The number of the first call that was not executed for this controller, if anybody knows.
     pub(crate) end: Option<u64>,
+    /// Another controller has held the process since.
+    pub(crate) held: bool,
 }
 
 /// What is lost with a link, or given up.
@@ -109,6 +115,11 @@ impl Link {
             Self::Down | Self::Gone | Self::Lost(_) => None,
         }
     }
+}
+
+/// The fault that `farcall torture` is to notice: calls are sent again after another controller.
+fn is_sent_again() -> bool {
+    fault::mutant("send-again").is_some()
 }
 
 /// Batches that have just got their replies, in the order of these.
@@ -255,13 +266,27 @@ impl State {
     /// What was under way when the link was lost goes on in front of what is queued, by what the
     /// server says, or without that is given up. Returns what is complete, which counts as completing,
     /// and what is lost.
+    ///
+    /// Where another controller has held the process, nothing goes on.
     pub(super) fn resume(&mut self, past: Option<&Past>) -> (Vec<(Batch, Replies)>, Lost) {
-        self.learn(past, true)
+        self.learn(past, past.is_none_or(|past| !past.held || is_sent_again()))
+    }
+
+    /// Another controller has held the process: what waits is not sent any more. Nor is what comes from
+    /// those who were at it before.
+    pub(super) fn end_tenure(&mut self) -> Lost {
+        self.tenure += 1;
+        if is_sent_again() { Lost::default() } else { self.abandon() }
+    }
+
+    /// Whether what is meant for that tenure alone may be submitted.
+    pub(super) fn is_in(&self, tenure: Option<u64>) -> bool {
+        tenure.is_none_or(|tenure| tenure == self.tenure)
     }
 
     /// What was under way learns what has become of it, and goes on if `again`.
     fn learn(&mut self, past: Option<&Past>, again: bool) -> (Vec<(Batch, Replies)>, Lost) {
-        let Some(Past { log, end: Some(end) }) = past else {
+        let Some(Past { log, end: Some(end), .. }) = past else {
             let lost = self.stream.give_up(|_, _| true);
             return (Vec::new(), Lost::new(lost, Outcome::PossiblyExecuted));
         };

@@ -53,7 +53,7 @@ impl Connection {
         let weight = self.weigh(room::size(std::slice::from_ref(&receive)));
         let (complete, received) = receipt(weight, |replies| value("recvmsg", &replies));
         let mut state = self.shared().lock();
-        if !state.could_begin(Some(&pause))? {
+        if !state.could_begin(Some(&pause), self.tenure)? {
             return Ok(Err(pause));
         }
         let stream = state.link.stream().cloned();

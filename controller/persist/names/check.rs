@@ -1,5 +1,7 @@
 //! Whether what has a name is still what got it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use nix::errno::Errno;
 use nix::libc;
 use syscalls::Sysno;
@@ -7,8 +9,9 @@ use syscalls::Sysno;
 use super::{Kind, Named, Resource, Sameness};
 use crate::abi::registry::Entry;
 use crate::call::{Call, Error, Result};
-use crate::handle::{Kept, Mapping, kind};
+use crate::handle::{Kept, Mapping, Tag, kind};
 use crate::process::Process;
+use crate::sys::Task;
 
 /// PID_FS_MAGIC of linux/magic.h, which libc does not have.
 const PIDFS_MAGIC: i64 = 0x5049_4446;
@@ -25,6 +28,36 @@ impl Identity {
     fn new(device: u64, inode: u64, mode: u64) -> Self {
         Self { device, inode, kind: mode as u32 & libc::S_IFMT }
     }
+
+    /// From a struct stat.
+    fn of_stat(bytes: &[u8]) -> Self {
+        let field = |at: usize| {
+            let bytes = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
+            bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+        };
+        Self::new(
+            field(std::mem::offset_of!(libc::stat, st_dev)),
+            field(std::mem::offset_of!(libc::stat, st_ino)),
+            field(std::mem::offset_of!(libc::stat, st_mode)) & u64::from(u32::MAX),
+        )
+    }
+
+    /// From what stands in an entry, if anything does.
+    fn of_details([device, inode, mode]: [u64; 3]) -> Option<Self> {
+        ([device, inode, mode] != [0; 3]).then(|| Self::new(device, inode, mode))
+    }
+}
+
+/// Bytes of a struct stat and a struct statfs.
+const STAT_SIZE: usize = size_of::<libc::stat>();
+const STATFS_SIZE: usize = size_of::<libc::statfs>();
+/// So many descriptors are looked at together.
+const AT_ONCE: usize = 16;
+
+/// Whether a struct statfs is of the file system that has an inode for each process (Linux 6.9).
+fn is_pidfs(statfs: &[u8]) -> bool {
+    // f_type is the first of its fields.
+    statfs.first_chunk().is_some_and(|bytes| i64::from_le_bytes(*bytes) == PIDFS_MAGIC)
 }
 
 impl std::fmt::Display for Identity {
@@ -56,7 +89,7 @@ impl Process {
             (_, Sameness::Changed(_)) => nothing,
             (kind::FD, _) => {
                 let number = value as i32;
-                self.table().name(number);
+                self.table().name(number, Tag::of(&kept.entry));
                 Resource::Fd(self.adopt_fd(number)?)
             }
             (kind::CHILD, _) => Resource::Child(value as i32),
@@ -96,11 +129,11 @@ impl Process {
         }
     }
 
-    async fn check_fd(&self, number: u64, [device, inode, mode]: [u64; 3]) -> Result<Sameness> {
+    async fn check_fd(&self, number: u64, details: [u64; 3]) -> Result<Sameness> {
         let mut chain = self.chain();
-        let stat = chain.output(size_of::<libc::stat>());
+        let stat = chain.output(STAT_SIZE);
         chain.syscall(Sysno::fstat, [number.into(), stat, 0.into(), 0.into(), 0.into(), 0.into()]);
-        let bytes = chain.copy_out(stat, size_of::<libc::stat>() as u64);
+        let bytes = chain.copy_out(stat, STAT_SIZE as u64);
         let bytes = match chain.run().await {
             Ok(mut done) => done.bytes(bytes)?,
             Err(Error::Chain(error)) if error.errno == Errno::EBADF => {
@@ -108,19 +141,10 @@ impl Process {
             }
             Err(error) => return Err(error),
         };
-        let field = |at: usize| {
-            let bytes = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
-            bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
-        };
-        let now = Identity::new(
-            field(std::mem::offset_of!(libc::stat, st_dev)),
-            field(std::mem::offset_of!(libc::stat, st_ino)),
-            field(std::mem::offset_of!(libc::stat, st_mode)) & u64::from(u32::MAX),
-        );
-        if [device, inode, mode] == [0; 3] {
+        let now = Identity::of_stat(&bytes);
+        let Some(before) = Identity::of_details(details) else {
             return Ok(Sameness::Unverified("nobody wrote down what it was"));
-        }
-        let before = Identity::new(device, inode, mode);
+        };
         if now != before {
             return Ok(Sameness::Changed(format!("it was {before}, and is {now}")));
         }
@@ -132,12 +156,55 @@ impl Process {
 
     /// Whether a descriptor is a pidfd of a kernel that has an inode for each process (Linux 6.9).
     async fn is_on_pidfs(&self, number: u64) -> Result<bool> {
-        const STATFS_SIZE: usize = size_of::<libc::statfs>();
         let call = |at| Call::syscall(Sysno::fstatfs, [number, at, 0, 0, 0, 0]);
-        // f_type is the first of its fields.
-        let magic = |bytes: Vec<u8>| bytes.first_chunk().map(|bytes| i64::from_le_bytes(*bytes));
-        let magic = self.call_fills("fstatfs", STATFS_SIZE, call, magic).await?;
-        Ok(magic == Some(PIDFS_MAGIC))
+        self.call_fills("fstatfs", STATFS_SIZE, call, |bytes| is_pidfs(&bytes)).await
+    }
+
+    /// Which of the descriptors that have handles here still have the names that they had, and are what
+    /// got these, after another controller has held the process: what can't be told apart is not among
+    /// them, nor is what its server uses (`own`). `kept` is what is in the registry now. In a pause of the
+    /// caller's, by the `task` of the tenure that is about to begin.
+    pub(in crate::persist) async fn still_named(
+        &self,
+        task: &Task,
+        kept: &BTreeMap<u64, Kept>,
+        own: &BTreeSet<i32>,
+    ) -> Result<BTreeSet<i32>> {
+        let entry_of = |(number, tag): (i32, Tag)| {
+            let entries = kept.values().map(|kept| &kept.entry);
+            let mut of_it = entries.filter(|entry| entry.kind == kind::FD && tag.is_of(entry));
+            let same = of_it.find(|entry| entry.value == number as u64)?;
+            Some((number, Identity::of_details(same.details)?))
+        };
+        let named = self.table().named_handles().into_iter().filter_map(entry_of);
+        let named: Vec<(i32, Identity)> =
+            named.filter(|(number, _)| !own.contains(number)).collect();
+        let mut same = BTreeSet::new();
+        for some in named.chunks(AT_ONCE) {
+            let buffer = task.arena.take(STAT_SIZE + STATFS_SIZE).ok_or(Error::Gone)?;
+            let at = buffer.address();
+            let calls = some.iter().flat_map(|(number, _)| {
+                let [stat, statfs] =
+                    [(Sysno::fstat, 0), (Sysno::fstatfs, STAT_SIZE)].map(|(call, offset)| {
+                        Call::syscall(call, [*number as u64, at + offset as u64, 0, 0, 0, 0])
+                    });
+                [stat, statfs, Call::copy_out(at, STAT_SIZE + STATFS_SIZE)]
+            });
+            let looked = task.connection.submit_first(calls.collect(), move |replies| {
+                let _buffer = buffer;
+                Ok(replies)
+            });
+            for ((number, before), replies) in some.iter().zip(looked.await?.chunks_exact(3)) {
+                let (stat, statfs) =
+                    replies[2].data.split_at_checked(STAT_SIZE).unwrap_or_default();
+                let is_open = replies[..2].iter().all(|reply| reply.value().is_ok());
+                let can_be_told = before.kind != 0 || is_pidfs(statfs);
+                if is_open && can_be_told && Identity::of_stat(stat) == *before {
+                    same.insert(*number);
+                }
+            }
+        }
+        Ok(same)
     }
 
     /// A pid is not used anew before the process reaps its child; then it can become another child's.

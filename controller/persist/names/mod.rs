@@ -17,7 +17,7 @@ use crate::abi::registry::{ENTRY_SIZE, Entry};
 use crate::abi::wire::Operation;
 use crate::call::{Call, Error, Result};
 use crate::fault;
-use crate::handle::{Fd, Kept, Mapping, kind};
+use crate::handle::{Fd, Kept, Mapping, Tag, kind};
 use crate::process::{Child, Process};
 use crate::sys::registry::{check_name, details_of, entry};
 use crate::sys::{Buffer, last};
@@ -101,9 +101,10 @@ impl Process {
     ///
     /// Those of the calls; [`Error::Protocol`] if the process is not persistent.
     pub async fn names(&self) -> Result<Vec<Named>> {
+        let process = self.in_this_tenure();
         let mut names = Vec::new();
-        for kept in self.kept().await?.into_values() {
-            names.push(self.named(kept).await?);
+        for kept in process.kept().await?.into_values() {
+            names.push(process.named(kept).await?);
         }
         names.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(names)
@@ -115,7 +116,8 @@ impl Process {
     ///
     /// [`Error::Name`] if nothing has; and as of [`Process::names`].
     pub async fn name(&self, name: &str) -> Result<Named> {
-        self.named(self.find(name).await?.kept).await
+        let process = self.in_this_tenure();
+        process.named(process.find(name).await?.kept).await
     }
 
     async fn find(&self, name: &str) -> Result<Given> {
@@ -170,8 +172,10 @@ impl Process {
     /// As of [`Process::keep_fd`].
     pub async fn keep_mapping(&self, name: &str, mapping: Mapping) -> Result<()> {
         let details = [mapping.size() as u64, 0, 0];
+        let process = self.in_this_tenure();
+        mapping.check()?;
         // Where this fails it is unmapped.
-        self.keep(name, kind::MAPPING, mapping.address(), details, &[], None).await?;
+        process.keep(name, kind::MAPPING, mapping.address(), details, &[], None).await?;
         // It is the name's now.
         let _ = mapping.into_raw();
         Ok(())
@@ -201,15 +205,16 @@ impl Process {
             let reason = "no more than 64 KiB have room under a name";
             return Err(Error::Name { name: name.into(), reason });
         }
-        let before = match self.find(name).await {
+        let process = self.in_this_tenure();
+        let before = match process.find(name).await {
             Ok(Given { slot, kept }) if kept.entry.kind == kind::BYTES => Some(slot),
             _ => None,
         };
         let len = bytes.len() as u64;
-        self.keep(name, kind::BYTES, len, [len, 0, 0], bytes, before).await
+        process.keep(name, kind::BYTES, len, [len, 0, 0], bytes, before).await
     }
 
-    /// Enters something that is there already, and frees entry `clear`.
+    /// Enters something that is there already, and frees entry `clear`, in one tenure.
     async fn keep(
         &self,
         name: &str,
@@ -220,14 +225,15 @@ impl Process {
         clear: Option<u64>,
     ) -> Result<()> {
         check_name(name)?;
-        let mut bytes = entry(name, kind, details).to_bytes().to_vec();
+        let process = self.in_this_tenure();
+        let mut bytes = entry(name, kind, details, Tag::new()).to_bytes().to_vec();
         bytes.extend(Kept::parts(behind));
         let len = bytes.len() as u64;
         bytes.extend(value.to_le_bytes());
-        let buffer = self.buffer(bytes.len()).await?;
+        let buffer = process.buffer(bytes.len()).await?;
         // What is replaced has the name, and loses it at the same instant.
         let names = if clear.is_some() { Vec::new() } else { vec![name.to_owned()] };
-        let slots = self.slots(len / ENTRY_SIZE as u64, &names).await?;
+        let slots = process.slots(len / ENTRY_SIZE as u64, &names).await?;
         let from = buffer.address();
         let clear = clear.map_or(0, |slot| slot + 1);
         fault::point("keep.prepared");
@@ -237,7 +243,7 @@ impl Process {
             // Its result is the value.
             Call::operation(Operation::Load, [from + len, 8, 0, 0, 0, 0]).linked(),
         ];
-        let kept = self.connection().submit(calls, move |replies| {
+        let kept = process.connection.submit(calls, move |replies| {
             let _used: (Buffer, _) = (buffer, slots);
             let names = ["COPY_IN", "KEEP", "LOAD"];
             for (reply, name) in replies.iter().zip(names) {
@@ -259,14 +265,15 @@ impl Process {
     /// [`Error::Name`] if nothing has that name, if a handle to the descriptor is still in use, or if it
     /// is not the one that got the name; those of the call.
     pub async fn release(&self, name: &str) -> Result<()> {
-        let given = self.find(name).await?;
+        let process = self.in_this_tenure();
+        let given = process.find(name).await?;
         let value = given.kept.entry.value;
         let (call_name, call) = match given.kept.entry.kind {
-            kind::FD if self.table().has_handle(value as i32) => {
+            kind::FD if process.table().has_handle(value as i32) => {
                 let reason = "a handle to the descriptor is in use: drop it first";
                 return Err(Error::Name { name: name.into(), reason });
             }
-            kind::FD if matches!(self.check(&given.kept).await?, Sameness::Changed(_)) => {
+            kind::FD if matches!(process.check(&given.kept).await?, Sameness::Changed(_)) => {
                 let reason = "it is not what got the name any more: forget the name";
                 return Err(Error::Name { name: name.into(), reason });
             }
@@ -277,7 +284,7 @@ impl Process {
             }
             _ => ("getpid", Call::syscall(Sysno::getpid, [0; 6])),
         };
-        self.give_up(given, call_name, call).await
+        process.give_up(given, call_name, call).await
     }
 
     /// Takes the name away and leaves what had it as it is.
@@ -286,8 +293,9 @@ impl Process {
     ///
     /// [`Error::Name`] if nothing has that name.
     pub async fn forget(&self, name: &str) -> Result<()> {
-        let given = self.find(name).await?;
-        self.give_up(given, "getpid", Call::syscall(Sysno::getpid, [0; 6])).await
+        let process = self.in_this_tenure();
+        let given = process.find(name).await?;
+        process.give_up(given, "getpid", Call::syscall(Sysno::getpid, [0; 6])).await
     }
 
     async fn give_up(&self, given: Given, name: &'static str, call: Call) -> Result<()> {
@@ -296,7 +304,7 @@ impl Process {
         let Entry { kind, value, .. } = given.kept.entry;
         registry.changes();
         fault::point("release.found");
-        let given_up = self.connection().submit(vec![clear, call.linked()], move |replies| {
+        let given_up = self.connection.submit(vec![clear, call.linked()], move |replies| {
             registry.changes();
             if let [cleared, ..] = replies.as_slice() {
                 cleared.value().map_err(Error::call("KEEP"))?;

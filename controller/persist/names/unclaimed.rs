@@ -28,17 +28,18 @@ impl Process {
     ///
     /// Those of the calls.
     pub async fn unclaimed(&self) -> Result<Vec<Unclaimed>> {
+        let process = self.in_this_tenure();
         // Those that have names are known then.
-        self.kept().await?;
-        let (open, has_proc) = match self.open_numbers().await {
+        process.kept().await?;
+        let (open, has_proc) = match process.open_numbers().await {
             Ok(open) => (open, true),
-            Err(Error::Call { .. } | Error::Chain(_)) => (self.open_by_asking().await?, false),
+            Err(Error::Call { .. } | Error::Chain(_)) => (process.open_by_asking().await?, false),
             Err(error) => return Err(error),
         };
-        let known = self.table().known();
+        let known = process.table().known();
         let mut unclaimed = Vec::new();
         for number in open.difference(&known) {
-            let what = if has_proc { self.fd_link(*number).await } else { None };
+            let what = if has_proc { process.fd_link(*number).await } else { None };
             unclaimed.push(Unclaimed { number: *number, what });
         }
         Ok(unclaimed)
@@ -51,9 +52,12 @@ impl Process {
     ///
     /// Those of the calls.
     pub async fn close_unclaimed(&self) -> Result<()> {
-        self.kept().await?;
-        let connection = self.connection();
-        sweep_when_idle(&self.table(), connection, connection.clone()).await
+        let process = self.in_this_tenure();
+        process.kept().await?;
+        let (table, connection) = (process.table(), &process.connection);
+        sweep_when_idle(&table, connection, connection.clone()).await?;
+        table.is_known();
+        Ok(())
     }
 
     /// Without /proc: every number below the limit is asked for.
@@ -67,7 +71,7 @@ impl Process {
                 Call::syscall(Sysno::fcntl, [fd as u64, libc::F_GETFD as u64, 0, 0, 0, 0])
             };
             let calls = numbers.clone().map(getfd).collect();
-            let there = self.connection().submit(calls, move |replies| {
+            let there = self.connection.submit(calls, move |replies| {
                 let answers = numbers.zip(replies);
                 let there = answers.filter(|(_, reply)| reply.value() != Err(Errno::EBADF));
                 Ok(there.map(|(number, _)| number).collect::<Vec<_>>())

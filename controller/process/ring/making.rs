@@ -6,7 +6,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -14,7 +13,6 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use syscalls::Sysno;
 use tokio::sync::OwnedMutexGuard;
 
-use super::There;
 use super::signal::interrupt;
 use crate::abi::wire::Operation;
 use crate::call::{Bell, Call, DataSocket, Error, Pause, Polling, Receipt, Reply, Result};
@@ -101,10 +99,7 @@ impl Making {
         fault::point("ring.made");
         let (process, address) = (self.process, mapping.address());
         process.rings().insert(address);
-        let interregna = process.inner().interregna.clone();
-        let since = interregna.load(Ordering::Relaxed);
-        let there = There { mapping: Some(mapping), interregna, since };
-        let memory = Arc::new(self.memory.mapped(address, there));
+        let memory = Arc::new(self.memory.mapped(address, mapping));
         process.server_fds().ring = bells.to_vec();
         process.ends.lend(&self.table, &bells);
         process.forget_ring(before);

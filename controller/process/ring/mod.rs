@@ -12,7 +12,7 @@ mod making;
 mod signal;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use self::making::Making;
@@ -51,14 +51,15 @@ impl Process {
         self.connection.needs_read_ahead("a ring")?;
         // Two that pause the connection would wait for each other.
         let _turn = self.inner().entering.lock().await;
-        self.need_data().await?;
-        let buffer = Arc::new(self.buffer(Message::size(1)).await?);
-        let mut changed = self.connection.watch();
+        let process = self.in_this_tenure();
+        process.need_data().await?;
+        let buffer = Arc::new(process.buffer(Message::size(1)).await?);
+        let mut changed = process.connection.watch();
         loop {
             // Where there is always something under way it would never be idle by itself.
-            let pause = self.connection.pause();
+            let pause = process.connection.pause();
             let tried = loop {
-                match self.try_ring(polling, Some(&pause), || Some(buffer.clone()))? {
+                match process.try_ring(polling, Some(&pause), || Some(buffer.clone()))? {
                     // The sender lives in what `self` holds.
                     Try::Busy => drop(changed.changed().await),
                     other => break other,
@@ -70,8 +71,8 @@ impl Process {
                 Try::There => return Ok(()),
                 // Whoever it is may wait for calls that the pause has kept.
                 Try::Busy | Try::Locked => {
-                    drop(self.inner().reconnecting.lock().await);
-                    drop(self.quiet_table().await);
+                    drop(process.inner().reconnecting.lock().await);
+                    drop(process.quiet_table().await);
                 }
             }
         }
@@ -115,7 +116,6 @@ impl Process {
     /// Another controller may have held the process meanwhile, and have unmapped what it did not know:
     /// nothing here uses or unmaps it any more. If it is still there, the next RING names it.
     pub(crate) fn give_rings_up(&self) {
-        self.inner().interregna.fetch_add(1, Ordering::Relaxed);
         self.rings().clear();
         self.forget_shared();
     }
@@ -125,30 +125,13 @@ impl Process {
     }
 }
 
-/// A ring's memory in the process, as long as no other controller has held that.
-struct There {
-    mapping: Option<Mapping>,
-    interregna: Arc<AtomicU64>,
-    since: u64,
-}
-
-impl Drop for There {
-    fn drop(&mut self) {
-        if let Some(mapping) = self.mapping.take()
-            && self.interregna.load(Ordering::Relaxed) != self.since
-        {
-            let _ = mapping.into_raw();
-        }
-    }
-}
-
 /// What makes a ring once the process is called often. Says whether it need not be called again.
 pub(super) fn when_busy(process: Weak<Inner>, polling: Polling) -> impl Fn() -> bool + Send + Sync {
     let runtime = tokio::runtime::Handle::try_current();
     let tried = AtomicBool::new(false);
     move || {
         let (Ok(runtime), Some(inner)) = (&runtime, process.upgrade()) else { return true };
-        let process = Process { inner };
+        let process = Process { inner, tenure: None };
         let _runtime = runtime.enter();
         if process.has_data() {
             return process.begin_ring(polling);
