@@ -133,7 +133,8 @@ async fn descriptors_wait_for_the_next_connection_of_the_same_controller() {
             // What they are about is not what it was.
             let all = [sent.err(), fetched.err(), spawned.err()];
             for lost in all {
-                assert!(matches!(lost, Some(Error::Lost(Outcome::NotExecuted))), "{lost:?}");
+                assert!(matches!(lost, Some(Error::Superseded { .. })), "{lost:?}");
+                assert_eq!(lost.as_ref().and_then(Error::outcome), Some(Outcome::NotExecuted));
             }
             assert_eq!(process.children().await.unwrap().known, []);
         } else {

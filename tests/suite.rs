@@ -39,6 +39,7 @@ mod spare_streams;
 mod stream;
 mod superseded;
 mod takeover;
+mod tenures;
 #[cfg(feature = "cli")]
 mod torture;
 mod upgrade;

@@ -102,6 +102,10 @@ async fn old_controller(home: PathBuf, way: &str) {
     tell(word(&process.getpid().await));
     tokio::task::spawn_blocking(hear).await.unwrap();
     process.reconnect().await.unwrap();
+    // The other one may have closed what it does not know.
+    let stale = process.write(&file, &[0; 8]).await;
+    assert!(matches!(stale, Err(Error::Stale { .. })), "{stale:?}");
+    let file = open(&process, &home.join("appended")).await;
     assert_eq!(process.write(&file, &[0; 8]).await.unwrap(), 8);
     tell(process.getpid().await.unwrap());
     tokio::task::spawn_blocking(hear).await.unwrap();
@@ -286,6 +290,8 @@ async fn that_is_so_though_the_other_one_is_gone_again() {
     // Nobody has it now.
     child.reconnect().await.unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"");
+    assert!(file.is_stale());
+    let file = open(&child, &path).await;
     child.write(&file, "once").await.unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"once");
     child.exit(0).await.unwrap();

@@ -182,6 +182,7 @@ impl Task {
     /// The connection, for calls of one's own. What these name is for their maker to know, also after
     /// another controller has held the process: only what waits or is under way then is not executed.
     #[must_use]
+    #[expect(clippy::misnamed_getters, reason = "the field of that name is for typed calls")]
     pub fn connection(&self) -> &Connection {
         &self.any_tenure
     }
