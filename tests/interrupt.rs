@@ -1,11 +1,13 @@
 //! Interrupting calls, and deadlines.
 
+use std::future::Future;
 use std::time::{Duration, Instant};
 
 use farcall::call::{Call, Polling};
 use farcall::sys::Sysno;
-use farcall::{Child, Error, Local, Process};
+use farcall::{Child, Error, Local, Outcome, Process, blocking};
 use nix::errno::Errno;
+use nix::sys::eventfd::EfdFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -25,6 +27,21 @@ fn sleep() -> Call {
 
 fn is_eintr<T: std::fmt::Debug>(result: &farcall::Result<T>) -> bool {
     matches!(result, Err(Error::Call { errno: Errno::EINTR, .. }))
+}
+
+/// It had begun, and was interrupted at its deadline.
+fn was_interrupted<T>(result: &farcall::Result<T>) -> bool {
+    matches!(result, Err(Error::TimedOut { begun: true, .. }))
+}
+
+/// Its turn did not come before its deadline, and it is not executed.
+fn has_not_begun<T>(result: &farcall::Result<T>) -> bool {
+    matches!(result, Err(Error::TimedOut { begun: false, .. }))
+}
+
+/// What the future comes to. One that never resolves is a test that fails.
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(common::LIMIT, future).await.expect("it resolves")
 }
 
 #[tokio::test]
@@ -86,10 +103,214 @@ async fn a_deadline_interrupts_and_what_is_faster_has_its_result() {
     let limit = Duration::from_millis(20);
     let begin = Instant::now();
     let timed_out = child.syscall_within(limit, Sysno::ppoll, [0; 6]).await;
-    assert!(matches!(timed_out, Err(Error::TimedOut { call: "ppoll" })), "{timed_out:?}");
+    assert!(was_interrupted(&timed_out), "{timed_out:?}");
     assert!(begin.elapsed() >= limit);
     let fast = child.syscall_within(Duration::from_secs(60), Sysno::getpid, [0; 6]).await;
     assert_eq!(fast.unwrap(), child.pid().unwrap() as u64);
+}
+
+#[tokio::test]
+async fn a_deadline_behind_a_blocked_call_is_kept_and_its_call_is_never_executed() {
+    let (_root, child) = child().await;
+    let flags = EfdFlags::EFD_NONBLOCK.bits() as u64;
+    let counter = child.syscall(Sysno::eventfd2, [0, flags, 0, 0, 0, 0]).await.unwrap();
+    let memory = child.mmap_pages().await;
+    child.write_memory(memory.address(), 1u64.to_le_bytes()).await.unwrap();
+    let add = [counter, memory.address(), 8, 0, 0, 0];
+    // No deadline: it never ends by itself.
+    let blocked = child.connection().call("ppoll", sleep());
+    let interrupter = blocked.interrupter().unwrap();
+    let blocked = tokio::spawn(blocked);
+    // More than there is room for in the ring: some are handed over, and some wait for that. Some never
+    // wait once they have begun, and some do.
+    let deadlines = (1..=100).map(|number: u64| {
+        let child = child.process().clone();
+        tokio::spawn(async move {
+            let limit = Duration::from_millis(number % 10);
+            let (call, args) = if number.is_multiple_of(2) {
+                (Sysno::write, add)
+            } else {
+                (Sysno::close, [add[0], 0, 0, 0, 0, 0])
+            };
+            child.syscall_within(limit, call, args).await
+        })
+    });
+    for late in deadlines.collect::<Vec<_>>() {
+        let late = soon(late).await.unwrap();
+        assert!(has_not_begun(&late), "{late:?}");
+        assert_eq!(late.unwrap_err().outcome(), Some(Outcome::NotExecuted));
+    }
+    assert!(!blocked.is_finished());
+    soon(interrupter.interrupt()).await.unwrap();
+    assert!(is_eintr(&soon(blocked).await.unwrap()));
+    // Nobody has added to it, and nobody has closed it.
+    let read = child.syscall(Sysno::read, [add[0], add[1], 8, 0, 0, 0]).await;
+    assert_eq!(read.unwrap_err().errno(), Some(Errno::EAGAIN));
+}
+
+#[tokio::test]
+async fn of_two_calls_with_deadlines_each_is_kept_whichever_is_the_shorter() {
+    let (_root, child) = child().await;
+    let [short, long] = [20, 80].map(Duration::from_millis);
+    for [first, second] in [[long, short], [short, long], [short, short]] {
+        let within = |limit| child.syscall_within(limit, Sysno::ppoll, [0; 6]);
+        let both = async { tokio::join!(within(first), within(second)) };
+        let (one, other) = soon(both).await;
+        assert!(was_interrupted(&one), "{one:?}");
+        // Its turn comes when the first one is over, if that is before its own end.
+        assert!(was_interrupted(&other) || has_not_begun(&other), "{other:?}");
+        child.getpid().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_is_kept_while_the_stream_is_blocked() {
+    let (_root, child) = child().await;
+    let memory = child.mmap_pages().await;
+    // What brings bytes for memory that is not shared takes the stream.
+    let calls = vec![Call::copy_in(memory.address(), vec![1; 8]), sleep()];
+    let blocked = child.connection().submit(calls, |replies| Ok(replies[1].result));
+    let limit = Duration::from_millis(20);
+    let late = soon(child.syscall_within(limit, Sysno::getpid, [0; 6])).await;
+    assert!(has_not_begun(&late), "{late:?}");
+    common::until_async("the call blocks", || {
+        common::blocked_in(child.pid().unwrap()) == Some(Sysno::ppoll.id() as usize)
+    })
+    .await;
+    // A signal that has a handler.
+    nix::sys::signal::kill(Pid::from_raw(child.pid().unwrap()), Signal::SIGPIPE).unwrap();
+    assert_eq!(soon(blocked).await.unwrap(), -(Errno::EINTR as i64));
+    child.getpid().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_batch_whose_last_call_is_to_be_interrupted_keeps_no_earlier_call_from_it() {
+    let (_root, child) = child().await;
+    let connection = child.connection();
+    let getpid = || Call::syscall(Sysno::getpid, [0; 6]);
+    let results = |replies: Vec<farcall::call::Reply>| {
+        Ok(replies.iter().map(|reply| reply.result).collect::<Vec<_>>())
+    };
+    let blocked = connection.call("ppoll", sleep());
+    let batches = [vec![getpid(), sleep()], vec![sleep(), getpid()], vec![getpid(), getpid()]];
+    let batches = batches.map(|calls| connection.submit(calls, results));
+    let interrupters: Vec<_> =
+        batches.iter().map(|batch| batch.interrupter().unwrap()).rev().collect();
+    let interrupting: Vec<_> = interrupters
+        .into_iter()
+        .map(|interrupter| tokio::spawn(async move { interrupter.interrupt().await }))
+        .collect();
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    // It is before all of them.
+    soon(blocked.interrupter().unwrap().interrupt()).await.unwrap();
+    assert!(is_eintr(&soon(blocked).await));
+    let pid = i64::from(child.pid().unwrap());
+    let eintr = -(Errno::EINTR as i64);
+    let [first, second, third] = batches;
+    assert_eq!(soon(first).await.unwrap(), [pid, eintr]);
+    // Nobody interrupts the first call of the second batch but this.
+    common::until_async("it blocks", || {
+        common::blocked_in(child.pid().unwrap()) == Some(Sysno::ppoll.id() as usize)
+    })
+    .await;
+    nix::sys::signal::kill(Pid::from_raw(child.pid().unwrap()), Signal::SIGPIPE).unwrap();
+    // Calls that never wait may have been faster.
+    let fast = |result| [eintr, pid].contains(&result);
+    let [second, third] = [soon(second).await.unwrap(), soon(third).await.unwrap()];
+    assert!(second[0] == eintr && fast(second[1]), "{second:?}");
+    assert!(third[0] == pid && fast(third[1]), "{third:?}");
+    for interrupting in interrupting {
+        soon(interrupting).await.unwrap().unwrap();
+    }
+    child.getpid().await.unwrap();
+}
+
+/// Calls that only an interruption ends and some that never wait, each with many who interrupt it, in
+/// any order, and others who call without a deadline: all of them come to an end, and those results are
+/// theirs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_interrupt_many_calls_and_each_comes_to_its_end() {
+    const ROUNDS: usize = 50;
+    const CALLS: usize = 20;
+    const INTERRUPTERS: usize = 5;
+    let (_root, child) = child().await;
+    let connection = child.connection();
+    let pid = child.pid().unwrap() as u64;
+    for round in 0..ROUNDS {
+        let mut calls = Vec::new();
+        let mut interrupters = Vec::new();
+        let mut others = Vec::new();
+        for number in 0..CALLS {
+            let blocks = (round + number) % 3 > 0;
+            let call = if blocks { sleep() } else { Call::syscall(Sysno::getpid, [0; 6]) };
+            let call = connection.call("call", call);
+            let interrupter = call.interrupter();
+            others.push(connection.call("getpid", Call::syscall(Sysno::getpid, [0; 6])));
+            // Those that had to take the stream can't be interrupted, and are quick.
+            match interrupter {
+                Some(interrupter) => {
+                    interrupters.extend(std::iter::repeat_n(interrupter, INTERRUPTERS));
+                }
+                None => assert!(!blocks, "the ring has room"),
+            }
+            calls.push((blocks, tokio::spawn(call)));
+        }
+        let places = interrupters.len();
+        let interrupting = (0..places).map(|place| {
+            // Another order each round.
+            let interrupter = interrupters[(place * 37 + round * 11) % places].clone();
+            tokio::spawn(async move { interrupter.interrupt().await })
+        });
+        let mut interrupting: Vec<_> = interrupting.collect();
+        interrupting.extend(
+            interrupters
+                .into_iter()
+                .rev()
+                .map(|interrupter| tokio::spawn(async move { interrupter.interrupt().await })),
+        );
+        for (blocks, call) in calls {
+            let result = soon(call).await.unwrap();
+            let whole = result.as_ref().is_ok_and(|result| *result == pid);
+            assert!(is_eintr(&result) || !blocks && whole, "{result:?}");
+        }
+        for other in others {
+            assert_eq!(soon(other).await.unwrap(), pid);
+        }
+        for interrupting in interrupting {
+            soon(interrupting).await.unwrap().unwrap();
+        }
+    }
+}
+
+#[test]
+fn threads_without_a_runtime_have_deadlines_too() {
+    let root = blocking::wait(Local::new().start()).unwrap();
+    let worker = root.clone();
+    let child = blocking::wait(async move {
+        let child = worker.child().spawn().await?;
+        child.enter_ring(Polling::Adaptive).await?;
+        Ok(child)
+    })
+    .unwrap();
+    std::thread::scope(|threads| {
+        for thread in 0..8 {
+            let process = child.process().clone();
+            threads.spawn(move || {
+                for time in 0..20 {
+                    let process = process.clone();
+                    let limit = Duration::from_millis((thread + time) % 5);
+                    let late = blocking::wait(async move {
+                        Ok(process.syscall_within(limit, Sysno::ppoll, [0; 6]).await)
+                    });
+                    let late = late.unwrap();
+                    assert!(was_interrupted(&late) || has_not_begun(&late), "{late:?}");
+                }
+            });
+        }
+    });
+    assert_eq!(child.syscall_blocking(Sysno::getpid, [0; 6]).unwrap(), child.pid().unwrap() as u64);
 }
 
 #[tokio::test]

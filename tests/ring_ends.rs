@@ -99,7 +99,9 @@ fn an_interrupt_that_nobody_carries_on_holds_nothing_up() {
     let memory = root.shared_buffer(8).unwrap();
     let read = [fd[0].number() as u64, memory.address(), 1, 0, 0, 0];
     let first = root.connection().call("read", Call::syscall(Sysno::read, read));
-    let second = root.connection().call("ppoll", Call::syscall(Sysno::ppoll, [0; 6]));
+    // One of several, whose turn it waits for.
+    let calls = [Sysno::getpid, Sysno::ppoll].map(|number| Call::syscall(number, [0; 6])).to_vec();
+    let second = root.connection().submit(calls, |_| Ok(()));
     let interrupter = second.interrupter().unwrap();
     until("it reads", || blocked_in(pid) == Some(Sysno::read.id() as usize));
     {

@@ -32,6 +32,9 @@
 //! *Interrupting*, see [`Ring::begin`], is the same problem a third time: `running` against
 //! `cancel`.
 //!
+//! *Withdrawing* a call that the server has not begun, see [`Ring::withdraw`], is decided by one
+//! word: server and controller both change it from what was submitted, and one of them comes first.
+//!
 //! The models in `models/` try all of this out, and fail where one of these is weaker.
 //!
 //! Nothing here is trusted by the server: it takes a copy of a record before it looks at it, and
@@ -43,7 +46,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-use super::wire::Request;
+use super::wire::{Request, Word};
 
 /// How many records a ring has.
 #[cfg(not(loom))]
@@ -70,6 +73,12 @@ pub const ARENA_OFFSET: usize = 4096 + CAPACITY * 64;
 
 /// The mark is in the bits of a word that are zero in every version of the stream.
 const MARK: u32 = 48;
+
+/// Set by the controller: the call is not to be executed. Also zero in every version of the stream.
+const WITHDRAWN: u64 = 1 << 47;
+
+/// Set by the server: it has begun the call, which can't be withdrawn any more.
+const CLAIMED: u64 = 1 << 46;
 
 /// What lies at the start of the shared memory. Behind it is the arena.
 #[repr(C, align(64))]
@@ -222,6 +231,18 @@ impl Ring {
     pub fn server_sleeps(&self) -> bool {
         fence(Ordering::SeqCst);
         self.server.asleep.load(Ordering::Relaxed) != 0
+    }
+
+    /// Withdraws call `index`, which has been submitted. True: the server never executes it, and its
+    /// result is EINTR when the server comes to it. False: the server has begun it, or it is not marked
+    /// with FLUSH: the server begins such a call without looking again.
+    pub fn withdraw(&self, index: u64) -> bool {
+        let place = &self.record(index).word;
+        let word = place.load(Ordering::Relaxed);
+        let waits = word >> MARK == asked(index) && word & Word::FLUSH != 0 && word & CLAIMED == 0;
+        let withdrawn = word | WITHDRAWN;
+        waits
+            && place.compare_exchange(word, withdrawn, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     /// The result of call `index`, once it is there.
@@ -379,6 +400,21 @@ impl Ring {
         fence(Ordering::SeqCst);
         let cancel = self.controller.cancel.load(Ordering::Acquire);
         cancel == 0 || cancel > index
+    }
+
+    /// The server begins call `index`, whose word is the request's, and has said that it runs. False:
+    /// the controller has withdrawn it.
+    ///
+    /// Who finds it claimed, and then has a fence, as [`Ring::interrupt`] does, sees that it runs: there
+    /// is a fence in [`Ring::begin`] too.
+    #[inline]
+    pub fn claim(&self, index: u64, word: u64) -> bool {
+        let asked = word | asked(index) << MARK;
+        let place = &self.record(index).word;
+        word & WITHDRAWN == 0
+            && place
+                .compare_exchange(asked, asked | CLAIMED, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
 
     /// Where it says which call is to be interrupted.

@@ -236,6 +236,8 @@ impl HelloResult {
     pub const UPGRADE: u32 = 1 << 6;
     /// Its entries know [`AHEAD`](super::entry::AHEAD): children can begin in version 1.
     pub const BEGIN: u32 = 1 << 7;
+    /// Calls of a ring can be withdrawn.
+    pub const WITHDRAW: u32 = 1 << 8;
     /// What a server built from this source offers.
     pub const OFFERED: u32 = Self::COPY
         | Self::SERVE
@@ -244,7 +246,8 @@ impl HelloResult {
         | Self::LOG
         | Self::KEEP
         | Self::UPGRADE
-        | Self::BEGIN;
+        | Self::BEGIN
+        | Self::WITHDRAW;
 
     /// The answer of a server that speaks `version` and offers `features`.
     #[must_use]

@@ -162,6 +162,7 @@ fn features_are_bits_of_their_own_and_all_are_offered() {
         HelloResult::KEEP,
         HelloResult::UPGRADE,
         HelloResult::BEGIN,
+        HelloResult::WITHDRAW,
     ];
     let all = features.into_iter().fold(0, |all, feature| {
         assert_eq!(feature.count_ones(), 1);

@@ -86,11 +86,14 @@ pub enum Error {
         /// What the handle stood for.
         what: String,
     },
-    /// A call was interrupted at its deadline: it returned EINTR, or had not begun.
-    #[error("{call}: interrupted at its deadline")]
+    /// A call was not complete at its deadline: it was interrupted, and returned EINTR, or it had not
+    /// begun, and is not executed.
+    #[error("{call}: {} at its deadline", if *begun { "interrupted" } else { "not begun" })]
     TimedOut {
         /// The call's name in its man page.
         call: &'static str,
+        /// It had begun, and returned EINTR. A call that waits behind another one has not.
+        begun: bool,
     },
     /// What was asked for needs a server that reads ahead, and this one does not.
     #[error(
@@ -269,7 +272,7 @@ impl Error {
     pub fn outcome(&self) -> Option<Outcome> {
         match self {
             Self::Lost(outcome) | Self::Superseded { outcome, .. } => Some(*outcome),
-            Self::Gone => Some(Outcome::NotExecuted),
+            Self::Gone | Self::TimedOut { begun: false, .. } => Some(Outcome::NotExecuted),
             _ => None,
         }
     }

@@ -6,8 +6,8 @@ mod polling;
 mod steps;
 
 pub(crate) use connection::{
-    Bell, DataSocket, Inbox, Past, Pause, Socket, Successor, ThroughStream, WeakConnection, Weight,
-    take,
+    Bell, DataSocket, Inbox, Interrupts, Past, Pause, Socket, Successor, ThroughStream,
+    WeakConnection, Weight, take,
 };
 pub use connection::{Connection, Interrupter, Receipt};
 pub use error::{Error, Outcome, Result, errno_name};

@@ -39,6 +39,8 @@ struct Pending<T> {
     shape: Shape,
     /// All of its calls, for the case that the link is lost.
     calls: Calls,
+    /// Its only record is never executed, and stands in the ring until the server comes to it.
+    withdrawn: bool,
     tag: T,
 }
 
@@ -114,15 +116,49 @@ impl<T> Ring<T> {
     /// Whether call `index` has been handed over and has no result yet.
     pub fn is_under_way(&self, index: u64) -> bool {
         // Of a batch that is complete and not taken yet the records are still there.
-        let waits = self.pending.iter().any(|batch| (batch.first..=batch.last()).contains(&index));
+        let has = |batch: &Pending<T>| (batch.first..=batch.last()).contains(&index);
+        let waits = self.pending.iter().any(|batch| has(batch) && !batch.withdrawn);
         waits && self.memory.ring().result(index).is_none()
+    }
+
+    /// Withdraws the batch whose only record is that of call `index`, if it may be and the server has
+    /// not begun it, and returns its tag and its replies, as of a call that was interrupted. `place` is
+    /// returned instead of the tag when the server has come to the record.
+    pub fn withdraw(
+        &mut self,
+        index: u64,
+        may: impl FnOnce(&T) -> bool,
+        place: T,
+    ) -> Option<(T, Replies)> {
+        let at = self.pending.iter().position(|batch| batch.first == index)?;
+        let batch = self.pending.get_mut(at)?;
+        let alone = batch.records == 1 && !batch.withdrawn && may(&batch.tag);
+        if !alone || !self.memory.ring().withdraw(index) {
+            return None;
+        }
+        batch.withdrawn = true;
+        let tag = std::mem::replace(&mut batch.tag, place);
+        let shape = std::mem::take(&mut batch.shape);
+        let interrupted = smallvec![reply(-i64::from(libc::EINTR))];
+        Some((tag, self.replies(&shape, interrupted)))
     }
 
     /// Hands one call over for a caller that waits for its result without giving others a chance to
     /// hand over something, or that says later who waits for it.
     pub fn push_one(&mut self, call: &Call) -> u64 {
+        self.push_request(&request(call))
+    }
+
+    /// The same for one that can be withdrawn, however quick it is.
+    pub fn push_one_to_withdraw(&mut self, call: &Call) -> u64 {
+        let mut request = request(call);
+        request.word |= Word::FLUSH;
+        self.push_request(&request)
+    }
+
+    fn push_request(&mut self, request: &Request) -> u64 {
         let index = self.next;
-        self.memory.ring().submit(index, &request(call));
+        self.memory.ring().submit(index, request);
         self.next += 1;
         index
     }
@@ -132,7 +168,8 @@ impl<T> Ring<T> {
         self.in_flight += 1;
         let shape = Shape::default();
         let calls = smallvec![call.clone()];
-        self.pending.push_back(Pending { first: index, records: 1, shape, calls, tag });
+        let (first, records, withdrawn) = (index, 1, false);
+        self.pending.push_back(Pending { first, records, shape, calls, withdrawn, tag });
     }
 
     /// How many calls the server has answered in here.
@@ -167,7 +204,7 @@ impl<T> Ring<T> {
             self.next += 1;
         }
         self.in_flight += records;
-        self.pending.push_back(Pending { first, records, shape, calls, tag });
+        self.pending.push_back(Pending { first, records, shape, calls, withdrawn: false, tag });
         Handed::Over(self.next - 1)
     }
 

@@ -426,3 +426,30 @@ pub fn after_a_signal_that_was_given_up_the_next_call_can_be_interrupted() {
     };
     interrupting_with(Signals::AnyTime, &[Ends, Blocks], controller, check);
 }
+
+pub fn a_call_is_either_withdrawn_or_can_be_interrupted() {
+    model(3, || {
+        let shared = both();
+        shared.0.submit(0, &request(0));
+        let server = shared.clone();
+        let server = thread::spawn(move || {
+            let (ring, kernel) = &*server;
+            let mut taken = Request::default();
+            assert!(ring.take(0, &mut taken) && ring.begin(0), "submitted before the server ran");
+            let begun = ring.claim(0, taken.word);
+            if begun && !ring.is_canceled(0) {
+                // Only a signal ends it.
+                kernel.server.wait(|happened| happened.signals > 0);
+            }
+            ring.complete(0, taken.word, if begun { result(0) } else { EINTR });
+        });
+        let (ring, kernel) = &*shared;
+        let withdrawn = ring.withdraw(0);
+        if !withdrawn && ring.interrupt(0) {
+            kernel.send_signal();
+        }
+        server.join().unwrap();
+        let begun = ring.result(0).expect("it is complete") == result(0);
+        assert_eq!(begun, !withdrawn, "begun, or withdrawn");
+    });
+}

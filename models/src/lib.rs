@@ -41,6 +41,7 @@ mod tests {
         a_signal_that_never_arrives_holds_nothing_up
         a_signal_that_arrives_after_it_was_given_up_holds_nothing_up
         after_a_signal_that_was_given_up_the_next_call_can_be_interrupted
+        a_call_is_either_withdrawn_or_can_be_interrupted
     }
 }
 

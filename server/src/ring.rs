@@ -18,7 +18,7 @@ use farcall_abi::wire::{STREAM_VERSION, Word};
 use crate::arch;
 use crate::copy::whole;
 use crate::serve::Server;
-use crate::sys::{self, EFAULT, EINVAL, Patience, SI_QUEUE, SigInfo};
+use crate::sys::{self, EFAULT, EINTR, EINVAL, Patience, SI_QUEUE, SigInfo};
 
 /// After so many calls in a row the server looks at its descriptors, even if there are more: what
 /// that costs is then less than a hundredth of what the calls do.
@@ -71,6 +71,7 @@ impl Server {
             let next = self.state.ring.next;
             if ring.take(next, &mut self.state.request) {
                 let word = self.state.request.word;
+                let mut withdrawn = false;
                 if word & Word::FLUSH == 0 {
                     ring.begin_quick(next);
                 } else {
@@ -80,9 +81,10 @@ impl Server {
                         return Patience::Endless;
                     }
                     ring.wake();
+                    withdrawn = !ring.claim(next, word);
                 }
                 self.cancel = ring.cancel();
-                let result = self.evaluate(STREAM_VERSION);
+                let result = if withdrawn { EINTR } else { self.evaluate(STREAM_VERSION) };
                 self.cancel = core::ptr::null();
                 ring.complete(next, word, result);
                 // Nobody sees the log before this thread tells of it.

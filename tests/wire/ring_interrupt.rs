@@ -5,7 +5,8 @@ use std::sync::atomic::{Ordering, fence};
 use nix::libc;
 
 use crate::ring::{
-    ASLEEP, CANCEL, DELIVERED, FLUSH, RUNNING, Ring, SIGNALS, SIZE, blocked_in, pipe, with_a_ring,
+    ASLEEP, CANCEL, DELIVERED, FLUSH, LOAD, PATIENCE, RECORDS, RUNNING, Ring, SIGNALS, SIZE, STORE,
+    blocked_in, pipe, with_a_ring,
 };
 use crate::server::Server;
 use crate::stream::{Stream, request, until};
@@ -139,6 +140,85 @@ fn a_call_that_has_not_begun_is_never_executed() {
     ring.interrupted();
     ring.is_in_step(server.pid());
     server.is_alive();
+}
+
+impl Ring {
+    /// Withdraws a call. False: it has begun.
+    fn withdraw(&self, index: u64, word: u64) -> bool {
+        let mark = (2 * (index / RECORDS) + 1) & 0xffff;
+        let word = word | mark << 48;
+        self.memory
+            .u64(self.record(index))
+            .compare_exchange(word, word | WITHDRAWN, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+}
+
+/// Set by the controller, if the server has not set the other one.
+const WITHDRAWN: u64 = 1 << 47;
+const BEGUN: u64 = 1 << 46;
+
+#[test]
+fn a_call_that_is_withdrawn_is_never_executed_and_one_that_has_begun_can_not_be() {
+    let (mut server, stream, mut ring) = with_a_ring();
+    stream.speaks_version_1();
+    let memory = stream.memory(4096);
+    for lap in 0..3 * RECORDS {
+        let pause = libc::SYS_pause as u64 | FLUSH;
+        let blocked = ring.write(pause, &[]);
+        // Of what was handed over behind it, each second one is withdrawn.
+        let behind = [0, 1, 2, 3].map(|place| {
+            let word = if place == 3 { libc::SYS_exit_group as u64 } else { STORE } | FLUSH;
+            (ring.write(word, &[memory + 8 * place, 8, lap + 1]), word)
+        });
+        ring.wake();
+        if lap < 10 {
+            blocks_in(&server, libc::SYS_pause);
+        } else {
+            until("it has begun", || {
+                let word = ring.memory.u64(ring.record(blocked)).load(Ordering::Relaxed);
+                (word & BEGUN != 0).then_some(())
+            });
+        }
+        assert!(!ring.withdraw(blocked, pause), "it has begun");
+        for (index, word) in [behind[1], behind[3]] {
+            assert!(ring.withdraw(index, word));
+            assert!(!ring.withdraw(index, word), "it was withdrawn");
+        }
+        assert_eq!(ring.interrupt(server.pid(), blocked), EINTR);
+        let results = behind.map(|(index, _)| ring.wait(index));
+        assert_eq!(results, [0, EINTR, 0, EINTR]);
+        let stored = stream.copy_out(memory, 24).0;
+        let stored = [0, 8, 16].map(|at| u64::from_le_bytes(*stored[at..].first_chunk().unwrap()));
+        assert_eq!(stored, [lap + 1, 0, lap + 1]);
+    }
+    ring.is_in_step(server.pid());
+    server.is_alive();
+}
+
+/// Against a server that begins the call at the same time.
+#[test]
+fn a_call_is_withdrawn_or_begins_and_not_both() {
+    const TIMES: u64 = 3_000;
+    let (server, stream, mut ring) = with_a_ring();
+    ring.memory.u32(PATIENCE).store(65_536, Ordering::Relaxed);
+    let memory = stream.memory(4096);
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut times = [0, 0];
+    for time in 1..=TIMES {
+        let store = ring.submit(STORE | FLUSH, &[memory, 8, time]);
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        for _ in 0..1u64 << (random >> 60) {
+            std::hint::spin_loop();
+        }
+        let withdrawn = ring.withdraw(store, STORE | FLUSH);
+        assert_eq!(ring.wait(store), if withdrawn { EINTR } else { 0 });
+        let stored = ring.ask(LOAD, &[memory, 8]);
+        assert_eq!(stored == time as i64, !withdrawn, "{time}");
+        times[usize::from(withdrawn)] += 1;
+    }
+    assert!(times.iter().all(|times| *times > 0), "{times:?}");
+    ring.is_in_step(server.pid());
 }
 
 #[test]

@@ -1,16 +1,29 @@
 //! Interrupting a call: exactly that one returns EINTR, or it has completed.
 //!
-//! One at a time on a connection: until a signal has been heard that was sent for one call, the
-//! server begins no other call that a signal could interrupt, and nobody else may be meant.
+//! ```text
+//!               withdrawn
+//!   waiting ───────────────▶ over: never begun, and its receipt says so at once
+//!      │ its turn comes
+//!      ▼          `cancel`, signal
+//!   running ──────────────────▶ over: EINTR, or complete
+//! ```
+//! Nobody who wants to interrupt a call waits for another one that does not end. What the server has
+//! not begun is withdrawn. What can't be (a batch of several calls, a call that was not marked for it,
+//! a server that does not know of it) is named in `cancel` until its turn comes, and gives way there to
+//! an earlier call. Once a signal was sent for a call, the server begins no other one that a signal
+//! could interrupt until that one is over, which takes some microseconds.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
-use super::ring::Common;
-use super::{Batch, Connection, Of, Receipt, Shared, Successor, Until};
-use crate::call::{Call, Error, Outcome, Result};
+use super::ring::{Common, RingLink};
+use super::{Batch, Complete, Connection, Of, Receipt, Shared, Successor, Until};
+use crate::call::{Call, Error, Outcome, Replies, Result};
 
 /// How often to look before the next look is left to a timer: an interrupted call is there in some
 /// microseconds.
@@ -20,19 +33,32 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// there.
 const PATIENCE: u32 = 1000;
 
-/// Sends the signal to the process of the ring.
-pub(super) type Signal = Arc<dyn Fn() -> Result<()> + Send + Sync>;
-
-/// Whoever wants to interrupt a call of a ring, one after the other.
-pub(super) struct Interrupts {
-    signal: Signal,
-    turn: tokio::sync::Mutex<()>,
+/// How calls of a ring are interrupted.
+pub(crate) struct Interrupts {
+    /// Sends the signal to the process.
+    pub(crate) signal: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    /// Calls that the server has not begun can be withdrawn.
+    pub(crate) withdraws: bool,
 }
 
-impl Interrupts {
-    pub(super) fn new(signal: Signal) -> Self {
-        Self { signal, turn: tokio::sync::Mutex::default() }
-    }
+/// The call that `cancel` names.
+#[derive(Clone, Copy)]
+pub(super) struct Interruption {
+    index: u64,
+    /// It was being executed, and a signal was sent, or is about to be.
+    signalled: bool,
+}
+
+/// What is to be done to interrupt a call.
+enum Step {
+    /// Nothing: it is complete.
+    Over,
+    /// Nothing more: it was withdrawn, and this completes it.
+    Withdrawn(Batch, Replies),
+    /// To send the signal.
+    Signal,
+    /// To wait for something to change.
+    Wait,
 }
 
 /// Can interrupt the call that a [`Receipt`](super::Receipt) waits for. Clones interrupt the same one.
@@ -52,40 +78,54 @@ impl Interrupter {
     /// Interrupts the call: it returns EINTR, without having begun if it is not its turn yet, unless it
     /// is complete already. Returns when it is complete. No other call notices anything.
     ///
-    /// A call that can't be interrupted, in uninterruptible sleep, keeps this waiting as long as it
-    /// lasts.
+    /// A call that stands alone and may wait is complete at once if it is not its turn yet. Others, such
+    /// as a batch of several, are when their turn has come.
     ///
     /// # Errors
     ///
-    /// Where the signal can't be sent: the process has another user's rights now (EPERM), or it blocks
-    /// the signal, 64, or handles it in another way.
+    /// [`Error::Signal`] after a second, while the call goes on, if the process has not heard: it blocks
+    /// the signal or handles it in another way, or is in uninterruptible sleep. And where the signal can't be
+    /// sent: the process has another user's rights now (EPERM).
     pub async fn interrupt(&self) -> Result<()> {
+        self.end().await.map(|_| ())
+    }
+
+    /// The same; says whether the call had not begun, and so never will.
+    pub(super) async fn end(&self) -> Result<bool> {
         let this = self.clone();
         // A signal that was announced is sent, whoever waits for it.
         let done = tokio::spawn(async move { this.interrupt_to_the_end().await });
         done.await.unwrap_or(Err(Error::Gone))
     }
 
-    async fn interrupt_to_the_end(self) -> Result<()> {
-        let Common { memory, interrupts, .. } = &*self.common;
-        let _turn = interrupts.turn.lock().await;
-        let Some(signal) = self.shared.begin_interrupt(memory, self.index) else {
-            return Ok(());
-        };
+    async fn interrupt_to_the_end(self) -> Result<bool> {
+        let mut changed = self.shared.changed.subscribe();
         let _end = End(&self);
-        if signal {
-            (interrupts.signal)()?;
+        loop {
+            changed.mark_unchanged();
+            match self.shared.step(&self.common, self.index) {
+                Step::Over => return Ok(false),
+                Step::Withdrawn(batch, replies) => {
+                    self.shared.complete(vec![(batch, replies)]);
+                    return Ok(true);
+                }
+                Step::Signal => {
+                    (self.common.interrupts.signal)()?;
+                    return self.heard().await.map(|()| false);
+                }
+                Step::Wait => self.wait(&mut changed).await,
+            }
         }
-        self.complete().await
     }
 
-    /// Waits until the call is complete and its signal, if there was one, has been heard.
-    async fn complete(&self) -> Result<()> {
+    /// Waits until the call that the signal was sent for is complete and the signal has been heard.
+    async fn heard(&self) -> Result<()> {
         let ring = self.common.memory.ring();
+        let is_under_way = || self.shared.is_under_way(&self.common, self.index);
         let mut pauses = 0;
         loop {
             for _ in 0..LOOKS {
-                if ring.is_heard() && !self.is_under_way() {
+                if ring.is_heard() && !is_under_way() {
                     return Ok(());
                 }
                 std::hint::spin_loop();
@@ -100,9 +140,14 @@ impl Interrupter {
         }
     }
 
-    /// The call has been handed over, on this link, and has no result yet.
-    fn is_under_way(&self) -> bool {
-        self.shared.is_under_way(&self.common.memory, self.index)
+    /// Waits until calls have been completed, or another interruption is over.
+    async fn wait(&self, changed: &mut watch::Receiver<()>) {
+        // Somebody has to hear of what is completed.
+        if self.shared.attend_ring() {
+            self.shared.collect();
+        }
+        // The sender lives in what `self` holds.
+        let _ = changed.changed().await;
     }
 }
 
@@ -111,17 +156,82 @@ struct End<'a>(&'a Interrupter);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        self.0.shared.end_interrupt(&self.0.common.memory);
+        self.0.shared.end_interruption(&self.0.common, self.0.index);
+    }
+}
+
+impl Shared {
+    /// Does the next step of interrupting call `index`.
+    fn step(&self, common: &Common, index: u64) -> Step {
+        let mut state = self.lock();
+        let Some(ring) = state.ring.as_mut().filter(|ring| ring.is_of(common)) else {
+            return Step::Over;
+        };
+        if !ring.calls.is_under_way(index) {
+            return Step::Over;
+        }
+        if common.interrupts.withdraws
+            && let Some((batch, replies)) = ring.withdraw(index)
+        {
+            state.completing += 1;
+            return Step::Withdrawn(batch, replies);
+        }
+        match ring.interruption {
+            // Others wait for it until it is over, as do those who want the same.
+            Some(Interruption { signalled: true, .. }) => return Step::Wait,
+            Some(earlier) if earlier.index <= index => return Step::Wait,
+            _ => {}
+        }
+        let signalled = common.memory.ring().interrupt(index);
+        ring.interruption = Some(Interruption { index, signalled });
+        if signalled { Step::Signal } else { Step::Wait }
+    }
+
+    /// Call `index` is not to be interrupted any more.
+    fn end_interruption(&self, common: &Common, index: u64) {
+        let mut state = self.lock();
+        if let Some(ring) = state.ring.as_mut().filter(|ring| ring.is_of(common))
+            && ring.interruption.take_if(|named| named.index == index).is_some()
+        {
+            common.memory.ring().interrupted();
+            // It may have waited for this.
+            ring.wake_server();
+            drop(state);
+            self.collect();
+            self.changed.send_replace(());
+        }
+    }
+
+    /// Whether call `index` is under way.
+    fn is_under_way(&self, common: &Common, index: u64) -> bool {
+        let state = self.lock();
+        let ring = state.ring.as_ref().filter(|ring| ring.is_of(common));
+        ring.is_some_and(|ring| ring.calls.is_under_way(index))
+    }
+
+    /// Leaves what is under way in the ring to the task that hears the bell. True: something is complete.
+    fn attend_ring(&self) -> bool {
+        self.lock().ring.as_ref().is_some_and(RingLink::attend)
+    }
+}
+
+impl RingLink {
+    /// Withdraws a call that the server has not begun, and that stands alone.
+    fn withdraw(&mut self, index: u64) -> Option<(Batch, Replies)> {
+        // What was sent for a call that receives descriptors would be the next one's.
+        let may = |batch: &Batch| !matches!(batch.of, Of::Data(_));
+        let place = Batch { complete: Complete::Withdrawn, of: Of::ThisLink };
+        self.calls.withdraw(index, may, place)
     }
 }
 
 impl Connection {
-    /// [`Connection::call`] of a call that is interrupted if it is not complete within `limit`, which
-    /// counts from when it is handed over.
+    /// [`Connection::call`] of a call that is interrupted if it is not complete within `limit`, or is
+    /// never executed if its turn has not come by then.
     ///
     /// # Errors
     ///
-    /// [`Error::TimedOut`] if it was interrupted; [`Error::NotInterruptible`], and nothing is
+    /// [`Error::TimedOut`] says which of the two; [`Error::NotInterruptible`], and nothing is
     /// executed, if the process has no ring, or for execve(2); and as of [`Interrupter::interrupt`],
     /// while the call goes on.
     pub async fn call_within(
@@ -134,14 +244,17 @@ impl Connection {
             return Err(Error::NotInterruptible);
         }
         self.needs_read_ahead("a deadline")?;
-        let mut receipt = self.call_in_ring(name, call).await?;
+        let end = Instant::now().checked_add(limit);
+        let timed_out = |begun| Error::TimedOut { call: name, begun };
+        let handed_over = by(end, self.call_in_ring(name, call)).await;
+        let mut receipt = handed_over.ok_or_else(|| timed_out(false))??;
         let interrupter = receipt.interrupter().ok_or(Error::NotInterruptible)?;
-        if let Ok(result) = tokio::time::timeout(limit, &mut receipt).await {
+        if let Some(result) = by(end, &mut receipt).await {
             return result;
         }
-        interrupter.interrupt().await?;
+        let withdrawn = interrupter.end().await?;
         match receipt.await {
-            Err(Error::Call { errno: Errno::EINTR, .. }) => Err(Error::TimedOut { call: name }),
+            Err(Error::Call { errno: Errno::EINTR, .. }) => Err(timed_out(!withdrawn)),
             // It was faster.
             result => result,
         }
@@ -178,5 +291,13 @@ impl Connection {
             // The sender lives in what `self` holds.
             let _ = changed.changed().await;
         }
+    }
+}
+
+/// What the future comes to, if that is by then; the end of time is no limit.
+async fn by<F: Future>(end: Option<Instant>, future: F) -> Option<F::Output> {
+    match end {
+        Some(end) => timeout_at(end, future).await.ok(),
+        None => Some(future.await),
     }
 }

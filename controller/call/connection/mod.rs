@@ -44,6 +44,7 @@ use tokio::task::coop::{Coop, cooperative};
 
 use driver::drive;
 pub use interrupt::Interrupter;
+pub(crate) use interrupt::Interrupts;
 use passing::Passing;
 pub(crate) use passing::{DataSocket, Inbox, take};
 pub(crate) use pause::Pause;
@@ -75,6 +76,8 @@ enum Complete {
         size: usize,
     },
     Any(Box<dyn FnOnce(Result<Replies>) + Send>),
+    /// Nothing: it has happened.
+    Withdrawn,
 }
 
 impl Complete {
@@ -91,6 +94,7 @@ impl Complete {
                 complete(replies);
                 0
             }
+            Self::Withdrawn => 0,
         }
     }
 }

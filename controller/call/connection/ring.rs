@@ -21,7 +21,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
-use super::interrupt::{Interrupter, Interrupts, Signal};
+use super::interrupt::{Interrupter, Interruption, Interrupts};
 use super::state::{Link, State, replied};
 use super::{Batch, Connection, Of, Receipt, Shared, Until, value};
 use crate::abi::ring::SHARP;
@@ -36,12 +36,12 @@ const BRIEFLY: u32 = SHARP + 50;
 
 /// A ring, as long as the link lives on which the server was told of it.
 pub(super) struct RingLink {
-    calls: Ring<Batch>,
+    pub(super) calls: Ring<Batch>,
     /// Wakes the server.
     bell: OwnedFd,
     common: Arc<Common>,
-    /// A signal may be on its way that means one of its calls.
-    interrupting: bool,
+    /// The call that the server is told to interrupt.
+    pub(super) interruption: Option<Interruption>,
     /// Dropping it ends the task that hears the controller's bell.
     _attended: oneshot::Sender<()>,
 }
@@ -91,6 +91,11 @@ pub(super) enum Offered {
 }
 
 impl RingLink {
+    /// Whether it is the ring in that memory.
+    pub(super) fn is_of(&self, common: &Common) -> bool {
+        Arc::ptr_eq(self.calls.memory(), &common.memory)
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.calls.is_idle()
     }
@@ -111,9 +116,10 @@ impl RingLink {
         self.calls.has_room()
     }
 
-    /// Hands over one call, for which there is room and which moves no bytes.
+    /// Hands over one call, for which there is room and which moves no bytes, so that it can be
+    /// withdrawn.
     pub(super) fn hand_over(&mut self, call: &Call, batch: Batch) -> u64 {
-        let index = self.calls.push_one(call);
+        let index = self.calls.push_one_to_withdraw(call);
         self.calls.wait_for_one(index, call, batch);
         self.wake_server();
         index
@@ -156,8 +162,8 @@ impl RingLink {
         }
     }
 
-    /// After something was handed over.
-    fn wake_server(&self) {
+    /// After something was handed over, or the server need not wait any more.
+    pub(super) fn wake_server(&self) {
         let ring = self.calls.memory().ring();
         let sleeps = ring.server_sleeps();
         ring.set_patience(self.common.looks.for_call(sleeps));
@@ -297,7 +303,7 @@ impl State {
 
     pub(super) fn ring_is_busy(&self) -> bool {
         // A call of the stream would get a signal that comes late.
-        self.ring.as_ref().is_some_and(|ring| ring.interrupting || !ring.is_idle())
+        self.ring.as_ref().is_some_and(|ring| ring.interruption.is_some() || !ring.is_idle())
     }
 }
 
@@ -319,47 +325,6 @@ impl Shared {
     }
 }
 
-impl Shared {
-    /// Whether call `index` of the ring in `memory` is under way.
-    pub(super) fn is_under_way(&self, memory: &Arc<transport::Shared>, index: u64) -> bool {
-        let state = self.lock();
-        let ring = state.ring.as_ref().filter(|ring| Arc::ptr_eq(ring.calls.memory(), memory));
-        ring.is_some_and(|ring| ring.calls.is_under_way(index))
-    }
-
-    /// Call `index` of the ring in `memory` is to be interrupted. Says whether a signal is to be sent
-    /// for that; `None` if the call is not under way any more.
-    pub(super) fn begin_interrupt(
-        &self,
-        memory: &Arc<transport::Shared>,
-        index: u64,
-    ) -> Option<bool> {
-        let mut state = self.lock();
-        let ring = state.ring.as_mut().filter(|ring| Arc::ptr_eq(ring.calls.memory(), memory))?;
-        if !ring.calls.is_under_way(index) {
-            return None;
-        }
-        ring.interrupting = true;
-        Some(memory.ring().interrupt(index))
-    }
-
-    /// No call of the ring in `memory` is to be interrupted any more.
-    pub(super) fn end_interrupt(&self, memory: &Arc<transport::Shared>) {
-        memory.ring().interrupted();
-        let mut state = self.lock();
-        if let Some(ring) = &mut state.ring
-            && Arc::ptr_eq(ring.calls.memory(), memory)
-        {
-            ring.interrupting = false;
-            // It may have waited for this.
-            ring.wake_server();
-        }
-        drop(state);
-        self.collect();
-        self.changed.send_replace(());
-    }
-}
-
 impl Connection {
     /// Calls go into the ring in `memory` from here on, where they can. The server was told of it on
     /// link `epoch`, and if that one is over nothing happens. Must be called within a tokio runtime.
@@ -368,7 +333,7 @@ impl Connection {
         epoch: u64,
         memory: Arc<transport::Shared>,
         polling: Polling,
-        signal: Signal,
+        interrupts: Interrupts,
         bell: OwnedFd,
         ours: Bell,
     ) {
@@ -380,8 +345,8 @@ impl Connection {
         let looks = Looks::new(polling);
         memory.ring().set_patience(looks.for_call(false));
         let calls = Ring::new(memory.clone());
-        let common = Arc::new(Common { memory, looks, interrupts: Interrupts::new(signal) });
-        let ring = RingLink { calls, bell, common, interrupting: false, _attended: attended };
+        let common = Arc::new(Common { memory, looks, interrupts });
+        let ring = RingLink { calls, bell, common, interruption: None, _attended: attended };
         let before = state.ring.replace(ring);
         state.in_rings += before.map_or(0, |ring| ring.answered());
         tokio::spawn(attend(Arc::downgrade(self.shared()), ours.0, over));

@@ -220,6 +220,16 @@ fn ring() -> (Arc<transport::Shared>, Bell) {
     (Arc::new(memory), Bell::new(eventfd()).unwrap())
 }
 
+fn enter_ring(
+    connection: &Connection,
+    memory: Arc<transport::Shared>,
+    bell: Bell,
+    signal: impl Fn() -> Result<()> + Send + Sync + 'static,
+) {
+    let interrupts = Interrupts { signal: Box::new(signal), withdraws: false };
+    connection.enter_ring(1, memory, Polling::Never, interrupts, eventfd(), bell);
+}
+
 fn eventfd() -> OwnedFd {
     EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap().into()
 }
@@ -229,8 +239,7 @@ async fn a_call_with_a_deadline_that_waits_for_a_pause_goes_out_when_that_is_ove
     let (stream, _server) = pair();
     let connection = Connection::over(stream);
     let (memory, bell) = ring();
-    let signal = Arc::new(|| Ok(()));
-    connection.enter_ring(1, memory.clone(), Polling::Never, signal, eventfd(), bell);
+    enter_ring(&connection, memory.clone(), bell, || Ok(()));
     let pause = connection.try_pause_idle().unwrap();
     let waiting = connection.clone();
     let limit = Duration::from_secs(60);
@@ -269,8 +278,7 @@ async fn no_signal_that_meant_a_call_of_the_ring_can_meet_one_of_the_stream() {
             Ok(())
         }
     };
-    let signal = Arc::new(signal);
-    connection.enter_ring(1, memory.clone(), Polling::Never, signal, eventfd(), bell);
+    enter_ring(&connection, memory.clone(), bell, signal);
     let pause = Call::syscall(syscalls::Sysno::pause, [0; 6]);
     let in_ring = connection.call("pause", pause);
     let interrupter = in_ring.interrupter().unwrap();

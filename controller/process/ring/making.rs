@@ -14,8 +14,10 @@ use syscalls::Sysno;
 use tokio::sync::OwnedMutexGuard;
 
 use super::signal::interrupt;
-use crate::abi::wire::Operation;
-use crate::call::{Bell, Call, DataSocket, Error, Pause, Polling, Receipt, Reply, Result};
+use crate::abi::wire::{HelloResult, Operation, STREAM_VERSION};
+use crate::call::{
+    self, Bell, Call, DataSocket, Error, Interrupts, Pause, Polling, Receipt, Reply, Result,
+};
 use crate::fault;
 use crate::handle::{AddressSpace, FdTable, Mapping};
 use crate::process::Process;
@@ -43,6 +45,8 @@ struct Told {
     bells: [i32; 2],
     /// Where its ring was before, or 0.
     before: u64,
+    /// What it offers: see [`HelloResult`].
+    features: u32,
 }
 
 impl Making {
@@ -95,7 +99,7 @@ impl Making {
     /// If the reply is lost with the link, the next sweep closes what has come, and the next RING
     /// names the memory.
     pub(super) async fn finish(self) -> Result<()> {
-        let Told { mapping, bells, before } = self.told.await?;
+        let Told { mapping, bells, before, features } = self.told.await?;
         fault::point("ring.made");
         let (process, address) = (self.process, mapping.address());
         process.rings().insert(address);
@@ -105,9 +109,12 @@ impl Making {
         process.forget_ring(before);
         process.set_shared(&memory);
         let pidfd = process.shared_pidfd().clone();
-        let signal = Arc::new(move || interrupt(&pidfd, address));
+        let interrupts = Interrupts {
+            signal: Box::new(move || interrupt(&pidfd, address)),
+            withdraws: features & HelloResult::WITHDRAW != 0,
+        };
         let (polling, bell, ours) = (self.polling, self.wakes_server, self.wakes_controller);
-        process.connection.enter_ring(self.epoch, memory, polling, signal, bell, ours);
+        process.connection.enter_ring(self.epoch, memory, polling, interrupts, bell, ours);
         fault::point("ring.entered");
         Ok(())
     }
@@ -122,6 +129,8 @@ const LAST: usize = 4;
 const COMPLETE: usize = 5;
 const MAPPED: usize = 6;
 const ENTERED: usize = 8;
+const CLOSED: usize = 9;
+const OFFERED: usize = 10;
 
 /// The batch, with a message at `address`.
 fn calls(data: &DataSocket, address: u64) -> Vec<Call> {
@@ -152,7 +161,9 @@ fn calls(data: &DataSocket, address: u64) -> Vec<Call> {
             .referring(0, back(ENTERED, MAPPED))
             .referring(1, back(ENTERED, BELLS)),
         // Whatever has failed.
-        Call::syscall(Sysno::close, [0; 6]).referring(0, back(ENTERED + 1, MEMFD)),
+        Call::syscall(Sysno::close, [0; 6]).referring(0, back(CLOSED, MEMFD)),
+        // It stays in the version that it speaks.
+        call::hello(STREAM_VERSION, 0, false),
     ]
 }
 
@@ -171,12 +182,14 @@ fn told(replies: &[Reply], table: &Arc<FdTable>, space: &Arc<AddressSpace>) -> R
         value(MEMFD, "LOAD")?;
         value(COMPLETE, "fcntl").map_err(unreceived)?;
         let mapping = mapping?;
-        Ok((mapping, value(ENTERED, "RING")?))
+        let before = value(ENTERED, "RING")?;
+        let offered = HelloResult(value(OFFERED, "HELLO")?.cast_signed());
+        Ok((mapping, before, offered.features()))
     };
     match (entered(), bells) {
-        (Ok((mapping, before)), Ok(bells)) => {
+        (Ok((mapping, before, features)), Ok(bells)) => {
             table.reserve(bells);
-            Ok(Told { mapping, bells, before })
+            Ok(Told { mapping, bells, before, features })
         }
         (Err(error), bells) => {
             table.close_later(bells.into_iter().flatten().filter(|fd| *fd >= 0));
