@@ -4,6 +4,7 @@ mod child;
 mod children;
 mod clone;
 mod exec;
+mod guard;
 mod naming;
 mod numbers;
 mod ring;
@@ -306,7 +307,7 @@ impl Process {
 
     /// The descriptors that the server itself runs on: closing one of them by a raw call would end
     /// the connection, or make a persistent process unreachable. And those that are kept for children
-    /// to come.
+    /// to come. [`Process::server_descriptors_taken_by`] says whether a call does.
     #[must_use]
     pub fn server_descriptors(&self) -> BTreeSet<i32> {
         let mut all = self.server_fds().all();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::command::{
     Running, fail, farcall, json as parsed, keys, run, start, succeed, succeed_json,
 };
-use crate::common::{Role, TestHome, blocked_in, role, tell, until};
+use crate::common::{Role, TestHome, blocked_in, fds, role, tell, until};
 
 /// What a call prints, as a number.
 #[track_caller]
@@ -46,6 +46,33 @@ fn fail_call(test: &TestHome, arguments: &[&str]) -> String {
     assert_eq!(ran.status.code(), Some(1), "{ran:?}");
     assert_eq!(ran.stderr, "");
     ran.stdout
+}
+
+#[test]
+fn what_would_take_a_descriptor_from_the_server_is_refused() {
+    let test = TestHome::new();
+    let pid = start(&test, "one");
+    let refused = |arguments: &[&str]| {
+        let error = fail(&test, 1, &[&["call", "one"], arguments].concat());
+        assert!(error.contains("the server itself runs on"), "{arguments:?}: {error}");
+    };
+    // The listener or one of its duplicates: it has nothing else but the standard streams.
+    let own = *fds(pid).keys().find(|number| **number > 2).unwrap();
+    let high = (0x1_0000_0000 + i64::from(own)).to_string();
+    let own = own.to_string();
+    for close in [&["close", &own][..], &["close", &high], &["dup2", "0", &own]] {
+        refused(close);
+    }
+    refused(&["dup3", "0", &own, "O_CLOEXEC"]);
+    refused(&["close_range", "3", "4294967295", "0"]);
+    refused(&["close_range", "0", "0xffffffff", "0"]);
+    refused(&["close_range", &own, &own]);
+    // CLOSE_RANGE_UNSHARE is 2, and CLOSE_RANGE_CLOEXEC, which closes nothing, 4.
+    refused(&["close_range", "3", "4294967295", "2"]);
+    assert_eq!(number(&test, &["one", "close_range", "3", "4294967295", "4"]), 0);
+    assert_eq!(number(&test, &["one", "close_range", "100", "4294967295", "0"]), 0);
+    assert_eq!(number(&test, &["one", "dup2", "0", "100"]), 100);
+    assert_eq!(number(&test, &["one", "getpid"]), i64::from(pid));
 }
 
 #[test]

@@ -117,26 +117,30 @@ fn number(text: &str) -> Result<Sysno, Failure> {
     known.ok_or_else(|| Failure::usage(format!("{text} is no system call of this architecture")))
 }
 
-/// Refuses to close what the server runs on.
+/// Refuses what would close or replace what the server runs on.
 fn spare_the_server(
     process: &Process,
     syscall: Sysno,
     arguments: &[Argument],
 ) -> Result<(), Failure> {
-    let closed = match syscall {
-        Sysno::close => arguments.first(),
-        Sysno::dup2 | Sysno::dup3 => arguments.get(1),
-        _ => None,
-    };
-    match closed {
-        Some(Argument::Number(fd))
-            if process.server_descriptors().iter().any(|own| i64::from(*own) == *fd) =>
-        {
-            Err(Failure::new(format!(
-                "descriptor {fd} is one that the server itself runs on: closing it would end the \
-                 connection, or make the process unreachable"
-            )))
+    let mut args = [0; 6];
+    for (value, argument) in args.iter_mut().zip(arguments) {
+        if let Argument::Number(number) = argument {
+            *value = number.cast_unsigned();
         }
-        _ => Ok(()),
     }
+    let taken = process.server_descriptors_taken_by(syscall, args);
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let numbers: Vec<String> = taken.iter().map(ToString::to_string).collect();
+    let (what, it) = if let [_] = &numbers[..] {
+        ("descriptor", "is one that the server itself runs on: closing it")
+    } else {
+        ("descriptors", "are some that the server itself runs on: closing them")
+    };
+    Err(Failure::new(format!(
+        "{what} {} {it} would end the connection, or make the process unreachable",
+        numbers.join(", ")
+    )))
 }
