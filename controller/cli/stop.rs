@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use farcall::persist::{Attach, Files, Home, Incarnation, Name, Place, State};
 use farcall::{Error, Process};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::output::{print, print_json, warn};
@@ -54,12 +53,13 @@ impl Stop {
             return Err(Failure::new(format!("{} is just being started: try again", self.name)));
         }
         let process = state.map(|state| state.process).filter(Incarnation::is_alive);
-        let stopped = match (&process, self.kill) {
-            (Some(process), true) => {
-                kill(Pid::from_raw(process.pid), Signal::SIGKILL)?;
-                true
-            }
-            _ => self.exit(&place, &files, process.is_some()).await?,
+        let mut pid = process.as_ref().map(|process| process.pid);
+        let stopped = if self.kill {
+            let killed = kill(&place, process.is_some()).await?;
+            pid = killed.or(pid);
+            killed.is_some()
+        } else {
+            self.exit(&place, &files, process.is_some()).await?
         };
         if let Some(process) = &process {
             until_gone(process, LIMIT).await?;
@@ -69,7 +69,6 @@ impl Stop {
             remove(&files).await?;
         }
         if self.json {
-            let pid = process.map(|process| process.pid);
             let name = self.name.to_string();
             print_json(&json!({ "name": name, "pid": pid, "stopped": stopped }))?;
         } else if stopped {
@@ -99,6 +98,23 @@ impl Stop {
         process.exit(0).await?;
         Ok(true)
     }
+}
+
+/// Kills the process, and waits until it has ended. Returns its pid; none: it was gone.
+async fn kill(place: &Place, alive: bool) -> Result<Option<i32>, Failure> {
+    let target = match place.target() {
+        Err(_) if !alive && place.accepts() == Some(false) => return Ok(None),
+        target => target?,
+    };
+    target.signal(Signal::SIGKILL)?;
+    let end = Instant::now() + LIMIT;
+    while !target.has_ended() {
+        if Instant::now() > end {
+            return Err(Failure::new(format!("pid {} does not end", target.pid())));
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(Some(target.pid()))
 }
 
 /// Removes what the process had. Its children, which die with it, may do so a moment later.

@@ -11,6 +11,7 @@ use syscalls::Sysno;
 use super::handshake::Hold;
 use super::home::Place;
 use super::meet::{Heard, Manner, holder_is_dead, meet};
+use super::target::Target;
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::wire::{AHEAD_SIZE, Operation, STREAM_VERSION};
 use crate::call::{Call, Connection, DataSocket, Error, Polling, Reply, Result};
@@ -18,7 +19,7 @@ use crate::fault;
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
-use crate::process::{Parts, Process, Sockets, pidfd_open, random_token};
+use crate::process::{Parts, Process, Sockets, random_token};
 use crate::sys::{Buffer, Guardian, ServerFds, last};
 
 /// Where the arenas of attached processes lie: see [`arena_address`].
@@ -81,7 +82,7 @@ impl Attach {
         let sockets = Sockets::new()?;
         let token = random_token()?;
         let how = Manner { token, take_over: self.take_over };
-        let Heard { hold, log } = meet(&place, how, &sockets, self.timeout).await?;
+        let Heard { hold, log, standing } = meet(&place, how, &sockets, self.timeout).await?;
         let Sockets { stream, data, stream_there, data_there } = sockets;
         // A copy here would hide the process's end from the connection.
         drop((stream_there, data_there));
@@ -104,8 +105,11 @@ impl Attach {
             pidfd => pidfd?,
         };
         let pidfd = Arc::new(pidfd);
-        crate::process::watch_attached(&pidfd, &connection)?;
         let here = crate::process::pid_of(&pidfd);
+        if let Some(standing) = standing {
+            standing.admits(&place, here)?;
+        }
+        crate::process::watch_attached(&pidfd, &connection)?;
         let process = Process::new(Parts {
             space: AddressSpace::new(&connection),
             connection,
@@ -281,16 +285,12 @@ async fn pidfd_of(
 
 /// The process that NAME.json names, as a pidfd here.
 fn recorded(place: &Place) -> Result<OwnedFd> {
-    let unknown = || {
-        refused(
-            place,
-            "its table of descriptors is full, and no NAME.json says which process it is",
-        )
-    };
-    let process = place.state().ok_or_else(unknown)?.process;
-    let pidfd = pidfd_open(process.pid.unsigned_abs())?;
-    // Looked at while it is held: its pid is nobody else's then.
-    if process.is_alive() { Ok(pidfd) } else { Err(unknown()) }
+    place.target().map(Target::into_pidfd).map_err(|error| match error {
+        Error::Attach { reason, .. } => {
+            refused(place, format!("its table of descriptors is full, and {reason}"))
+        }
+        error => error,
+    })
 }
 
 /// For the compiler: the future of an attach can move between threads.

@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use nix::sys::stat::{Mode, fstatat};
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
 
+use super::directory::Author;
+use super::rights::as_user;
 use crate::call::{Error, Result};
 
 /// What unprivileged users can do.
@@ -213,6 +216,11 @@ impl Plan {
                 ),
                 _ => refuse(&step.to, error.to_string()),
             })?;
+            // Whatever the umask is, its owner moves the process there. If not, that says so.
+            if let Ok(made) = fs::metadata(&step.to) {
+                let mode = made.permissions().mode() | 0o700;
+                let _ = fs::set_permissions(&step.to, fs::Permissions::from_mode(mode));
+            }
             made.moves.push(step);
         }
         Ok(made)
@@ -255,11 +263,18 @@ impl Drop for OwnCgroups {
 }
 
 /// Removes cgroups that `owner` made and nobody is in. Only cgroups are removed, whatever the paths
-/// say: another user may have written them down.
-pub(super) fn remove(cgroups: &[PathBuf], owner: u32) -> Result<()> {
+/// say: another user may have written them down, with whose rights it is done then.
+pub(super) fn remove(cgroups: &[PathBuf], author: Author, owner: u32) -> Result<()> {
     for cgroup in cgroups {
         for again in (0..TRIES).rev() {
-            match remove_one(cgroup, owner) {
+            let removed = match author {
+                Author::Trusted => remove_one(cgroup, owner),
+                // A longer one would need memory on the way to the kernel.
+                Author::User(_) if cgroup.as_os_str().len() >= SHORT => Err(Errno::ENAMETOOLONG),
+                // SAFETY: with a path as short as that only system calls are made.
+                Author::User(uid) => unsafe { as_user(uid, || remove_one(cgroup, owner)) },
+            };
+            match removed {
                 Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR) => break,
                 Err(Errno::EBUSY) if again > 0 => std::thread::sleep(PAUSE),
                 Err(Errno::EBUSY) => return Err(refuse(cgroup, still_in(cgroup))),
@@ -269,6 +284,9 @@ pub(super) fn remove(cgroups: &[PathBuf], owner: u32) -> Result<()> {
     }
     Ok(())
 }
+
+/// Paths below this are handed to the kernel from the stack.
+const SHORT: usize = 1000;
 
 fn remove_one(cgroup: &Path, owner: u32) -> Result<(), Errno> {
     let (Some(parent), Some(name)) = (cgroup.parent(), cgroup.file_name()) else { return Ok(()) };
@@ -437,7 +455,8 @@ mod tests {
         let path = directory.path().join("empty");
         fs::create_dir(&path).unwrap();
         let (none, owner) = (directory.path().join("none"), nix::unistd::geteuid().as_raw());
-        remove(&[path.clone(), none, "/".into(), "".into()], owner).unwrap();
+        let paths = [path.clone(), none, "/".into(), "".into()];
+        remove(&paths, Author::Trusted, owner).unwrap();
         assert!(path.exists());
     }
 }

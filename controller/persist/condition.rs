@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use syscalls::Sysno;
 
 use super::cgroup;
-use super::home::Place;
+use super::home::{Place, Record};
 
 /// What a persistent process is doing, as far as that can be seen from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -218,8 +218,11 @@ impl Place {
     /// it, and holds the process by it.
     #[must_use]
     pub fn heirs(&self) -> Vec<i32> {
-        let connection = self.state().and_then(|state| state.connection);
-        connection.map(holders_of_socket).unwrap_or_default()
+        let record = self.directory().ok().and_then(|directory| self.record(&directory));
+        let Some(Record { state, author, .. }) = record else { return Vec::new() };
+        let mut heirs = state.connection.map(holders_of_socket).unwrap_or_default();
+        heirs.retain(|pid| author.may_speak_for(*pid));
+        heirs
     }
 }
 

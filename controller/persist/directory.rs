@@ -189,13 +189,17 @@ impl Directory {
         self.stat.st_mode & 0o7777
     }
 
+    /// Whether nobody but this user and root may write here.
+    pub(super) fn is_closed(&self) -> bool {
+        is_trusted(self.stat.st_uid) && self.mode() & 0o022 == 0
+    }
+
     /// Whose word a file of this directory is; nobody's that counts, if that can't be told: a user who
     /// may write here may have linked a file of somebody else's.
     pub(super) fn author(&self, file: &FileStat) -> Option<Author> {
         let own = is_trusted(self.stat.st_uid);
         if is_trusted(file.st_uid) {
-            let closed = own && self.mode() & 0o022 == 0;
-            (closed || file.st_nlink == 1).then_some(Author::Trusted)
+            (self.is_closed() || file.st_nlink == 1).then_some(Author::Trusted)
         } else if geteuid().is_root() && (own || file.st_uid == self.stat.st_uid) {
             Some(Author::User(Uid::from_raw(file.st_uid)))
         } else {

@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::{self, OwnCgroups, Plan};
 use super::directory::{Author, Directory, Pinned};
 use super::incarnation::Incarnation;
+use super::listener::has_listener;
+use super::target::Standing;
 use crate::call::{Error, Result};
 
 /// The name of a persistent process: 1 to 64 letters, digits, `-`, `_` or `.`, not beginning with
@@ -230,7 +232,6 @@ impl State {
 /// A NAME.json.
 pub(super) struct Record {
     pub(super) state: State,
-    #[allow(dead_code)]
     pub(super) author: Author,
     /// The user whose file it is.
     owner: u32,
@@ -238,7 +239,7 @@ pub(super) struct Record {
 
 impl Record {
     fn remove_cgroups(&self) -> Result<()> {
-        cgroup::remove(&self.state.cgroups, self.owner)
+        cgroup::remove(&self.state.cgroups, self.author, self.owner)
     }
 }
 
@@ -266,7 +267,8 @@ impl Files {
     /// Whether there is a socket on which nobody listens.
     #[must_use]
     pub fn is_left_behind(&self) -> bool {
-        self.socket.as_ref().is_some_and(|socket| probe(socket) == Err(Errno::ECONNREFUSED))
+        let socket = self.socket.as_ref().filter(|socket| socket.is_socket());
+        socket.is_some_and(|socket| probe(socket) == Err(Errno::ECONNREFUSED))
     }
 
     /// Removes the socket, what lies beside it, and the cgroups that were made for the process, which
@@ -334,7 +336,7 @@ impl Place {
     }
 
     /// The socket's name in its directory, and that of NAME.json.
-    fn file_names(&self) -> (OsString, OsString) {
+    pub(super) fn file_names(&self) -> (OsString, OsString) {
         let name = |path: &Path| path.file_name().unwrap_or(OsStr::new("state")).to_owned();
         (name(&self.socket), name(&self.state_path()))
     }
@@ -374,7 +376,18 @@ impl Place {
     pub(super) fn record(&self, directory: &Directory) -> Option<Record> {
         let (text, stat) = directory.read(&self.file_names().1, STATE_SIZE).ok()?;
         let author = directory.author(&stat)?;
-        let state = serde_json::from_slice(&text).ok()?;
+        let state: State = serde_json::from_slice(&text).ok()?;
+        // Nobody says anything about others' processes.
+        let pid = state.process.pid;
+        if !author.may_speak_for(pid) && state.process.is_alive() {
+            let socket = self.socket_file(directory).ok()?;
+            let has_it = has_listener(pid, socket.stat(), &self.file_names().0);
+            return (directory.is_closed() && has_it).then_some(Record {
+                state,
+                author: Author::Trusted,
+                owner: stat.st_uid,
+            });
+        }
         Some(Record { state, author, owner: stat.st_uid })
     }
 
@@ -402,7 +415,7 @@ impl Place {
         let connected = self.connect(&probe);
         match connected.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0))) {
             // Full, or connected.
-            Ok(()) | Err(Errno::EAGAIN) => Some(true),
+            Ok(_) | Err(Errno::EAGAIN) => Some(true),
             Err(Errno::ECONNREFUSED | Errno::ENOENT | Errno::ENOTDIR) => Some(false),
             Err(_) => None,
         }
@@ -519,15 +532,19 @@ impl Place {
         self.files()?.remove()
     }
 
+    /// The socket.
+    pub(super) fn socket_file(&self, directory: &Directory) -> io::Result<Pinned> {
+        let file = directory.pin(&self.file_names().0)?;
+        if file.is_socket() { Ok(file) } else { Err(io::Error::other("it is no socket")) }
+    }
+
     /// Connects a socket to this place: to a socket of the directory's, whatever its name comes to
     /// mean.
-    pub(super) fn connect(&self, client: &OwnedFd) -> io::Result<()> {
+    pub(super) fn connect(&self, client: &OwnedFd) -> io::Result<Standing> {
         let directory = self.directory()?;
-        let file = directory.pin(&self.file_names().0)?;
-        if !file.is_socket() {
-            return Err(io::Error::other("it is no socket"));
-        }
+        let file = self.socket_file(&directory)?;
         let author = directory.author(file.stat());
+        let closed = directory.is_closed();
         // Others are told by the server whether it is theirs. Root may attach anywhere.
         if author.is_none() && geteuid().is_root() {
             return Err(io::Error::other(
@@ -539,10 +556,10 @@ impl Place {
         };
         match connect(&file.path()) {
             // Without /proc there is the path alone.
-            Err(Errno::ENOENT) if author == Some(Author::Trusted) => connect(&self.socket),
-            connected => connected,
+            Err(Errno::ENOENT) if author == Some(Author::Trusted) => connect(&self.socket)?,
+            connected => connected?,
         }
-        .map_err(io::Error::from)
+        Ok(Standing { file, author, closed })
     }
 
     /// Binds the socket; see [`Home::reserve`].
@@ -585,6 +602,9 @@ impl Place {
             .state
             .as_ref()
             .is_some_and(|state| !state.process.is_gone() && state.is_being_made());
+        if !socket.is_socket() {
+            return Err(self.refuse("in the way, and no socket".into()));
+        }
         match probe(socket) {
             Err(Errno::ECONNREFUSED) if !being_made => files.remove_under(directory, lock),
             // Full, or connected: somebody listens.
@@ -600,7 +620,7 @@ impl Place {
                 )))
             }
             Err(errno) => {
-                Err(self.refuse(format!("in the way, and no socket to connect to: {errno}")))
+                Err(self.refuse(format!("in the way, and can't be connected to: {errno}")))
             }
         }
     }

@@ -29,7 +29,7 @@ pub struct Flight {
 /// [`Error::Attach`](crate::Error::Attach) if nobody listens there, it is another user's, or it does
 /// not answer within `timeout`: a process that is blocked in a call answers when that has returned.
 pub async fn flight(place: &Place, timeout: Duration) -> Result<Flight> {
-    let Heard { hold, log } = ask(place, random_token()?, Instant::now() + timeout).await?;
+    let Heard { hold, log, .. } = ask(place, random_token()?, Instant::now() + timeout).await?;
     let holder = match hold {
         Hold::Nobody { .. } => None,
         Hold::Theirs { pid, since } => Some((pid, since)),

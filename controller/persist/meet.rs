@@ -6,12 +6,12 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, socket,
     sockopt,
 };
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -19,7 +19,7 @@ use super::attach::refused;
 use super::condition::why_silent;
 use super::handshake::{self, Hold};
 use super::home::Place;
-use super::incarnation::Incarnation;
+use super::target::Standing;
 use crate::abi::handshake::{ANSWER_SIZE, Token};
 use crate::abi::log::{LOG_HEAD_SIZE, LOG_SIZE};
 use crate::call::{Error, Result};
@@ -56,6 +56,8 @@ pub(super) struct Heard {
     pub(super) hold: Hold,
     /// What it has executed last.
     pub(super) log: Log,
+    /// What was connected to.
+    pub(super) standing: Option<Standing>,
 }
 
 /// Connects, shakes hands, and waits for the answer. Somebody else's hold is returned as such only
@@ -98,8 +100,9 @@ pub(super) fn holder_is_dead(place: &Place, pid: Option<i32>) -> bool {
 }
 
 async fn meet_once(place: &Place, how: Manner, sockets: &Sockets, end: Instant) -> Result<Heard> {
-    let client = connect_to(place, end).await?;
-    shake_hands(place, how, sockets, client, end).await
+    let (client, standing) = connect_to(place, end).await?;
+    let heard = shake_hands(place, how, sockets, client, end).await?;
+    Ok(Heard { standing: Some(standing), ..heard })
 }
 
 /// The handshake over a connected socket.
@@ -129,7 +132,7 @@ pub(super) async fn shake_hands(
                 && holder.pid != std::process::id() as i32
             {
                 let hold = Hold::Theirs { pid: Some(holder.pid), since: state.since };
-                return Ok(Heard { hold, log: Log::default() });
+                return Ok(Heard { hold, log: Log::default(), standing: None });
             }
             timeout_at(end, &mut answer).await.map_err(|_| no_answer(place))?
         }
@@ -175,7 +178,7 @@ fn say_hello(
 pub(super) async fn ask(place: &Place, token: Token, end: Instant) -> Result<Heard> {
     let mut tries = TRIES;
     loop {
-        let client = connect_to(place, end).await?;
+        let (client, _) = connect_to(place, end).await?;
         let answered = match say_hello(place, Manner::again(token), &[], client)? {
             Some(client) => timeout_at(end, read_answer(&client)).await,
             None => Ok(Err(io::ErrorKind::BrokenPipe.into())),
@@ -202,11 +205,11 @@ fn heard(answered: io::Result<([u8; ANSWER_SIZE], Option<Log>)>) -> Heard {
         // Without it nobody knows how its calls are counted.
         hold = Hold::Refused("the server's answer ends before its log".into());
     }
-    Heard { hold, log: log.unwrap_or_default() }
+    Heard { hold, log: log.unwrap_or_default(), standing: None }
 }
 
 fn closed() -> Heard {
-    Heard { hold: Hold::Closed, log: Log::default() }
+    Heard { hold: Hold::Closed, log: Log::default(), standing: None }
 }
 
 /// Waits for the answer of a server that is blocked in a call of the controller before: interrupts
@@ -215,11 +218,12 @@ fn closed() -> Heard {
 /// The signal has a handler in a server, which does nothing: only the call returns. It may come just
 /// before the call begins, so once is not enough.
 async fn interrupting<T>(place: &Place, answer: &mut (impl Future<Output = T> + Unpin)) -> T {
+    let mut target = None;
     loop {
-        let process = place.state().map(|state| state.process);
-        if let Some(process) = process.filter(Incarnation::is_alive) {
+        target = target.or_else(|| place.target().ok());
+        if let Some(target) = &target {
             // Where that is not allowed, the call may end by itself.
-            let _ = kill(Pid::from_raw(process.pid), Signal::SIGPIPE);
+            let _ = target.signal(Signal::SIGPIPE);
             fault::point("takeover.interrupting");
         }
         if let Ok(answered) = timeout(PAUSE, &mut *answer).await {
@@ -255,13 +259,13 @@ async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Opti
 }
 
 /// Connects to the listening socket. Its backlog may be full for a while.
-async fn connect_to(place: &Place, end: Instant) -> Result<OwnedFd> {
+async fn connect_to(place: &Place, end: Instant) -> Result<(OwnedFd, Standing)> {
     loop {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(Error::local("socket"))?;
         let error = match place.connect(&client) {
-            Ok(()) => return Ok(client),
+            Ok(standing) => return Ok((client, standing)),
             Err(error) => error,
         };
         let reason = match error.raw_os_error().map(Errno::from_raw) {

@@ -120,7 +120,7 @@ impl Process {
     /// The handshake is over: the connection goes on over the new sockets.
     async fn go_on(&self, place: &Place, heard: Heard, sockets: Sockets) -> Result<()> {
         fault::point("reconnect.answered");
-        let Heard { hold, log } = heard;
+        let Heard { hold, log, .. } = heard;
         let Taken { fds, version, pid } = taken(place, hold)?;
         let controllers = log.head.controllers;
         let number = self.inner().controllers.swap(controllers, Ordering::Relaxed);

@@ -45,7 +45,7 @@ impl Process {
 async fn look(place: &Place, token: Token, controllers: &AtomicU64) -> Option<(Successor, Past)> {
     let limit = Instant::now() + TIMEOUT;
     let mut pause = PAUSE;
-    let Heard { hold, log } = loop {
+    let Heard { hold, log, .. } = loop {
         // A process that is gone is noticed as such.
         let heard = ask(place, token, limit).await.ok()?;
         if !matches!(heard.hold, Hold::Closed) || Instant::now() > limit {

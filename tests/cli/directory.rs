@@ -2,13 +2,17 @@
 //! own.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::net::UnixListener;
 use std::process::Command;
+
+use farcall::persist::{Incarnation, State};
+use farcall::sys::Sysno;
 
 use nix::unistd::{Uid, mkfifo};
 
-use super::command::{Ran, Running, fail, farcall, farcall_as, run, start, succeed};
-use crate::common::{TestHome, alive};
+use super::command::{Ran, Running, fail, farcall, farcall_as, json, run, start, succeed};
+use crate::common::{TestHome, alive, blocked_in, until};
 
 /// A user that nobody is.
 const STRANGER: u32 = 65_530;
@@ -162,4 +166,113 @@ fn a_strangers_link_leads_to_no_directory_of_anybody_elses() {
         assert!(ran.stderr.contains("symbolic link of uid 65530"), "{arguments:?}: {ran:?}");
     }
     assert!(alive(pid));
+}
+
+/// A process that is root's, and ends with the test.
+struct Victim(std::process::Child);
+
+impl Victim {
+    fn new() -> Self {
+        Self(Command::new("sleep").arg("1000").spawn().unwrap())
+    }
+
+    fn pid(&self) -> i32 {
+        self.0.id() as i32
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Makes what is in the sockets' directory, and itself, that user's.
+fn give_to(uid: u32, test: &TestHome) {
+    chown(test.path(), Some(uid), Some(uid)).unwrap();
+    for file in fs::read_dir(test.path()).unwrap() {
+        lchown(file.unwrap().path(), Some(uid), Some(uid)).unwrap();
+    }
+}
+
+#[test]
+fn root_signals_nobody_on_another_users_word() {
+    assert!(Uid::effective().is_root(), "this test acts as two users: run it as root");
+    let test = TestHome::new();
+    fs::create_dir(test.path()).unwrap();
+    fs::set_permissions(test.path(), Permissions::from_mode(0o700)).unwrap();
+    // Somebody who listens and does not answer, and says that it is another process.
+    let _listener = UnixListener::bind(test.path().join("one.sock")).unwrap();
+    let victim = Victim::new();
+    let process = Incarnation::of(victim.pid()).unwrap();
+    let state = State { process, holder: None, since: 1, cgroups: Vec::new(), connection: None };
+    let record = test.path().join("one.json");
+    fs::write(&record, serde_json::to_vec(&state).unwrap()).unwrap();
+    give_to(STRANGER, &test);
+    let error = fail(&test, 1, &["names", "one", "--take-over", "--timeout", "1"]);
+    assert!(error.contains("no answer"), "{error}");
+    assert!(alive(victim.pid()));
+    // Who has the socket, this test, is none of that user's either.
+    let error = fail(&test, 1, &["stop", "one", "--kill"]);
+    assert!(error.contains("is another user's"), "{error}");
+    assert!(alive(victim.pid()));
+    // Where the record is root's, in a directory in which others may have put it there: the process has
+    // to have the socket.
+    lchown(&record, Some(0), Some(0)).unwrap();
+    let error = fail(&test, 1, &["stop", "one", "--kill"]);
+    assert!(error.contains("does not have that socket"), "{error}");
+    assert!(alive(victim.pid()));
+    // A record with two names may be that of another directory.
+    fs::hard_link(&record, test.file("elsewhere.json")).unwrap();
+    let error = fail(&test, 1, &["stop", "one", "--kill"]);
+    assert!(error.contains("is another user's"), "{error}");
+    assert!(alive(victim.pid()));
+}
+
+#[test]
+fn root_does_in_a_users_directory_what_that_user_may_do() {
+    let test = TestHome::new();
+    chown(test.path().parent().unwrap(), Some(STRANGER), Some(STRANGER)).unwrap();
+    let as_user = |arguments: &[&str]| farcall_as(STRANGER, 0o022, &test, arguments);
+    let ran = Running::start(&mut as_user(&["start", "one", "--json"])).finish();
+    assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    let pid = json(&ran.stdout)["pid"].as_i64().unwrap() as i32;
+    let blocked = Running::start(&mut as_user(&["call", "one", "pause"]));
+    until("it is blocked", || blocked_in(pid) == Some(Sysno::pause as usize));
+    // What it is blocked in is interrupted with that user's rights.
+    assert_eq!(succeed(&test, &["call", "--take-over", "one", "getuid"]), format!("{STRANGER}\n"));
+    drop(blocked);
+    let record = fs::metadata(test.path().join("one.json")).unwrap();
+    assert_eq!(record.uid(), STRANGER, "and what is written down is that user's to read");
+    assert!(succeed(&test, &["ls"]).contains(&format!(" {pid} ")));
+    assert_eq!(succeed(&test, &["stop", "one", "--kill"]), "one: stopped\n");
+    assert!(!alive(pid));
+    assert_eq!(fs::read_dir(test.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn root_attaches_to_no_socket_that_another_user_may_have_linked_there() {
+    assert!(Uid::effective().is_root(), "this test acts as two users: run it as root");
+    let test = TestHome::new();
+    let pid = start(&test, "one");
+    let theirs = test.file("theirs");
+    fs::create_dir(&theirs).unwrap();
+    fs::set_permissions(&theirs, Permissions::from_mode(0o700)).unwrap();
+    let socket = test.path().join("one.sock");
+    symlink(&socket, theirs.join("soft.sock")).unwrap();
+    fs::hard_link(&socket, theirs.join("hard.sock")).unwrap();
+    chown(&theirs, Some(STRANGER), Some(STRANGER)).unwrap();
+    for (name, reason) in [("soft", "it is no socket"), ("hard", "has several names")] {
+        for arguments in [&["call", name, "getpid"][..], &["stop", name], &["stop", name, "--kill"]]
+        {
+            let mut command = farcall(&test, arguments);
+            let ran = Running::start(command.env("FARCALL_DIR", &theirs)).finish();
+            assert_eq!(ran.status.code(), Some(1), "{arguments:?}: {ran:?}");
+            assert!(ran.stderr.contains(reason), "{arguments:?}: {ran:?}");
+        }
+    }
+    assert!(alive(pid));
+    fs::remove_dir_all(&theirs).unwrap();
+    assert_eq!(succeed(&test, &["call", "one", "getpid"]), format!("{pid}\n"));
 }

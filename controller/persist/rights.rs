@@ -1,0 +1,129 @@
+//! What root does on another user's word it does with that user's rights: in a child that has no others.
+
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::unistd::Uid;
+
+/// How long the child may take: a path that it is given may lead to a file system of that user's own.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Runs `act` in a child with the rights of `uid`, in no group, without capabilities, and returns what it
+/// returns; EPERM if this process may not act as that user, ETIMEDOUT if it took too long.
+///
+/// # Safety
+///
+/// `act` makes system calls and nothing else: the child is a copy of this thread alone, in which locks
+/// that other threads held are held for ever.
+pub(super) unsafe fn as_user(
+    uid: Uid,
+    act: impl FnOnce() -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    // No handler of this process's is to run in the child.
+    let mut before = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
+    // No flags, and no signal when it ends: nobody who waits for children of theirs is told of it.
+    // SAFETY: like fork(2); what the child does in its copy of the stack is up to exit_group(2).
+    let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
+    if child == 0 {
+        let done = be(uid).and_then(|()| act());
+        let status = done.err().map_or(0, |errno| errno as i32);
+        // SAFETY: ends the child.
+        unsafe { libc::syscall(libc::SYS_exit_group, status) };
+    }
+    let failed = Errno::last();
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+    if child < 0 {
+        return Err(failed);
+    }
+    wait(child as i32)
+}
+
+/// Takes the rights of a user, and only those, for good.
+fn be(uid: Uid) -> Result<(), Errno> {
+    // A group that no file of anybody's is to have.
+    const NO_GROUP: u32 = 65_534;
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let (uid, header) = (uid.as_raw(), Header { version: VERSION_3, pid: 0 });
+    let none = [0u32; 6];
+    // The system calls and not libc's functions, which want other threads to do the same.
+    // SAFETY: the pointers are null where nothing is read, and else lead to what capset(2) reads.
+    unsafe {
+        check(libc::syscall(libc::SYS_setgroups, 0, 0))?;
+        check(libc::syscall(libc::SYS_setresgid, NO_GROUP, NO_GROUP, NO_GROUP))?;
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
+        // Under some securebits they stay.
+        check(libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()))?;
+        check(libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))
+    }
+}
+
+fn check(result: libc::c_long) -> Result<(), Errno> {
+    if result < 0 { Err(Errno::last()) } else { Ok(()) }
+}
+
+/// Waits for the child, and kills it when it takes too long.
+fn wait(child: i32) -> Result<(), Errno> {
+    let end = Instant::now() + LIMIT;
+    let mut late = false;
+    loop {
+        let mut status = 0;
+        let flags = libc::__WALL | libc::WNOHANG;
+        // SAFETY: the status is there to be written.
+        let waited = unsafe { libc::waitpid(child, &raw mut status, flags) };
+        match waited {
+            0 if !late && Instant::now() > end => {
+                late = true;
+                // SAFETY: the call has no pointers; the child is not reaped, so the pid is its own.
+                unsafe { libc::kill(child, libc::SIGKILL) };
+            }
+            0 => std::thread::sleep(Duration::from_micros(100)),
+            -1 if Errno::last() == Errno::EINTR => {}
+            -1 => return Err(Errno::last()),
+            _ if late => return Err(Errno::ETIMEDOUT),
+            _ if libc::WIFEXITED(status) => {
+                return match libc::WEXITSTATUS(status) {
+                    0 => Ok(()),
+                    errno => Err(Errno::from_raw(errno)),
+                };
+            }
+            _ => return Err(Errno::EIO),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_as_a_user_is_done_with_that_users_rights() {
+        assert!(nix::unistd::geteuid().is_root(), "this test acts as two users: run it as root");
+        let user = Uid::from_raw(65_530);
+        // SAFETY: only system calls are made.
+        unsafe {
+            assert_eq!(as_user(user, || Ok(())), Ok(()));
+            assert_eq!(as_user(user, || Err(Errno::ENOANO)), Err(Errno::ENOANO));
+            let ids = || {
+                let same = libc::getuid() == 65_530 && libc::geteuid() == 65_530;
+                let groups = libc::syscall(libc::SYS_getgroups, 0, 0);
+                if same && groups == 0 { Ok(()) } else { Err(Errno::EPERM) }
+            };
+            assert_eq!(as_user(user, ids), Ok(()));
+            // This process itself is root's.
+            let own = std::process::id();
+            let signal = move || check(libc::syscall(libc::SYS_kill, own, 0));
+            assert_eq!(as_user(user, signal), Err(Errno::EPERM));
+            let for_ever = || check(libc::syscall(libc::SYS_pause));
+            assert_eq!(as_user(user, for_ever), Err(Errno::ETIMEDOUT));
+        }
+        assert!(nix::unistd::geteuid().is_root());
+    }
+}
