@@ -149,18 +149,18 @@ impl Demo {
         let file = demo.directory.join("file");
         fs::write(&file, [FIRST_HALF, SECOND_HALF].concat())?;
         let handover = demo.directory.join("handover");
-        run_first_controller(demo, &file, &handover, report)?;
+        run_first_controller(demo, &file, &handover, report).await?;
         let handover: Handover = serde_json::from_slice(&fs::read(&handover)?)?;
         let process = Incarnation::of(handover.pid).ok_or_else(|| {
             Failure::new(format!("pid {} died with its controller", handover.pid))
         })?;
-        second::inert(&process, report)?;
+        second::inert(&demo.home.place(&demo.name), &process, report).await?;
         second::go_on(demo, &handover, &process, report).await
     }
 }
 
 /// Runs the first controller until it is in the middle of a call, and kills it there.
-fn run_first_controller(
+async fn run_first_controller(
     demo: &CleanUp,
     file: &Path,
     handover: &Path,
@@ -188,7 +188,8 @@ fn run_first_controller(
     if let Ok(text) = fs::read(handover)
         && let Ok(handover) = serde_json::from_slice::<Handover>(&text)
     {
-        second::until_in_call(handover.pid, first::LAST_CALL)?;
+        let place = demo.home.place(&demo.name);
+        second::until_in_call(&place, handover.pid, first::LAST_CALL).await?;
     }
     child.kill()?;
     let status = child.wait()?;

@@ -5,35 +5,49 @@ use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
-use farcall::persist::{Incarnation, attach};
+use farcall::abi::wire::Word;
+use farcall::persist::{Condition, Incarnation, Place, attach, flight};
 use farcall::sys::{Sysno, WaitStatus};
 use nix::sys::socket::SockFlag;
 
+use super::first::LAST_CALL;
 use super::{CHILD_STATUS, CleanUp, Handover, REMEMBERED, Report, SECOND_HALF, check};
 use crate::Failure;
 use crate::stop::until_gone;
 
 /// How long anything is waited for.
 const LIMIT: Duration = Duration::from_secs(8);
+/// How long an answer is waited for of a process that may be blocked.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// How long the detached process is watched.
 const WATCH: Duration = Duration::from_millis(300);
 
-/// Waits until a process is blocked in a call.
-pub fn until_in_call(pid: i32, call: Sysno) -> Result<(), Failure> {
+/// Waits until the process is blocked in that call of its controller's.
+pub async fn until_in_call(place: &Place, pid: i32, call: Sysno) -> Result<(), Failure> {
     let end = Instant::now() + LIMIT;
-    while blocked_in(pid) != Some(call) {
-        if Instant::now() > end {
-            return Err(Failure::new(format!("pid {pid} does not come to {}", call.name())));
+    loop {
+        match Condition::of(pid) {
+            Some(Condition::InCall { call: blocks, .. }) if blocks.contains(call.name()) => break,
+            // A tracer's right is needed to see that. But who is blocked does not answer.
+            Some(Condition::Unknown) if flight(place, PATIENCE).await.is_err() => break,
+            _ if Instant::now() > end => {
+                return Err(Failure::new(format!("pid {pid} does not come to {}", call.name())));
+            }
+            _ => tokio::time::sleep(Duration::from_millis(2)).await,
         }
-        std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
 }
 
-/// The call that a process is blocked in.
-fn blocked_in(pid: i32) -> Option<Sysno> {
-    let text = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
-    Sysno::new(text.split_whitespace().next()?.parse().ok()?)
+/// The process answers, and the last call in its log, if it has one, is that one, which has succeeded.
+async fn has_finished(place: &Place, call: Sysno) -> Result<&'static str, Failure> {
+    let log = flight(place, LIMIT).await?.log;
+    if log.head.memory == 0 {
+        return Ok("it answers");
+    }
+    let last = log.calls().last().map(|(_, last)| (last.request.word & Word::NUMBER, last.result));
+    check("the last call", &last, &Some((call as u64, 0)))?;
+    Ok("its log has the result")
 }
 
 /// How often a process has been scheduled, and how much processor time it has used, in ticks.
@@ -51,11 +65,24 @@ fn activity(pid: i32) -> Option<(u64, u64)> {
 }
 
 /// The process lives, has finished its last call, and does nothing.
-pub fn inert(process: &Incarnation, report: &mut Report) -> Result<(), Failure> {
-    until_in_call(process.pid, Sysno::ppoll)?;
-    report.done("the process lives, and has finished its call", "it waits in ppoll")?;
-    let before = activity(process.pid);
-    std::thread::sleep(WATCH);
+pub async fn inert(
+    place: &Place,
+    process: &Incarnation,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let shown = has_finished(place, LAST_CALL).await?;
+    report.done("the process lives, and has finished its call", shown)?;
+    // It has answered, and goes back to wait.
+    let end = Instant::now() + LIMIT;
+    let mut before = activity(process.pid);
+    loop {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = activity(process.pid);
+        if std::mem::replace(&mut before, now) == now || Instant::now() > end {
+            break;
+        }
+    }
+    tokio::time::sleep(WATCH).await;
     check("what a detached process does", &activity(process.pid), &before)?;
     if before.is_none() || !process.is_alive() {
         return Err(Failure::new("the process ended while nobody was attached"));
