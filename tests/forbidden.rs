@@ -219,6 +219,22 @@ async fn memory_that_only_a_process_itself_reaches_is_copied_at_any_size() {
 }
 
 #[tokio::test]
+async fn much_data_takes_the_stream_where_vmsplice_is_forbidden() {
+    const SIZE: usize = 1 << 20;
+    let root = root().await;
+    let process = root.child().spawn().await.unwrap();
+    process.enter_ring(Polling::Adaptive).await.unwrap();
+    deny(&process, Sysno::vmsplice, None, Errno::ENOSYS).await;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = process.mmap(SIZE, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    let bytes: Vec<u8> = (0..SIZE).map(|i| (i % 251) as u8).collect();
+    for _ in 0..2 {
+        process.write_memory(memory.address(), bytes.clone()).await.unwrap();
+        assert!(process.read_memory(memory.address(), SIZE).await.unwrap() == bytes);
+    }
+}
+
+#[tokio::test]
 async fn the_call_that_failed_is_named_and_not_one_that_was_canceled_for_it() {
     let root = root().await;
     let child = root.child().spawn().await.unwrap();

@@ -26,6 +26,8 @@ mod misuse;
 mod names;
 mod persistent;
 mod place;
+#[cfg(feature = "cli")]
+mod places;
 mod processes;
 mod race;
 mod regressions;

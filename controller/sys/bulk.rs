@@ -12,6 +12,7 @@
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, vmsplice};
 use nix::unistd::{pipe2, read};
@@ -21,6 +22,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{Task, last};
 use crate::call::{Call, Error, Reply, Result};
 use crate::handle::Fd;
+use crate::process::is_forbidden;
 
 /// From how many bytes on a pipe is worth its two calls a piece.
 const MUCH: usize = 256 * 1024;
@@ -33,6 +35,8 @@ const PAGE: usize = 4096;
 pub(super) struct Pipes {
     into: Arc<tokio::sync::Mutex<Option<Pipe>>>,
     out: Arc<tokio::sync::Mutex<Option<Pipe>>>,
+    /// vmsplice(2) is forbidden here or there: the stream does it.
+    refused: AtomicBool,
 }
 
 impl Pipes {
@@ -80,7 +84,10 @@ impl Task {
     /// Whether a transfer to or from that address is worth a pipe: it is large, on the same machine,
     /// and not in memory that this process shares anyway.
     pub(super) fn is_bulk(&self, address: u64, len: usize) -> bool {
-        len >= MUCH && self.connection.has_ring() && !self.shares(address)
+        len >= MUCH
+            && self.connection.has_ring()
+            && !self.shares(address)
+            && !self.pipes.refused.load(Ordering::Relaxed)
     }
 
     /// Puts bytes into the target's memory. They come back if there can be no pipe.
@@ -97,7 +104,15 @@ impl Task {
             held.empty = false;
             let Some(pipe) = &*held.pipe else { return Err(Error::Fault { address, len }) };
             let piece = pipe.piece.min(len - done);
-            fill(pipe, &bytes[done..done + piece]).map_err(Error::local("vmsplice"))?;
+            match fill(pipe, &bytes[done..done + piece]) {
+                Ok(()) => {}
+                Err(errno) if done == 0 && is_forbidden(errno) => {
+                    self.pipes.refused.store(true, Ordering::Relaxed);
+                    held.empty = true;
+                    return Ok(Err(Arc::unwrap_or_clone(bytes)));
+                }
+                Err(errno) => return Err(Error::local("vmsplice")(errno)),
+            }
             let to = address + done as u64;
             let there = pipe.there.number() as u64;
             let read = Call::syscall(Sysno::read, [there, to, piece as u64, 0, 0, 0]);
@@ -144,13 +159,23 @@ impl Task {
             let complete = move |replies: Vec<Reply>| {
                 let _used = used;
                 let spliced = last(&replies)?.value();
+                if let Err(errno) = spliced.as_ref()
+                    && is_forbidden(*errno)
+                {
+                    return Ok(None);
+                }
                 held.empty = match (&*held.pipe, spliced) {
                     (Some(pipe), Ok(n)) if n == piece as u64 => drain(pipe, &mut bytes, piece),
                     _ => false,
                 };
-                if held.empty { Ok((held, bytes)) } else { Err(Error::Fault { address, len }) }
+                let whole = held.empty.then_some((held, bytes));
+                whole.ok_or(Error::Fault { address, len }).map(Some)
             };
-            (held, bytes) = self.connection.submit(calls, complete).await?;
+            let Some(next) = self.connection.submit(calls, complete).await? else {
+                self.pipes.refused.store(true, Ordering::Relaxed);
+                return Ok(None);
+            };
+            (held, bytes) = next;
         }
         Ok(Some(bytes))
     }
