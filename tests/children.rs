@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use common::{Role, TestHome, alive, deny, hear, role, tell, until, until_async};
+use farcall::call::Call;
 use farcall::persist::{Place, Resource, Sameness, SharedMemory, attach};
 use farcall::process::{Child, ChildState};
 use farcall::sys::{Sysno, WaitStatus};
@@ -60,9 +61,9 @@ async fn pidfd(parent: &Process, pid: i32) -> Fd {
 /// Waits until a child that nobody reaps has ended.
 async fn until_ended(process: &Process, pid: i32) -> WaitStatus {
     loop {
-        match process.child_state(pid).await.unwrap() {
-            ChildState::Ended(status) => return status,
-            ChildState::Lives => tokio::time::sleep(Duration::from_millis(1)).await,
+        match process.child_state(pid).await.unwrap().status() {
+            Some(status) => return status,
+            None => tokio::time::sleep(Duration::from_millis(1)).await,
         }
     }
 }
@@ -164,7 +165,7 @@ async fn a_name_that_can_not_be_makes_no_child() {
     assert_eq!(names.iter().map(|named| &named.name).collect::<Vec<_>>(), ["taken"]);
     // One that ends with its controller keeps no names.
     let refused = root.child().named("child").spawn().await;
-    assert!(matches!(refused, Err(Error::Protocol(_))), "{refused:?}");
+    assert!(matches!(refused, Err(Error::Misuse { .. })), "{refused:?}");
     process.exit(0).await.unwrap();
 }
 
@@ -209,8 +210,9 @@ async fn an_orphan_comes_to_the_subreaper_and_its_status_with_it() {
     let next = attach(place).await.unwrap();
     let status = WaitStatus::Exited(7);
     // It is told as often as it is asked for, until it is reaped.
-    assert_eq!(next.child_state(orphan).await.unwrap(), ChildState::Ended(status));
-    assert_eq!(next.child_state(orphan).await.unwrap(), ChildState::Ended(status));
+    for _ in 0..2 {
+        assert_eq!(next.child_state(orphan).await.unwrap().status(), Some(status));
+    }
     assert_eq!(next.wait_for_child(orphan).await.unwrap(), status);
     assert_eq!(next.reap_any().await.unwrap(), Some((pid, WaitStatus::Exited(3))));
     assert_eq!(next.reap_any().await.unwrap(), None);
@@ -284,7 +286,7 @@ async fn what_any_process_has_made_goes_to_one_that_is_persistent_at_once() {
     let builder = root.child().inherit("log", &worker, &log).unwrap();
     let builder = builder.inherit("socket", &root, &socket).unwrap();
     let builder = builder.inherit("job", &worker, &job_fd).unwrap();
-    assert!(matches!(builder.clone().spawn().await, Err(Error::Protocol(_))));
+    assert!(matches!(builder.clone().spawn().await, Err(Error::Misuse { .. })));
     // What it is to inherit is kept open.
     drop(log);
     let heir = builder.spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
@@ -433,7 +435,8 @@ async fn nothing_is_reaped_that_nobody_has_asked_for() {
 #[tokio::test]
 async fn a_status_whose_reaping_is_given_up_is_told_to_the_next_that_asks() {
     let home = TestHome::new();
-    let root = root().await;
+    // Without a ring, in which a call may be complete when it has been polled once.
+    let root = Local::new().polling(None).start().await.unwrap();
     let (process, _) = persistent(&home, &root).await;
     let mut pids = Vec::new();
     for status in 0..4 {
@@ -442,21 +445,28 @@ async fn a_status_whose_reaping_is_given_up_is_told_to_the_next_that_asks() {
         child.exit(status).await.unwrap();
         child.ended().await;
     }
-    let mut context = Context::from_waker(Waker::noop());
-    for _ in 0..2 {
+    // Given up while the call that reaps is under way.
+    let give_up = async |left| {
+        let mut context = Context::from_waker(Waker::noop());
         let mut reaping = Box::pin(process.reap_any());
-        assert!(matches!(reaping.as_mut().poll(&mut context), Poll::Pending));
-    }
-    // Calls are made in order: those have been made now.
-    process.getpid().await.unwrap();
-    assert_eq!(process.children().await.unwrap().known.len(), 2);
-    assert_eq!(process.wait_for_child(pids[1]).await.unwrap(), WaitStatus::Exited(1));
+        // It looks first, and then reaps.
+        for _ in 0..2 {
+            assert!(matches!(reaping.as_mut().poll(&mut context), Poll::Pending));
+            // Calls are made in order: that one has been made then.
+            process.getpid().await.unwrap();
+        }
+        drop(reaping);
+        assert_eq!(process.children().await.unwrap().known.len(), left);
+    };
+    give_up(3).await;
+    assert_eq!(process.wait_for_child(pids[0]).await.unwrap(), WaitStatus::Exited(0));
+    give_up(2).await;
     let mut told = Vec::new();
     while let Some(reaped) = process.reap_any().await.unwrap() {
         told.push(reaped);
     }
     told.sort_unstable_by_key(|(pid, _)| *pid);
-    let expected = [0, 2, 3].map(|i| (pids[i], WaitStatus::Exited(i as i32)));
+    let expected = [1, 2, 3].map(|i| (pids[i], WaitStatus::Exited(i as i32)));
     assert_eq!(told, expected);
     process.exit(0).await.unwrap();
 }
@@ -492,9 +502,9 @@ async fn children_are_listed_with_and_without_a_proc_that_knows_them() {
     let lives = process.child().named("lives").spawn().await.unwrap();
     let unnamed = process.child().spawn().await.unwrap();
     let ended = process.child().spawn().await.unwrap();
-    ended.exit(3).await.unwrap();
+    ended.exit(0).await.unwrap();
     ended.ended().await;
-    let status = ChildState::Ended(WaitStatus::Exited(3));
+    let status = ChildState::NeverExecuted;
     let expected = [
         (lives.pid_in_parent(), ChildState::Lives),
         (unnamed.pid_in_parent(), ChildState::Lives),
@@ -513,7 +523,9 @@ async fn children_are_listed_with_and_without_a_proc_that_knows_them() {
     mount(Some("none"), "/proc", Some("tmpfs"), MsFlags::empty(), none).unwrap();
     let children = process.children().await.unwrap();
     assert!(!children.complete);
-    assert_eq!(listed(&children), [expected[0], expected[2]]);
+    // Whether it has executed a program nobody tells.
+    let ended = ChildState::Ended(WaitStatus::Exited(0));
+    assert_eq!(listed(&children), [expected[0], (expected[2].0, ended)]);
     process.exit(0).await.unwrap();
 }
 
@@ -614,4 +626,130 @@ async fn what_does_not_fit_into_a_table_leaves_no_name() {
     process.release("file").await.unwrap();
     assert_eq!(process.unclaimed().await.unwrap(), []);
     process.exit(0).await.unwrap();
+}
+
+/// A child that stops while its parent traces it, before it does anything else.
+async fn traced(parent: &Process) -> Child {
+    let child = parent.child().spawn().await.unwrap();
+    child.syscall(Sysno::ptrace, [0; 6]).await.unwrap();
+    let pid = child.getpid().await.unwrap() as u64;
+    let stop = libc::SIGSTOP as u64;
+    let call = Call::syscall(Sysno::kill, [pid, stop, 0, 0, 0, 0]);
+    drop(child.connection().call("kill", call));
+    until("it has stopped", || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        status.rsplit_once(')').unwrap().1.trim_start().starts_with('t')
+    });
+    child
+}
+
+/// What waitid(2) tells of one child when stops are asked for, without taking it: its code.
+async fn peek(parent: &Process, pid: i32) -> i32 {
+    let memory = page(parent).await;
+    let options = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+    let args = [u64::from(libc::P_PID), pid as u64, memory.address(), options as u64, 0, 0];
+    parent.syscall(Sysno::waitid, args).await.unwrap();
+    let code = parent.read_memory(memory.address() + 8, 4).await.unwrap();
+    i32::from_le_bytes(code.try_into().unwrap())
+}
+
+#[tokio::test]
+async fn stops_of_traced_children_are_left_and_the_ends_behind_them_are_found() {
+    let home = TestHome::new();
+    let root = root().await;
+    let (process, _) = persistent(&home, &root).await;
+    let stopped = traced(&process).await;
+    let pid = stopped.pid_in_parent();
+    let mut statuses = BTreeMap::new();
+    for status in 1..=5 {
+        let child = process.child().spawn().await.unwrap();
+        statuses.insert(child.pid_in_parent(), WaitStatus::Exited(status));
+        child.exit(status).await.unwrap();
+        child.ended().await;
+    }
+    assert_eq!(process.waitid_pid(pid).await.unwrap(), None);
+    let pidfd = pidfd(&process, pid).await;
+    assert_eq!(process.waitid_pidfd(&pidfd).await.unwrap(), None);
+    for _ in 0..5 {
+        let (pid, status) = process.reap_any().await.unwrap().unwrap();
+        assert_eq!(statuses.remove(&pid), Some(status));
+    }
+    assert_eq!(process.reap_any().await.unwrap(), None);
+    assert_eq!(process.child_state(pid).await.unwrap(), ChildState::Lives);
+    assert_eq!(peek(&process, pid).await, libc::CLD_TRAPPED);
+    stopped.kill(Signal::SIGKILL).unwrap();
+    stopped.ended().await;
+    let killed = WaitStatus::Signaled { signal: libc::SIGKILL, core_dumped: false };
+    assert_eq!(process.reap_any().await.unwrap(), Some((pid, killed)));
+}
+
+#[tokio::test]
+async fn a_child_that_never_executed_a_program_is_told_from_one_that_exited() {
+    let home = TestHome::new();
+    let root = root().await;
+    let (process, place) = persistent(&home, &root).await;
+    let served = process.child().named("served").spawn().await.unwrap();
+    let ran = process.child().named("ran").spawn().await.unwrap();
+    sh(&ran, "exit 0").await;
+    let pids = [&served, &ran].map(Child::pid_in_parent);
+    process.prepare_for_reconnect().await.unwrap();
+    drop((served, ran, process));
+
+    let next = attach(place).await.unwrap();
+    for pid in pids {
+        assert_eq!(until_ended(&next, pid).await, WaitStatus::Exited(0));
+    }
+    let zero = WaitStatus::Exited(0);
+    let expected = [(pids[0], ChildState::NeverExecuted), (pids[1], ChildState::Ended(zero))];
+    for (pid, state) in expected {
+        assert_eq!(next.child_state(pid).await.unwrap(), state);
+    }
+    let children = next.children().await.unwrap().known;
+    assert_eq!(children.iter().map(|child| (child.pid, child.state)).collect::<Vec<_>>(), expected);
+    next.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_named_child_of_an_earlier_controller_is_signalled_asked_and_waited_for() {
+    let home = TestHome::new();
+    let root = root().await;
+    let (process, place) = persistent(&home, &root).await;
+    for name in ["job", "other"] {
+        let child = process.child().named(name).spawn().await.unwrap();
+        sh(&child, "exec sleep 1000").await;
+    }
+    process.prepare_for_reconnect().await.unwrap();
+    drop(process);
+
+    let next = attach(place).await.unwrap();
+    let job = next.adopt_named_child("job").await.unwrap();
+    assert_eq!(job.state().await.unwrap(), ChildState::Lives);
+    job.kill(Signal::SIGTERM).await.unwrap();
+    let ended = WaitStatus::Signaled { signal: libc::SIGTERM, core_dumped: false };
+    job.ended().await;
+    assert_eq!(job.state().await.unwrap(), ChildState::Ended(ended));
+    assert_eq!(job.wait().await.unwrap(), ended);
+    // Reaped: whoever asks is told that, by the handle and by the name.
+    let errno = |error: Error| error.errno();
+    assert_eq!(errno(job.state().await.unwrap_err()), Some(Errno::ECHILD));
+    assert_eq!(errno(job.kill(Signal::SIGTERM).await.unwrap_err()), Some(Errno::ESRCH));
+    assert_eq!(errno(job.wait().await.unwrap_err()), Some(Errno::ECHILD));
+    for (name, reason) in [("job", "reaped"), ("nobody", "no")] {
+        let error = next.adopt_named_child(name).await.unwrap_err();
+        assert!(matches!(error, Error::Name { .. }), "{error:?}");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+    let file = next.openat(None, "/", OFlag::O_PATH, Mode::empty()).await.unwrap();
+    next.keep_fd("file", &file).await.unwrap();
+    let error = next.adopt_named_child("file").await.unwrap_err();
+    assert!(error.to_string().contains("not a child"), "{error}");
+    assert_eq!(errno(next.adopt_child(1 << 30).await.unwrap_err()), Some(Errno::ECHILD));
+    assert_eq!(
+        errno(next.adopt_child(std::process::id() as i32).await.unwrap_err()),
+        Some(Errno::ECHILD)
+    );
+    let other = next.adopt_named_child("other").await.unwrap();
+    other.kill(Signal::SIGKILL).await.unwrap();
+    other.wait().await.unwrap();
+    next.exit(0).await.unwrap();
 }

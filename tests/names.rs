@@ -166,7 +166,7 @@ async fn names_that_can_not_be_are_refused_and_nothing_is_opened() {
     let root = Local::new().start().await.unwrap();
     let (child, _) = persistent(&home, &root).await;
     let refused = |result: Result<_, Error>| match result {
-        Err(Error::Name { .. } | Error::Protocol(_)) => {}
+        Err(Error::Name { .. } | Error::Misuse { .. }) => {}
         Err(error) => panic!("{error}"),
         Ok(()) => panic!("it was kept"),
     };

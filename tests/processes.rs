@@ -3,6 +3,7 @@
 use crate::common;
 
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 
 use common::{LIMIT, Role, alive, alone, fds, role, tell, until, until_async};
@@ -13,6 +14,7 @@ use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Child, Error, Local, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::Signal;
@@ -880,4 +882,55 @@ fn limit_descriptors(pid: i32, soft: u64) {
         nix::libc::prlimit(pid, nix::libc::RLIMIT_NOFILE, &raw const limits, std::ptr::null_mut())
     };
     assert_eq!(result, 0);
+}
+
+/// Asks on a thread of its own, which ends, for a root server on this runtime.
+async fn asked_by_a_thread(change: impl FnOnce() + Send + 'static) -> Process {
+    let runtime = tokio::runtime::Handle::current();
+    let thread = std::thread::spawn(move || {
+        change();
+        runtime.block_on(Local::new().stdio(Stdio::Null).start()).unwrap()
+    });
+    tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_server_is_where_the_thread_is_that_asks_for_it() {
+    let status = |process: &Process, field: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", process.pid().unwrap()));
+        let text = text.unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        line.trim_start_matches(':').trim().to_owned()
+    };
+    let uts = |process: &Process| {
+        std::fs::read_link(format!("/proc/{}/ns/uts", process.pid().unwrap())).unwrap()
+    };
+    let before = asked_by_a_thread(|| {}).await;
+    let confined = asked_by_a_thread(|| {
+        nix::sched::unshare(CloneFlags::CLONE_NEWUTS).unwrap();
+        // The bounding set, which is this thread's alone.
+        // SAFETY: no pointers.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_CAPBSET_DROP, 23, 0, 0, 0), 0);
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        }
+    })
+    .await;
+    let after = asked_by_a_thread(|| {}).await;
+    assert_eq!(uts(&before), std::fs::read_link("/proc/self/ns/uts").unwrap());
+    assert_eq!(uts(&before), uts(&after));
+    assert_ne!(uts(&before), uts(&confined));
+    for (field, here) in [("NoNewPrivs", "0"), ("CapBnd", &*status(&before, "CapBnd"))] {
+        assert_eq!(status(&before, field), here);
+        assert_eq!(status(&after, field), here);
+        assert_ne!(status(&confined, field), here);
+    }
+    // The threads that asked have ended, and the servers have not.
+    for process in [before, confined, after] {
+        process.getpid().await.unwrap();
+        let pid = process.pid().unwrap();
+        drop(process);
+        until_async("it ends with its handle", || !Path::new(&format!("/proc/{pid}")).exists())
+            .await;
+    }
 }

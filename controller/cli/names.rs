@@ -207,10 +207,7 @@ async fn row(process: &Process, named: Named) -> Result<Row, Failure> {
                 _ => left.map(|value| value as i32),
             };
             if let Resource::Child(pid) = what {
-                row.now = Some(match process.child_state(pid).await? {
-                    ChildState::Lives => "lives".into(),
-                    ChildState::Ended(status) => status.to_string(),
-                });
+                row.now = Some(process.child_state(pid).await?.to_string());
             }
         }
         Kind::Mapping => {

@@ -2,7 +2,12 @@
 //!
 //! The root server is a child of this process, started from a memfd, and dies with it: by the
 //! parent-death signal, and by the end of its stream. That signal fires when the *thread* that made
-//! the child exits, so one thread makes all root servers and stays.
+//! the child exits, and the threads of a runtime come and go. So each root server is made by a thread
+//! of its own, which stays as long as the server's handle does.
+//!
+//! A new thread has the namespaces, credentials, capabilities, seccomp filters and processors of the
+//! thread that starts it. So a root server has those of the thread that asked for it, as with
+//! `std::process::Command`, and not those of some other thread that had more.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +15,8 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc;
 use std::thread;
 
 use syscalls::Sysno;
@@ -91,6 +97,9 @@ impl Local {
     /// Starts the root server. It dies with this process, and when the last handle to it or to one
     /// of its descendants is dropped.
     ///
+    /// It has the namespaces, credentials, capabilities, no_new_privs and seccomp filters of the thread
+    /// on which this future is first polled.
+    ///
     /// # Errors
     ///
     /// Where the image can't be executed: no memfd may be, and no file in the directory for
@@ -99,8 +108,7 @@ impl Local {
         let sockets = Sockets::new()?;
         let child = execute(self.carrier, &sockets).await?;
         drop((sockets.stream_there, sockets.data_there));
-        let pidfd =
-            Arc::new(pidfd_open(child.0.lock().unwrap_or_else(PoisonError::into_inner).id())?);
+        let pidfd = Arc::new(pidfd_open(child.pid)?);
         let connection = Connection::over(sockets.stream);
         let server = set_up(&connection, self.stream_version).await?;
         let table = FdTable::new(&connection);
@@ -139,21 +147,42 @@ impl Local {
 }
 
 /// The root server as this process's child: killed and reaped with the last handle.
-struct RootChild(Mutex<process::Child>);
+struct RootChild {
+    pid: u32,
+    /// The thread that made the child ends it, and then itself, when the sender is dropped.
+    maker: Option<(mpsc::Sender<()>, thread::JoinHandle<()>)>,
+}
 
-impl Drop for RootChild {
-    fn drop(&mut self) {
-        let child = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // Both fail only if it has been reaped already.
-        let _ = child.kill();
-        let _ = child.wait();
+impl RootChild {
+    /// Starts the command on a thread that stays as long as the child may live.
+    async fn spawn(mut command: Command) -> io::Result<Self> {
+        let (done, started) = oneshot::channel();
+        let (stays, gone) = mpsc::channel();
+        let maker = thread::Builder::new().name("farcall-root".into()).spawn(move || {
+            let mut child = match command.spawn() {
+                Ok(child) => child,
+                Err(error) => return drop(done.send(Err(error))),
+            };
+            // If nobody waits for it any more, `gone` says so at once.
+            let _ = done.send(Ok(child.id()));
+            let _ = gone.recv();
+            // Both fail only if it has been reaped already.
+            let _ = child.kill();
+            let _ = child.wait();
+        })?;
+        let pid = started.await.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()))?;
+        Ok(Self { pid, maker: Some((stays, maker)) })
     }
 }
 
-/// What the staying thread is asked for.
-struct Order {
-    command: Command,
-    done: oneshot::Sender<io::Result<RootChild>>,
+impl Drop for RootChild {
+    fn drop(&mut self) {
+        if let Some((stays, maker)) = self.maker.take() {
+            drop(stays);
+            // The child is gone when this returns. The thread does not panic.
+            let _ = maker.join();
+        }
+    }
 }
 
 /// Starts the image from whatever carries it. A memfd can be made and then not be executed, where a
@@ -176,7 +205,6 @@ async fn execute(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> {
 
 /// Starts the image as a child of the thread that stays.
 async fn execute_from(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> {
-    static STAYING: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
     let image = image::executable(carrier).map_err(Error::io("making the server executable"))?;
     let clone = |fd: &OwnedFd| fd.try_clone().map_err(Error::io("dup"));
     let mut command = Command::new(format!("/proc/self/fd/{}", image.as_raw_fd()));
@@ -186,24 +214,7 @@ async fn execute_from(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> 
         .stdin(clone(&sockets.stream_there)?)
         .stdout(clone(&sockets.stream_there)?)
         .stderr(clone(&sockets.data_there)?);
-    let staying = STAYING.get_or_init(|| {
-        let (orders, incoming) = mpsc::channel::<Order>();
-        thread::Builder::new()
-            .name("farcall-root".into())
-            .spawn(move || {
-                for mut order in incoming {
-                    let child = order.command.spawn();
-                    // If nobody waits for it any more, dropping it ends it.
-                    let _ = order.done.send(child.map(|child| RootChild(Mutex::new(child))));
-                }
-            })
-            .expect("a thread can be started");
-        orders
-    });
-    let (done, started) = oneshot::channel();
-    // The thread lives as long as the process.
-    staying.send(Order { command, done }).map_err(|_| Error::Gone)?;
-    let child = started.await.map_err(|_| Error::Gone)?;
+    let child = RootChild::spawn(command).await;
     drop(image);
     child.map_err(Error::io(
         "executing the server image through /proc/self/fd (is /proc mounted, and may memfds and files in TMPDIR be executed?)",

@@ -18,8 +18,10 @@ use crate::sys::WaitStatus;
 
 /// A child of a process, made through [`Process::child`].
 ///
-/// Dropping it ends an ordinary child (its connection ends, and with it its server) and reaps it
-/// in the background. A persistent child goes on.
+/// Dropping it ends an ordinary child that still serves: its connection ends, and with it its server.
+/// It is reaped in the background. A child that has executed a program runs on, until it ends by itself
+/// or its parent ends, which takes it along by the parent-death signal: [`Child::kill`] it to end it
+/// before. A persistent child goes on, whatever becomes of handles and parents.
 pub struct Child {
     process: Process,
     parent: Process,
@@ -201,7 +203,7 @@ impl Process {
 }
 
 /// Something to wait on until the process behind a pidfd has ended.
-fn readable(pidfd: Arc<OwnedFd>) -> Result<AsyncFd<Shared>> {
+pub(super) fn readable(pidfd: Arc<OwnedFd>) -> Result<AsyncFd<Shared>> {
     // SAFETY: the descriptor is owned by the `Arc` that is registered with it.
     let readable = unsafe { AsyncFd::register_with_interest(Shared(pidfd), Interest::READABLE) };
     readable.map_err(|error| Error::io("watching a pidfd")(error.into()))
@@ -222,7 +224,7 @@ fn is_reaped(pidfd: &OwnedFd) -> bool {
 }
 
 /// A pidfd that others hold too.
-struct Shared(Arc<OwnedFd>);
+pub(super) struct Shared(Arc<OwnedFd>);
 
 impl AsRawFd for Shared {
     fn as_raw_fd(&self) -> i32 {
@@ -337,16 +339,12 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// ECHILD or ESRCH if the process has no such child.
+    /// ECHILD if the process has no such child.
     pub async fn wait_for_child(&self, pid: i32) -> Result<WaitStatus> {
-        if let Some(status) = self.untold(pid) {
-            return Ok(status);
+        match self.untold(pid) {
+            Some(status) => Ok(status),
+            None => self.adopt_child(pid).await?.wait().await,
         }
-        let process = self.in_this_tenure();
-        let pidfd = process.open_child(pid).await?;
-        let readable = readable(Arc::new(process.fetch_fd(&pidfd).await?))?;
-        let _ = readable.readable().await;
-        process.reap_pidfd(&pidfd).await
     }
 
     /// A pidfd, in the process, of its child.

@@ -39,6 +39,34 @@ pub enum ChildState {
     Lives,
     /// It has ended, and keeps its status until it is reaped.
     Ended(WaitStatus),
+    /// It has ended with status 0 and never executed a program. A child that was made and served until
+    /// its controller was gone ends so: that is no success of a program's.
+    ///
+    /// What has executed a program is told by proc_pid_stat(5), the process's own or this one's. Where
+    /// neither has it, this state is told as [`ChildState::Ended`].
+    NeverExecuted,
+}
+
+impl ChildState {
+    /// The status that it keeps, if it has ended.
+    #[must_use]
+    pub fn status(self) -> Option<WaitStatus> {
+        match self {
+            Self::Lives => None,
+            Self::Ended(status) => Some(status),
+            Self::NeverExecuted => Some(WaitStatus::Exited(0)),
+        }
+    }
+}
+
+impl std::fmt::Display for ChildState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lives => f.write_str("lives"),
+            Self::Ended(status) => write!(f, "{status}"),
+            Self::NeverExecuted => f.write_str("never executed a program"),
+        }
+    }
 }
 
 /// The statuses of children that were reaped for somebody who does not wait for them any more.
@@ -52,6 +80,15 @@ struct Reaped {
     /// Whoever it is for, as long as that one waits.
     waits: Weak<()>,
 }
+
+impl Children {
+    fn first_ended(&self) -> Option<i32> {
+        self.known.iter().find(|child| child.state.status().is_some()).map(|child| child.pid)
+    }
+}
+
+/// What waitid(2) says of a pid that is no child's.
+const NO_CHILD: Error = Error::Call { call: "waitid", errno: Errno::ECHILD };
 
 /// How many children are looked at together: two calls for each.
 const AT_ONCE: usize = 32;
@@ -89,8 +126,8 @@ impl Process {
     pub async fn children(&self) -> Result<Children> {
         let (pids, complete) = match self.children_by_its_proc().await? {
             Some(pids) => (pids, true),
-            None => match self.children_by_our_proc() {
-                Some(pids) => (pids, true),
+            None => match self.children_here() {
+                Some(pids) => (pids.into_iter().map(|(own, _)| own).collect(), true),
                 None => (self.children_by_waiting().await?, false),
             },
         };
@@ -99,7 +136,37 @@ impl Process {
         for some in pids.chunks(AT_ONCE) {
             known.extend(self.look_at(some).await?);
         }
+        for child in &mut known {
+            child.state = self.told(child.pid, child.state).await;
+        }
         Ok(Children { known, complete })
+    }
+
+    /// The state with what /proc tells of it.
+    async fn told(&self, pid: i32, state: ChildState) -> ChildState {
+        match state {
+            ChildState::Ended(WaitStatus::Exited(0)) => match self.has_executed(pid).await {
+                Some(false) => ChildState::NeverExecuted,
+                _ => state,
+            },
+            state => state,
+        }
+    }
+
+    /// Whether a child of that pid has executed a program, if a /proc tells.
+    async fn has_executed(&self, pid: i32) -> Option<bool> {
+        let stat = match self.is_in_its_proc().await {
+            Ok(true) => self.text_of(&format!("/proc/{pid}/stat")).await.ok()?,
+            _ => {
+                let (_, here) = self.children_here()?.into_iter().find(|(own, _)| *own == pid)?;
+                fs::read_to_string(format!("/proc/{here}/stat")).ok()?
+            }
+        };
+        /// Forked, and has not executed: linux/sched.h.
+        const PF_FORKNOEXEC: u32 = 0x40;
+        // What is behind the name, in which anything can be: the state, five numbers, the flags.
+        let flags = stat.rsplit_once(')')?.1.split_whitespace().nth(6)?.parse::<u32>().ok()?;
+        Some(flags & PF_FORKNOEXEC == 0)
     }
 
     /// What has become of the child with that pid, which is not reaped: waitid(2) with WNOWAIT.
@@ -109,12 +176,14 @@ impl Process {
     /// ECHILD if the process has no such child.
     pub async fn child_state(&self, pid: i32) -> Result<ChildState> {
         let children = self.look_at(&[pid]).await?;
-        let child = children.first().ok_or(Error::Call { call: "waitid", errno: Errno::ECHILD })?;
-        Ok(child.state)
+        let child = children.first().ok_or(NO_CHILD)?;
+        Ok(self.told(pid, child.state).await)
     }
 
     /// Reaps one of the children that have ended, and tells its pid and its status; none if there is no
-    /// such child: waitid(2) with WNOHANG.
+    /// such child: waitid(2) with WNOHANG. Stops of children that the process traces, see ptrace(2), stay
+    /// for whoever waits for them; where one has stopped and there is no /proc that lists children, those
+    /// that ended behind it and have no name are not found.
     ///
     /// If this is dropped while it is under way, the status is not lost with it: the next that asks
     /// in this controller is told.
@@ -126,9 +195,32 @@ impl Process {
         if let Some(reaped) = self.inner().untold.abandoned(|_| true) {
             return Ok(Some(reaped));
         }
-        match self.reap_one(libc::P_ALL, 0).await {
+        loop {
+            let pid = match self.first_to_tell().await? {
+                None => return Ok(None),
+                Some((pid, true)) => Some(pid),
+                // A stop, which the kernel tells of until it is taken, whatever is asked for.
+                Some((_, false)) => self.children().await?.first_ended(),
+            };
+            let Some(pid) = pid else { return Ok(None) };
+            match self.reap_one(libc::P_PID, pid as u64).await {
+                // Somebody else was faster.
+                Ok(None) | Err(Error::Call { errno: Errno::ECHILD, .. }) => {}
+                reaped => return reaped,
+            }
+        }
+    }
+
+    /// The child that waitid(2) tells of first, and whether that has ended: it may only have stopped.
+    async fn first_to_tell(&self) -> Result<Option<(i32, bool)>> {
+        let call = |at| waitid(libc::P_ALL, 0, at, libc::WNOWAIT);
+        let told = self.call_fills("waitid", SIGINFO_SIZE, call, |info| {
+            let pid = pid_of_siginfo(&info);
+            (pid != 0).then(|| (pid, WaitStatus::from_siginfo(&info).is_some()))
+        });
+        match told.await {
             Err(Error::Call { errno: Errno::ECHILD, .. }) => Ok(None),
-            reaped => reaped,
+            told => told,
         }
     }
 
@@ -144,6 +236,7 @@ impl Process {
         self.inner().untold.abandoned(|other| other == pid).map(|(_, status)| status)
     }
 
+    /// Reaps a child that has ended: of one that is traced and has stopped the stop would be taken.
     async fn reap_one(&self, kind: libc::idtype_t, id: u64) -> Result<Option<(i32, WaitStatus)>> {
         let waits = Arc::new(());
         let (untold, weak) = (self.inner().untold.clone(), Arc::downgrade(&waits));
@@ -189,10 +282,15 @@ impl Process {
             .await
     }
 
+    /// Whether the process has a /proc of its own pid namespace.
+    async fn is_in_its_proc(&self) -> Result<bool> {
+        Ok(pids_by_namespace(&self.text_of("/proc/self/status").await?).len() == 1)
+    }
+
     /// Those that the process's own /proc lists, if it is one of its own pid namespace.
     async fn children_by_its_proc(&self) -> Result<Option<BTreeSet<i32>>> {
         let read = async {
-            if pids_by_namespace(&self.text_of("/proc/self/status").await?).len() != 1 {
+            if !self.is_in_its_proc().await? {
                 return Ok(None);
             }
             let mut pids = BTreeSet::new();
@@ -210,18 +308,21 @@ impl Process {
         }
     }
 
-    /// Those that /proc lists here. What has another pid there has it told by its status.
-    fn children_by_our_proc(&self) -> Option<BTreeSet<i32>> {
+    /// Those that /proc lists here, with their pids in the process's pid namespace and here, which
+    /// their statuses tell.
+    fn children_here(&self) -> Option<Vec<(i32, i32)>> {
         let pid = self.pid()?;
         let status = |pid: i32| fs::read_to_string(format!("/proc/{pid}/status")).ok();
         // In this one's pid namespace, in those below it, in its own.
         let own = pids_by_namespace(&status(pid)?).len().checked_sub(1)?;
-        let mut pids = BTreeSet::new();
+        let mut pids = Vec::new();
         for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
             let list = fs::read_to_string(thread.ok()?.path().join("children")).ok()?;
             // One without a status has been reaped meanwhile.
-            let all = numbers(&list).filter_map(status);
-            pids.extend(all.filter_map(|status| pids_by_namespace(&status).get(own).copied()));
+            let all = numbers(&list).filter_map(|here| Some((status(here)?, here)));
+            let in_own =
+                |(status, here): (String, i32)| Some((*pids_by_namespace(&status).get(own)?, here));
+            pids.extend(all.filter_map(in_own));
         }
         Some(pids)
     }
@@ -234,15 +335,7 @@ impl Process {
             let named = kept.values().filter(|kept| kept.entry.kind == kind::CHILD);
             pids.extend(named.map(|kept| kept.entry.value as i32));
         }
-        let call = |at| waitid(libc::P_ALL, 0, at, libc::WNOWAIT);
-        let ended = self.call_fills("waitid", SIGINFO_SIZE, call, |info| {
-            WaitStatus::from_siginfo(&info).map(|_| pid_of_siginfo(&info))
-        });
-        match ended.await {
-            Ok(ended) => pids.extend(ended),
-            Err(Error::Call { errno: Errno::ECHILD, .. }) => {}
-            Err(error) => return Err(error),
-        }
+        pids.extend(self.first_to_tell().await?.map(|(pid, _)| pid));
         Ok(pids)
     }
 }

@@ -1,5 +1,6 @@
 //! Processes that are driven from here: what they are made of, and their children.
 
+mod adopted;
 mod child;
 mod children;
 mod clone;
@@ -27,6 +28,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use syscalls::{Sysno, syscall};
 use tokio::sync::watch;
 
+pub use adopted::AdoptedChild;
 pub use child::Child;
 pub(crate) use child::watch_attached;
 pub use children::{ChildState, Children, ListedChild};

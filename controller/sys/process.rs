@@ -108,13 +108,14 @@ impl Task {
     }
 
     /// Reaps the child behind a pidfd, which must be a child of the target process, or finds that
-    /// it has not ended yet: waitid(2) with WEXITED and WNOHANG.
+    /// it has not ended yet: waitid(2) with WEXITED and WNOHANG. A child that the target process traces,
+    /// see ptrace(2), and that has stopped has not ended: the stop stays for whoever waits for it.
     ///
     /// # Errors
     ///
     /// ECHILD if it is no child of the target process, or has been reaped.
     pub async fn waitid_pidfd(&self, pidfd: &Fd) -> Result<Option<WaitStatus>> {
-        self.waitid(nix::libc::P_PIDFD, self.number(pidfd)?, Arc::default()).await
+        self.waitid_ended(nix::libc::P_PIDFD, self.number(pidfd)?).await
     }
 
     /// The same for a child's pid.
@@ -123,10 +124,23 @@ impl Task {
     ///
     /// ECHILD if it is no child of the target process, or has been reaped.
     pub async fn waitid_pid(&self, pid: i32) -> Result<Option<WaitStatus>> {
-        self.reap(pid, Arc::default()).await
+        self.waitid_ended(nix::libc::P_PID, pid as u64).await
     }
 
-    /// The same, and the status is kept as soon as it is here.
+    /// Looks first, without taking anything: the kernel tells of stops of traced children, whether or
+    /// not they are asked for.
+    async fn waitid_ended(&self, kind: nix::libc::idtype_t, id: u64) -> Result<Option<WaitStatus>> {
+        let look = |at| waitid(kind, id, at, nix::libc::WNOWAIT);
+        let told =
+            self.call_fills("waitid", SIGINFO_SIZE, look, |info| WaitStatus::from_siginfo(&info));
+        match told.await? {
+            None => Ok(None),
+            Some(_) => self.waitid(kind, id, Arc::default()).await,
+        }
+    }
+
+    /// Reaps a child that has ended. Its status is stored in `keep` when the reply is here, so that a
+    /// dropped future does not lose it.
     pub(crate) async fn reap(
         &self,
         pid: i32,
