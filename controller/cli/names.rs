@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use clap::Args;
 use farcall::persist::{Attach, Home, Kind, Name, Named, Resource, Sameness, Unclaimed};
-use farcall::process::ChildState;
 use farcall::{Error, Process};
 use serde::Serialize;
 use serde_json::json;
