@@ -36,16 +36,18 @@ impl Process {
     ///
     /// ECHILD if the process has no such child; those of the calls.
     pub async fn adopt_child(&self, pid: i32) -> Result<AdoptedChild> {
-        let pidfd = match self.open_child(pid).await {
+        // The pidfd is gone with the tenure of this controller.
+        let parent = self.in_this_tenure();
+        let pidfd = match parent.open_child(pid).await {
             Err(Error::Call { errno: Errno::ESRCH | Errno::EINVAL, .. }) => {
                 return Err(Error::Call { call: "waitid", errno: Errno::ECHILD });
             }
             pidfd => pidfd?,
         };
         // The pidfd may be another process's, whose pid it is.
-        self.child_state(pid).await?;
-        let here: OwnedFd = self.fetch_fd(&pidfd).await?;
-        Ok(AdoptedChild { parent: self.clone(), pid, pidfd, ends: readable(Arc::new(here))? })
+        parent.child_state(pid).await?;
+        let here: OwnedFd = parent.fetch_fd(&pidfd).await?;
+        Ok(AdoptedChild { pid, pidfd, ends: readable(Arc::new(here))?, parent })
     }
 
     /// A handle to the child that has a name, if it is still the one that got it.
@@ -56,7 +58,6 @@ impl Process {
     /// those of the calls.
     pub async fn adopt_named_child(&self, name: &str) -> Result<AdoptedChild> {
         let refused = |reason| Err(Error::Name { name: name.to_owned(), reason });
-        // The pidfd first: what is verified then is what it is about.
         let found = self.name(name).await?;
         let pid = match (found.what, found.state) {
             (_, Sameness::Changed(_)) => {
@@ -66,6 +67,7 @@ impl Process {
             _ => return refused("it is not a child's"),
         };
         let child = self.adopt_child(pid).await?;
+        // The child may have been reaped before there was a pidfd, and its pid be another one's.
         match self.name(name).await?.state {
             Sameness::Changed(_) => refused("its child has been reaped: forget the name"),
             _ => Ok(child),
