@@ -3,8 +3,15 @@
 //! The handshake is non-blocking, with its partial state here: one pending client at a time,
 //! replaced by a newer one. So a client that stalls holds nobody up, and no timer is needed.
 //! Whatever arrives, the process is changed only by a whole and valid handshake.
+//!
+//! What a client sends is looked at before it is taken, and what is refused is never taken: to close a
+//! descriptor can wait as long as its sender likes (SO_LINGER, a file of a FUSE), also where it is only
+//! dropped, with the socket in whose queue it lies. A thread that exits does not wait for a socket, so the
+//! socket of a refused client is closed last by one that has a table of its own and does nothing else.
 
 use core::mem::{MaybeUninit, offset_of};
+use core::sync::atomic::AtomicU32;
+use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use farcall_abi::handshake::{
     ANSWER_SIZE, HANDSHAKE_MAGIC, HANDSHAKE_V0_SIZE, HANDSHAKE_VERSION, HELLO_SIZE, Hello, MAX_FDS,
@@ -13,10 +20,13 @@ use farcall_abi::handshake::{
 use farcall_abi::log::{LOG_HEAD_SIZE, LOG_SIZE, PAST, Tenure};
 use farcall_abi::wire::{LOG_OFFSET, Spares};
 
+use crate::arch;
 use crate::serve::{HangUp, Server};
+use crate::start::handle_broken_pipes;
+use crate::stream::is_later;
 use crate::sys::{
-    self, CmsgHdr, EAGAIN, EBADF, EBUSY, EINTR, EINVAL, EPROTONOSUPPORT, IoVec, MSG_CTRUNC, MsgHdr,
-    SCM_PIDFD, SCM_RIGHTS,
+    self, CmsgHdr, EAGAIN, EBADF, EBUSY, EINTR, EINVAL, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK,
+    EOPNOTSUPP, EPROTONOSUPPORT, IoVec, MSG_CTRUNC, MSG_PEEK, MsgHdr, SCM_PIDFD, SCM_RIGHTS,
 };
 
 /// A few descriptors of the server's own.
@@ -57,11 +67,61 @@ fn give_up(spares: &mut Spares) {
     }
 }
 
+/// A thread that closes for the last time what it has copies of.
+#[derive(Default)]
+#[repr(C)]
+pub struct Closer {
+    /// Its number as long as it uses memory.
+    tid: AtomicU32,
+    /// 0 until it may exit.
+    go: AtomicU32,
+    /// The number of the last one.
+    number: u32,
+}
+
+impl Closer {
+    /// Makes one that has copies of all descriptors that there are now.
+    fn start(&self) -> bool {
+        self.go.store(0, Relaxed);
+        let Some(before) = sys::block_signals(u64::MAX) else { return false };
+        // SAFETY: they stay there: `finish` waits.
+        let made = unsafe { arch::exiting_thread(&self.go, &self.tid) };
+        sys::block_signals(before);
+        made > 0
+    }
+
+    /// Lets it exit, when these have been closed here. What comes next may be a call that is refused to a
+    /// process of more than one thread.
+    fn finish(&mut self) {
+        /// How often to let others go first, and how often to sleep for a millisecond, before a thread is
+        /// left alone that has no more than descriptors: other files of this process may keep it.
+        const YIELDS: u32 = 100;
+        const SLEEPS: u32 = 20;
+        self.number = self.tid.load(Relaxed);
+        self.go.store(1, Release);
+        while self.tid.load(Relaxed) != 0 {
+            sys::sched_yield();
+        }
+        let mut tries = 0;
+        while tries < YIELDS + SLEEPS && sys::has_thread(self.number) {
+            if tries < YIELDS {
+                sys::sched_yield()
+            } else {
+                sys::pause(1_000_000)
+            }
+            tries += 1;
+        }
+    }
+}
+
 /// What the client has sent whose handshake is under way.
 #[repr(C)]
 pub struct Pending {
     /// Bytes of `hello` that have arrived.
     got: usize,
+    /// The handshake is whole, of version 0, and waits until the connection of version 0 is done that
+    /// there is.
+    pub held: bool,
     fds: Fds<MAX_FDS>,
     /// MSG_CTRUNC if descriptors came that do not count: too many, or lost in a full table.
     surplus: i32,
@@ -85,36 +145,55 @@ impl Pending {
         }
     }
 
-    /// Takes what has arrived at `client`. Returns how many bytes the handshake has once it is
-    /// whole, and 0 if it won't become one.
-    fn receive(&mut self, client: i32) -> Option<usize> {
+    /// Looks at what has arrived at `client`, but for descriptors. How many bytes there are is returned,
+    /// and counted as `got`.
+    fn look(&mut self, client: i32) -> i64 {
+        let n = self.receive(client, HELLO_SIZE - self.got, None, MSG_PEEK);
+        self.got += n.max(0) as usize;
+        n
+    }
+
+    /// Takes what was looked at, of which there are `n` bytes, and the descriptors that came with it;
+    /// unless these are too many or find no room: then all of it stays where it is.
+    fn take(&mut self, client: i32, n: usize) {
         let mut control = Control([MaybeUninit::uninit(); 64]);
-        let iov = IoVec {
-            base: (&raw mut self.hello).cast::<u8>().wrapping_add(self.got),
-            len: self.size() - self.got,
-        };
+        self.got -= n;
+        self.receive(client, n, Some(&mut control), MSG_PEEK);
+        if self.surplus == 0 {
+            self.receive(client, n, None, 0);
+        }
+        self.got += n;
+    }
+
+    /// Receives up to `len` bytes behind those that there are, and with `control` descriptors.
+    #[inline(never)]
+    fn receive(
+        &mut self,
+        client: i32,
+        len: usize,
+        control: Option<&mut Control>,
+        flags: usize,
+    ) -> i64 {
+        let to = (&raw mut self.hello).cast::<u8>().wrapping_add(self.got);
+        let iov = IoVec { base: to, len };
+        let room = if control.is_some() { size_of::<Control>() } else { 0 };
+        let control = control.map_or(core::ptr::null_mut(), |control| (&raw mut *control).cast());
         let mut message = MsgHdr {
             name: 0,
             name_len: 0,
             iov: &iov,
             iov_len: 1,
-            control: (&raw mut control).cast(),
-            control_len: size_of::<Control>(),
+            control,
+            control_len: room,
             flags: 0,
         };
-        let n = sys::receive(client, &mut message);
-        if n == EAGAIN || n == EINTR {
-            return None;
+        let n = sys::receive(client, &mut message, flags);
+        if n > 0 && room != 0 {
+            self.surplus |= message.flags & MSG_CTRUNC;
+            // SAFETY: the kernel has just filled as much of the buffer.
+            unsafe { self.take_fds(control, message.control_len) };
         }
-        if n <= 0 {
-            return Some(0);
-        }
-        self.got += n as usize;
-        self.surplus |= message.flags & MSG_CTRUNC;
-        // SAFETY: the kernel has just filled as much of the buffer.
-        unsafe { self.take_fds(message.control, message.control_len) };
-        let size = self.size();
-        (self.got >= size).then_some(size)
+        n
     }
 
     /// The descriptors make a connection.
@@ -160,24 +239,40 @@ impl Server {
     #[inline(never)]
     pub fn accept(&mut self) {
         self.make_room();
-        let client = sys::accept(self.state.watched.listen.fd) as i32;
-        if client < 0 {
-            sys::pause();
-        } else if self.admits(client) {
-            self.dismiss();
-            self.state.watched.client.fd = client;
-        } else {
-            sys::close(client);
+        match sys::accept(self.state.watched.listen.fd) {
+            client @ 0.. if self.admits(client as i32) => {
+                self.dismiss();
+                self.state.watched.client.fd = client as i32;
+            }
+            client @ 0.. => self.discard(client as i32, false),
+            // The client has gone again.
+            EAGAIN | EINTR => {}
+            // It was shut down, or is something else now.
+            EBADF | EINVAL | ENOTSOCK | EOPNOTSUPP => self.state.watched.listen.fd = -1,
+            // Not this process's fault, and nothing tells when it is over.
+            ENOMEM | ENFILE | ENOBUFS => sys::pause(100_000_000),
+            // No number is free, or it is forbidden: that only changes with what happens elsewhere.
+            _ => self.deaf = true,
         }
         self.refill();
     }
 
-    /// Room for the descriptors of a handshake.
+    /// Room for the descriptors of a handshake: free numbers, or those up to the hard limit, or else those
+    /// of the spare descriptors.
     fn make_room(&mut self) {
+        let listen = self.state.watched.listen.fd;
         let mut room = Spares::default();
-        fill(&mut room, self.state.watched.listen.fd);
+        fill(&mut room, listen);
         if !room.is_full() {
-            give_up(&mut self.state.spares);
+            let [soft, hard] = sys::limit_of_fds(None);
+            if soft < hard {
+                self.limit = [soft, hard];
+                sys::limit_of_fds(Some(&[hard, hard]));
+                fill(&mut room, listen);
+            }
+            if !room.is_full() {
+                give_up(&mut self.state.spares);
+            }
         }
         give_up(&mut room);
     }
@@ -194,18 +289,42 @@ impl Server {
     }
 
     /// Closes the client's socket, and what it has sent and nobody has taken over.
+    #[inline(never)]
     pub fn dismiss(&mut self) {
-        close_all(&mut self.pending.fds);
-        sys::close(self.state.watched.client.fd);
+        self.discard(self.state.watched.client.fd, true);
         self.state.watched.client.fd = -1;
         self.pending.got = 0;
+        self.pending.held = false;
         self.pending.surplus = 0;
         self.refill();
     }
 
-    /// Makes the spare descriptors complete, where there may be any.
+    /// Closes the socket of a client that is refused, and if it is the pending one what was received from
+    /// it, all for the last time in a thread that exits. Where there can be none, because the system
+    /// refuses it or the one before is still at it, they are closed here.
+    #[inline(never)]
+    fn discard(&mut self, client: i32, pending: bool) {
+        if client < 0 {
+            return;
+        }
+        let closer = &self.closer;
+        let made = !sys::has_thread(closer.number) && closer.start();
+        if pending {
+            close_all(&mut self.pending.fds);
+        }
+        sys::close(client);
+        if made {
+            self.closer.finish();
+        }
+    }
+
+    /// Makes the spare descriptors complete, where there may be any, below the limit that there was.
     #[inline(never)]
     pub fn refill(&mut self) {
+        if self.limit != [0; 2] {
+            sys::limit_of_fds(Some(&self.limit));
+            self.limit = [0; 2];
+        }
         if self.state.owned != 0 || self.state.watched.input.fd < 0 {
             fill(&mut self.state.spares, self.state.watched.listen.fd);
         }
@@ -214,55 +333,84 @@ impl Server {
     /// Goes on with the pending handshake.
     #[inline(never)]
     pub fn progress(&mut self) {
-        self.make_room();
-        match self.pending.receive(self.state.watched.client.fd) {
-            None => return self.refill(),
-            Some(HANDSHAKE_V0_SIZE) => self.attach_version_0(),
-            Some(HELLO_SIZE) => self.attach_version_1(),
-            Some(_) => {}
+        let client = self.state.watched.client.fd;
+        let n = self.pending.look(client);
+        if is_later(n) {
+            return;
+        }
+        if n > 0 {
+            let pending = &self.pending;
+            let size = pending.size();
+            let whole = pending.got >= size;
+            let status = if whole && size == HELLO_SIZE { self.judge() } else { 0 };
+            // What is refused now is not received.
+            if status == 0 && size != 0 {
+                self.make_room();
+                self.pending.take(client, n as usize);
+                if !whole && self.pending.surplus == 0 {
+                    return self.refill();
+                }
+            }
+            match size {
+                _ if !whole => {}
+                HANDSHAKE_V0_SIZE => {
+                    self.attach_version_0();
+                    if self.pending.held {
+                        return self.refill();
+                    }
+                }
+                HELLO_SIZE => self.attach_version_1(status),
+                _ => {}
+            }
         }
         self.dismiss();
     }
 
-    /// rsyscall's form: nobody may be attached, and the answer is the numbers alone.
-    fn attach_version_0(&mut self) {
+    /// rsyscall's form: the answer is the numbers alone. Where somebody is attached by version 0 it is held
+    /// until that connection is done.
+    #[inline(never)]
+    pub fn attach_version_0(&mut self) {
         let count = self.pending.fds.len();
         // The first byte of the handshake is the lowest of the count.
-        if self.attached()
-            || !self.pending.counts()
-            || count as u8 != self.pending.hello.magic as u8
-        {
+        let valid = self.pending.counts() && count as u8 == self.pending.hello.magic as u8;
+        self.pending.held = valid && self.attached() && self.state.owned == 0;
+        if !valid || self.attached() {
             return;
         }
         // Nobody's, in version 0 of the stream.
         self.pending.hello = Hello::default();
         self.adopt(false);
         self.reply(self.answer.fds.as_ptr().cast(), count * size_of::<i32>());
+        self.part();
     }
 
-    #[inline(never)]
-    fn attach_version_1(&mut self) {
-        self.answer.pid = sys::getpid();
-        self.answer.listen = self.state.watched.listen.fd;
-        self.answer.fds = [-1; MAX_FDS];
-        self.answer.spares = 0;
+    /// Why a handshake of version 1 is refused, whatever descriptors come with it; or 0.
+    fn judge(&self) -> i64 {
         let hello = &self.pending.hello;
         // Zeros are no token: they stand for the controllers that have none.
         let reserved = u64::from(hello.flags & !(Hello::TAKE_OVER | Hello::LOG)) | hello.reserved;
         let takes_over = hello.flags & Hello::TAKE_OVER != 0;
-        let asks = hello.flags & Hello::LOG != 0;
-        let status =
-            if hello.magic != HANDSHAKE_MAGIC || reserved != 0 || hello.token == Token([0; 2]) {
-                EINVAL
-            } else if hello.version != HANDSHAKE_VERSION {
-                EPROTONOSUPPORT
-            } else if self.attached() && hello.token != self.state.token && !takes_over {
-                EBUSY
-            } else if !self.pending.counts() {
-                EBADF
-            } else {
-                0
-            };
+        if hello.magic != HANDSHAKE_MAGIC || reserved != 0 || hello.token == Token([0; 2]) {
+            EINVAL
+        } else if hello.version != HANDSHAKE_VERSION {
+            EPROTONOSUPPORT
+        } else if self.attached() && hello.token != self.state.token && !takes_over {
+            EBUSY
+        } else {
+            0
+        }
+    }
+
+    #[inline(never)]
+    fn attach_version_1(&mut self, mut status: i64) {
+        self.answer.pid = sys::getpid();
+        self.answer.listen = self.state.watched.listen.fd;
+        self.answer.fds = [-1; MAX_FDS];
+        self.answer.spares = 0;
+        let asks = self.pending.hello.flags & Hello::LOG != 0;
+        if status == 0 && !self.pending.counts() {
+            status = EBADF;
+        }
         self.answer.status = status as i32;
         if status == 0 {
             self.adopt(true);
@@ -280,6 +428,15 @@ impl Server {
                 self.reply((self.state.log.memory as *const u8).wrapping_add(LOG_OFFSET), LOG_SIZE);
             }
         }
+        if status == 0 {
+            self.part();
+        }
+    }
+
+    /// Closes the socket of a client that has attached. It may make the process wait anyway.
+    fn part(&mut self) {
+        sys::close(self.state.watched.client.fd);
+        self.state.watched.client.fd = -1;
     }
 
     fn attached(&self) -> bool {
@@ -339,6 +496,23 @@ impl Server {
         self.answer.spares = numbers.0;
     }
 
+    /// Makes SO_PEERCRED of the listener's clients name this process and not its maker, which may be gone.
+    /// Where that would name another user, who may attach would be somebody else.
+    #[inline(never)]
+    pub fn listen(&self) {
+        let listen = self.state.watched.listen.fd;
+        if sys::peer_uid(listen) == sys::geteuid() {
+            sys::listen_again(listen);
+        }
+    }
+
+    /// The same for a process that is persistent from here on. Its next controller may come when the one
+    /// before has not read all that was written: that is no reason to die.
+    pub fn begin_to_listen(&self) {
+        self.listen();
+        handle_broken_pipes();
+    }
+
     /// The operation SERVE: goes on with other descriptors, and with a listener becomes persistent.
     /// The answer goes where the request came from, with all before it.
     pub fn persist(&mut self) -> Result<(), HangUp> {
@@ -355,6 +529,7 @@ impl Server {
         self.answer.spares = self.state.spares.0;
         if listen as i32 >= 0 {
             change(&mut self.state.watched.listen.fd, listen);
+            self.begin_to_listen();
             self.hold(Token([low, high]), holder as i32, true);
         }
         let sent = self.finish_now(self.answer.spares);

@@ -6,7 +6,7 @@ use farcall_abi::wire::Word;
 
 use crate::serve::{HangUp, Server, entries};
 use crate::stream::{OUTPUT, transfer};
-use crate::sys::{self, ECANCELED, EFAULT, EINVAL, PAGE, PollFd};
+use crate::sys::{self, Direction, ECANCELED, EFAULT, EINVAL, PAGE, PollFd};
 
 impl Server {
     /// `COPY_IN(addr, len)`: its result comes once all the bytes are consumed.
@@ -37,7 +37,7 @@ impl Server {
         }
         if result == len as i64 {
             let [input, others @ .., _] = entries(&mut self.state.watched);
-            let rest = sys::transfer(input, others, addr.wrapping_add(here), left);
+            let rest = sys::transfer(input, Direction::Read, others, addr.wrapping_add(here), left);
             left = rest.left;
             if left != 0 {
                 if rest.stop != EFAULT {
@@ -47,7 +47,7 @@ impl Server {
             }
         }
         let [input, others @ .., _] = entries(&mut self.state.watched);
-        pad(input, others, left)?;
+        pad(input, Direction::Read, others, left)?;
         self.finish(result)
     }
 
@@ -78,7 +78,8 @@ impl Server {
             while left > 0 {
                 let from = addr.wrapping_add(len - left);
                 let size = step.min(left);
-                let part = sys::transfer(&mut self.state.output, others, from, size);
+                let part =
+                    sys::transfer(&mut self.state.output, Direction::Write, others, from, size);
                 left -= size - part.left;
                 if part.left != 0 {
                     if part.stop != EFAULT {
@@ -90,18 +91,23 @@ impl Server {
                 }
                 step = PAGE - addr.wrapping_add(len - left) % PAGE;
             }
-            pad(&mut self.state.output, others, left)?;
+            pad(&mut self.state.output, Direction::Write, others, left)?;
         }
         self.push((len - left) as i64)
     }
 }
 
 /// Consumes bytes that have no place, or sends zeros for bytes that are not there.
-fn pad(end: &mut PollFd, others: &mut [PollFd], mut len: u64) -> Result<(), HangUp> {
+fn pad(
+    end: &mut PollFd,
+    direction: Direction,
+    others: &mut [PollFd],
+    mut len: u64,
+) -> Result<(), HangUp> {
     let mut scratch = [0u8; 512];
     while len > 0 {
         let step = len.min(scratch.len() as u64);
-        transfer(end, others, scratch.as_mut_ptr() as u64, step)?;
+        transfer(end, direction, others, scratch.as_mut_ptr() as u64, step)?;
         len -= step;
     }
     Ok(())

@@ -13,11 +13,14 @@ use farcall_abi::upgrade::{Handover, Watched};
 use farcall_abi::wire::{AHEAD_SIZE, HelloResult, LOG_OFFSET, Operation, STREAM_VERSION, Word};
 
 use crate::arch;
-use crate::attach::Pending;
+use crate::attach::{Closer, Pending};
 use crate::copy::{load, store};
 use crate::registry::Prepared;
 use crate::stream::{Buffers, earlier, is_error, is_later};
-use crate::sys::{self, ECANCELED, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT, PollFd};
+use crate::sys::{
+    self, Direction, EAGAIN, ECANCELED, EINTR, EINVAL, POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT,
+    POLLRDHUP, PollFd,
+};
 
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
 pub struct HangUp;
@@ -38,6 +41,13 @@ pub struct Server {
     /// Where the controller says which call is to be interrupted, while one of the ring's is being
     /// executed; else null.
     pub cancel: *const u64,
+    /// The listener is not waited for until something else has happened: a client waits there that can't
+    /// be accepted.
+    pub deaf: bool,
+    /// What closes the sockets of clients that are refused.
+    pub closer: Closer,
+    /// The soft and the hard RLIMIT_NOFILE, if the soft one is raised for now; else zeros.
+    pub limit: [u64; 2],
     /// What will be entered in the registry.
     pub prepared: Prepared,
     /// What a version-1 controller hears when it attaches, filled in for each of them.
@@ -81,13 +91,19 @@ pub extern "C" fn serve_persistent(
     server.state.data = -1;
     // What lies above is the frame of this function, and of those that called it.
     server.state.stack = (&raw const server).wrapping_add(1) as u64;
-    server.refill();
-    if listen < 0 {
-        // There is nothing to wait for but the first request; what has become of the input, if not
-        // that, the next read tells again.
-        server.read();
+    if listen >= 0 {
+        server.begin_to_listen();
     }
-    server.serve();
+    server.refill();
+    let mut n = EAGAIN;
+    if listen < 0 {
+        // There is nothing to wait for but the first request.
+        n = server.read();
+        if n == 0 {
+            return;
+        }
+    }
+    server.serve(n);
 }
 
 impl Server {
@@ -99,23 +115,34 @@ impl Server {
         unsafe { MaybeUninit::zeroed().assume_init() }
     }
 
-    /// Serves until there is neither a connection nor a listener.
+    /// Serves until there is neither a connection nor a listener; `n` is what the last read has returned,
+    /// or [`EAGAIN`] if there was none.
     #[inline(never)]
-    pub fn serve(&mut self) {
-        let mut connected = true;
+    pub fn serve(&mut self, mut n: i64) {
         loop {
-            if !connected || self.execute_all().is_err() {
+            if n <= 0 && !is_later(n) || self.execute_all().is_err() {
                 if self.state.watched.listen.fd < 0 {
                     return;
                 }
                 self.hang_up();
             }
-            if !self.wait() {
+            if self.waits(n) && !self.wait() {
                 return;
             }
-            let n = self.read();
-            connected = n > 0 || is_later(n);
+            n = self.read();
         }
+    }
+
+    /// Whether there is more to wait for than the next read does by itself.
+    ///
+    /// A read that blocks is woken up in vain whenever the controller takes a result out of the socket:
+    /// there is room again then. In version 0 a result is taken out while nothing else is to be done, and
+    /// its clients expect no more than a read and a write for each request.
+    fn waits(&self, n: i64) -> bool {
+        self.state.watched.listen.fd >= 0
+            || self.state.stream.version != 0
+            || self.has_ring()
+            || n == EAGAIN
     }
 
     /// Executes what is whole of what has arrived, and sends the results.
@@ -128,39 +155,46 @@ impl Server {
 
     /// Waits until there is something to read on the connection, and meanwhile listens. False:
     /// neither a connection nor a listener is left.
-    ///
-    /// A read that blocks waits too, but is woken up in vain whenever the controller takes a result
-    /// out of the socket: there is room again then.
     #[inline(never)]
     fn wait(&mut self) -> bool {
         loop {
-            if self.state.watched.input.fd < 0 && self.state.watched.listen.fd < 0 {
-                return false;
+            if self.state.watched.input.fd < 0 {
+                if self.pending.held {
+                    self.attach_version_0();
+                    self.dismiss();
+                    continue;
+                }
+                if self.state.watched.listen.fd < 0 {
+                    return false;
+                }
             }
             let patience = self.serve_ring();
-            let ready = sys::poll(entries(&mut self.state.watched), patience);
+            // Of what is passed over the kernel only tells that its other end is gone.
+            let armed = |armed| if armed { POLLIN } else { 0 };
+            self.state.watched.listen.events = armed(!self.deaf) | POLLRDHUP;
+            self.state.watched.client.events = armed(!self.pending.held);
+            let ready = sys::poll(entries(&mut self.state.watched), Direction::Read, patience);
+            self.deaf = false;
+            if ready < 0 {
+                if ready != EINTR && !self.wait_for_one() {
+                    return true;
+                }
+                continue;
+            }
             let Watched { input, listen, client, bell } = &mut self.state.watched;
             if bell.revents != 0 {
                 sys::hear(bell.fd);
             }
-            if ready < 0 {
-                if ready != EINTR {
-                    if listen.fd < 0 {
-                        // With a limit of no descriptors nothing can be polled, but still be read.
-                        return true;
-                    }
-                    sys::pause();
-                }
-            } else if self.state.owned != 0 && input.revents & POLLHUP != 0 {
+            if self.state.owned != 0 && input.revents & POLLHUP != 0 {
                 // A version-1 controller that is gone leaves nothing to be executed, even if
                 // requests of its have not been read yet. And it keeps nobody out.
                 self.hang_up();
             } else if client.revents != 0 {
                 // The descriptors may be other ones after this.
-                self.progress();
+                if self.pending.held { self.dismiss() } else { self.progress() }
             } else {
                 let input = input.revents;
-                if listen.revents & POLLNVAL != 0 {
+                if listen.revents & (POLLNVAL | POLLHUP | POLLRDHUP | POLLERR) != 0 {
                     listen.fd = -1;
                 } else if listen.revents != 0 {
                     self.accept();
@@ -170,6 +204,29 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Where several descriptors can't be waited for, waits for one as long as it takes: for the client
+    /// whose handshake is under way, else for requests, else for a client. False if it is for requests that
+    /// the next read waits.
+    #[cold]
+    #[inline(never)]
+    fn wait_for_one(&mut self) -> bool {
+        let Watched { input, listen, client, .. } = &self.state.watched;
+        if self.has_ring() {
+            // Nothing can be heard of it any more. The next connection will get none.
+            self.hang_up();
+        } else if client.fd >= 0 && !self.pending.held {
+            sys::make_blocking(client.fd);
+            self.progress();
+        } else if input.fd >= 0 {
+            sys::make_blocking(input.fd);
+            return false;
+        } else {
+            sys::make_blocking(listen.fd);
+            self.accept();
+        }
+        true
     }
 
     /// Ends the connection; what was read of a request is forgotten.
@@ -190,6 +247,10 @@ impl Server {
         self.state.holder_pid = 0;
         self.prepared.forget();
         self.leave_ring();
+        if !sys::may_listen(self.state.watched.listen.fd) {
+            // Its number is something else now, for which nobody would ever come.
+            self.state.watched.listen.fd = -1;
+        }
         self.refill();
     }
 

@@ -14,8 +14,8 @@ use crate::arch;
 use crate::ring;
 use crate::serve;
 use crate::sys::{
-    self, AF_UNIX, EINVAL, F_SETFD, F_SETFL, FD_CLOEXEC, POLLOUT, PollFd, SO_ACCEPTCONN,
-    SOCK_NONBLOCK, SigAction, SockAddr,
+    self, AF_UNIX, Direction, EINVAL, F_SETFD, F_SETFL, FD_CLOEXEC, POLLOUT, PollFd, SOCK_NONBLOCK,
+    SigAction, SockAddr,
 };
 
 const SIGPIPE: usize = 13;
@@ -52,6 +52,7 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
                 b"farcall: cannot listen: path in use or too long, or fd 3 no listener\n";
             sys::transfer(
                 &mut PollFd { fd: 2, events: POLLOUT, revents: 0 },
+                Direction::Write,
                 &mut [],
                 TEXT.as_ptr() as u64,
                 TEXT.len() as u64,
@@ -70,6 +71,12 @@ pub fn handle_signals(left: usize) {
     handle_signal(left, SIGPIPE, ignore, arch::SA_RESTORER);
     let interrupt = ring::interrupt as *const () as usize;
     handle_signal(left, INTERRUPT_SIGNAL as usize, interrupt, arch::SA_INTERRUPT);
+}
+
+/// Installs the handler of SIGPIPE where there is none, also where it is ignored: a child would inherit
+/// that.
+pub fn handle_broken_pipes() {
+    handle_signal(0, SIGPIPE, arch::ignore_signal as *const () as usize, arch::SA_RESTORER);
 }
 
 /// Installs a handler, unless the one so far is neither of the image at `left` nor, with 0, none.
@@ -124,12 +131,10 @@ unsafe fn passed(environment: *const *const u8) -> Option<Result<i32, i64>> {
     if count.unwrap_or(0) == 0 || pid.is_some_and(|pid| pid != sys::getpid() as u32) {
         return None;
     }
-    let mut listens = 0i32;
-    sys::getsockopt(LISTEN_FDS_START, SO_ACCEPTCONN, &mut listens);
     // Neither inherited by a program that is run, nor waited on for a client that has gone again.
     sys::fcntl(LISTEN_FDS_START, F_SETFD, FD_CLOEXEC);
     sys::fcntl(LISTEN_FDS_START, F_SETFL, SOCK_NONBLOCK);
-    Some(if listens != 0 { Ok(LISTEN_FDS_START) } else { Err(EINVAL) })
+    Some(if sys::may_listen(LISTEN_FDS_START) { Ok(LISTEN_FDS_START) } else { Err(EINVAL) })
 }
 
 /// The number in the variable whose entry starts with `name`, if there is one.

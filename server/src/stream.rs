@@ -13,7 +13,7 @@ use farcall_abi::upgrade::Progress;
 use farcall_abi::wire::{LOG_OFFSET, MAX_ERRNO, MAX_REF, REQUEST_SIZE, RESULT_SIZE, Request};
 
 use crate::serve::{HangUp, Server, entries};
-use crate::sys::{self, EAGAIN, ECANCELED, EINTR, PollFd, Transferred};
+use crate::sys::{self, Direction, EAGAIN, ECANCELED, EINTR, PollFd, Transferred};
 
 /// Requests for which version 1's input buffer has room: as many as a REF reaches back.
 const AHEAD: usize = MAX_REF as usize;
@@ -171,7 +171,8 @@ impl Server {
         let (input, size) = self.buffers();
         let len = core::mem::take(&mut self.state.stream.filled);
         let [_, others @ .., _] = entries(&mut self.state.watched);
-        transfer(&mut self.state.output, others, input as u64 + size as u64, len as u64)
+        let end = &mut self.state.output;
+        transfer(end, Direction::Write, others, input as u64 + size as u64, len as u64)
     }
 }
 
@@ -179,11 +180,12 @@ impl Server {
 #[inline(always)]
 pub fn transfer(
     end: &mut PollFd,
+    direction: Direction,
     others: &mut [PollFd],
     address: u64,
     len: u64,
 ) -> Result<(), HangUp> {
-    match sys::transfer(end, others, address, len) {
+    match sys::transfer(end, direction, others, address, len) {
         Transferred { left: 0, .. } => Ok(()),
         _ => Err(HangUp),
     }

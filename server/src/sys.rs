@@ -11,17 +11,21 @@ macro_rules! errnos {
     ($($name:ident = $number:literal),* $(,)?) => { $(pub const $name: i64 = -$number;)* };
 }
 errnos! {
-    EINTR = 4, EBADF = 9, EAGAIN = 11, EFAULT = 14, EBUSY = 16, EINVAL = 22, EPROTONOSUPPORT = 93, ECANCELED = 125,
+    EINTR = 4, EBADF = 9, EAGAIN = 11, ENOMEM = 12, EFAULT = 14, EBUSY = 16, EINVAL = 22, ENFILE = 23,
+    EPIPE = 32, ENOTSOCK = 88, EPROTONOSUPPORT = 93, EOPNOTSUPP = 95, ENOBUFS = 105, ECANCELED = 125,
 }
 
+pub const F_GETFD: usize = 1;
 pub const F_SETFD: usize = 2;
 pub const F_SETFL: usize = 4;
 pub const F_DUPFD_CLOEXEC: usize = 1030;
 pub const FD_CLOEXEC: usize = 1;
 pub const POLLIN: i16 = 1;
 pub const POLLOUT: i16 = 4;
+pub const POLLERR: i16 = 0x8;
 pub const POLLHUP: i16 = 0x10;
 pub const POLLNVAL: i16 = 0x20;
+pub const POLLRDHUP: i16 = 0x2000;
 pub const AF_UNIX: u16 = 1;
 pub const SOCK_STREAM: usize = 1;
 pub const SOCK_NONBLOCK: usize = 0o4000;
@@ -31,6 +35,7 @@ pub const SO_PEERCRED: usize = 17;
 pub const SO_ACCEPTCONN: usize = 30;
 pub const SCM_RIGHTS: i32 = 1;
 pub const SCM_PIDFD: i32 = 4;
+pub const MSG_PEEK: usize = 0x2;
 pub const MSG_CTRUNC: i32 = 0x8;
 pub const MSG_DONTWAIT: usize = 0x40;
 pub const MSG_NOSIGNAL: usize = 0x4000;
@@ -176,16 +181,27 @@ pub struct Transferred {
     pub stop: i64,
 }
 
-/// read(2), on a descriptor with POLLIN, or write(2), with POLLOUT, until all of the bytes are moved,
-/// waiting for a descriptor that is non-blocking. An interruption stops it only if one of `others` is
-/// ready. The memory may be anybody's: the kernel checks it.
+/// What a descriptor is waited for.
+///
+/// It is said anew wherever it matters, and never read from an entry that a kernel has had: gVisor
+/// writes there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Read,
+    Write,
+}
+
+/// read(2) or write(2) until all of the bytes are moved, waiting for a descriptor that is non-blocking.
+/// An interruption stops it only if one of `others` is ready. The memory may be anybody's: the kernel
+/// checks it.
 pub fn transfer(
     end: &mut PollFd,
+    direction: Direction,
     others: &mut [PollFd],
     mut address: u64,
     mut left: u64,
 ) -> Transferred {
-    let number = if end.events == POLLIN { Sysno::read } else { Sysno::write };
+    let number = if direction == Direction::Read { Sysno::read } else { Sysno::write };
     let mut stop = 0;
     while left > 0 {
         // SAFETY: as for `read`; a write only reads memory.
@@ -196,12 +212,15 @@ pub fn transfer(
             continue;
         }
         if n == EAGAIN {
-            n = poll(core::slice::from_mut(end), Patience::Endless);
+            n = poll(core::slice::from_mut(end), direction, Patience::Endless);
             if n != EINTR {
+                if n < 0 {
+                    make_blocking(end.fd);
+                }
                 continue;
             }
         }
-        if n != EINTR || poll(others, Patience::None) > 0 {
+        if n != EINTR || poll(others, Direction::Read, Patience::None) > 0 {
             stop = n;
             break;
         }
@@ -229,12 +248,70 @@ pub enum Patience {
     Endless,
 }
 
-/// ppoll(2) without a signal mask.
-pub fn poll(fds: &mut [PollFd], patience: Patience) -> i64 {
+/// ppoll(2) without a signal mask; or where that is refused, pselect6(2). Negative, and not EINTR: neither
+/// may be used.
+pub fn poll(fds: &mut [PollFd], direction: Direction, patience: Patience) -> i64 {
     let at_once = [0u64; 2];
     let timeout = if patience == Patience::None { at_once.as_ptr() } else { core::ptr::null() };
-    // SAFETY: the kernel writes only `revents` of the entries in this slice.
-    unsafe { raw_syscall!(Sysno::ppoll, fds.as_mut_ptr(), fds.len(), timeout, 0, 0) as i64 }
+    // SAFETY: the kernel writes only `revents` of the entries in this slice, and `events` where it is
+    // gVisor's.
+    let ready = unsafe { raw_syscall!(Sysno::ppoll, fds.as_mut_ptr(), fds.len(), timeout, 0, 0) };
+    if ready as i64 >= 0 || ready as i64 == EINTR {
+        return ready as i64;
+    }
+    select(fds, direction, timeout)
+}
+
+/// The descriptors that [`select`] can wait for are those below: as many bits are a quarter of the stack
+/// that there is.
+const SELECTABLE: usize = 8192;
+
+/// The same by pselect6(2). ppoll(2) fails where RLIMIT_NOFILE is less than the number of entries, which
+/// this call does not look at.
+///
+/// That the other end is gone is the same to it as that there is something to read. A socket is asked by
+/// sending nothing.
+#[cold]
+#[inline(never)]
+fn select(fds: &mut [PollFd], direction: Direction, timeout: *const u64) -> i64 {
+    const WORD: usize = u64::BITS as usize;
+    let mut set = [0u64; SELECTABLE / WORD];
+    for PollFd { fd, events, revents } in fds.iter_mut() {
+        *revents = 0;
+        // An entry of which nobody wants to know more than that its other end is gone is passed over.
+        if *fd >= 0 && *events & (POLLIN | POLLOUT) != 0 {
+            let Some(word) = set.get_mut(*fd as usize / WORD) else { return EINVAL };
+            *word |= 1 << (*fd as usize % WORD);
+            if fcntl(*fd, F_GETFD, 0) == EBADF {
+                *revents = POLLNVAL;
+                return 1;
+            }
+        }
+    }
+    let bits = set.as_mut_ptr() as usize;
+    let (reading, writing) = if direction == Direction::Read { (bits, 0) } else { (0, bits) };
+    // SAFETY: the kernel writes only to the set, which has as many bits.
+    let ready = unsafe {
+        raw_syscall!(Sysno::pselect6, SELECTABLE, reading, writing, 0, timeout, 0) as i64
+    };
+    for PollFd { fd, revents, .. } in fds {
+        let word = if ready > 0 { set.get(*fd as usize / WORD) } else { None };
+        if *fd >= 0 && word.is_some_and(|word| word >> (*fd as usize % WORD) & 1 != 0) {
+            *revents =
+                if send(*fd, core::ptr::null(), 0) == EPIPE { POLLIN | POLLHUP } else { POLLIN };
+        }
+    }
+    ready
+}
+
+/// Makes a descriptor wait by itself, where nothing else can wait for it. If that can't be had either,
+/// waits for a tenth of a second.
+#[cold]
+#[inline(never)]
+pub fn make_blocking(fd: i32) {
+    if fcntl(fd, F_SETFL, 0) < 0 {
+        pause(100_000_000);
+    }
 }
 
 /// Takes what an eventfd(2) that is ready has counted.
@@ -250,9 +327,9 @@ pub fn ring(bell: i32) {
     unsafe { raw_syscall!(Sysno::write, bell, &raw const count, size_of::<u64>()) };
 }
 
-/// Sleeps for a tenth of a second: for the one case in which a wait would return at once forever.
-pub fn pause() {
-    let duration = [0u64, 100_000_000];
+/// Sleeps for so many nanoseconds, less than a second: where there is nothing to wait for.
+pub fn pause(nanoseconds: u64) {
+    let duration = [0, nanoseconds];
     // SAFETY: the kernel only reads the duration.
     unsafe { raw_syscall!(Sysno::nanosleep, duration.as_ptr(), 0) };
 }
@@ -285,6 +362,16 @@ pub fn getsockopt<T>(fd: i32, option: usize, value: &mut T) -> i64 {
     }
 }
 
+/// Whether a descriptor may be a listening socket: false only if the kernel says that it is none.
+pub fn may_listen(fd: i32) -> bool {
+    let mut listens = 0i32;
+    match getsockopt(fd, SO_ACCEPTCONN, &mut listens) {
+        0 => listens != 0,
+        EBADF | ENOTSOCK => false,
+        _ => true,
+    }
+}
+
 /// The uid of who is at the other end of a socket of unix(7), or of who has called listen on it; a
 /// negated errno if it can't be told.
 pub fn peer_uid(fd: i32) -> i64 {
@@ -295,12 +382,12 @@ pub fn peer_uid(fd: i32) -> i64 {
     }
 }
 
-/// recvmsg(2), non-blocking; descriptors that come are closed on exec.
-pub fn receive(fd: i32, message: &mut MsgHdr) -> i64 {
+/// recvmsg(2); descriptors that come are closed on exec. With MSG_PEEK all stays where it is, and they are
+/// more copies of it: closing these is never the last time.
+pub fn receive(fd: i32, message: &mut MsgHdr, flags: usize) -> i64 {
     // SAFETY: `message` names a buffer and a control buffer of the caller's.
     unsafe {
-        raw_syscall!(Sysno::recvmsg, fd, message as *mut MsgHdr, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
-            as i64
+        raw_syscall!(Sysno::recvmsg, fd, message as *mut MsgHdr, flags | MSG_CMSG_CLOEXEC) as i64
     }
 }
 
@@ -317,6 +404,46 @@ pub fn now() -> i64 {
     unsafe { raw_syscall!(Sysno::clock_gettime, 0, time.as_mut_ptr()) };
     let [seconds, _] = time;
     seconds
+}
+
+/// geteuid(2).
+pub fn geteuid() -> i64 {
+    // SAFETY: touches no memory.
+    unsafe { raw_syscall!(Sysno::geteuid) as i64 }
+}
+
+/// Whether there is such a thread of this process, not 0: tgkill(2) of nothing.
+pub fn has_thread(tid: u32) -> bool {
+    // SAFETY: touches no memory.
+    unsafe { raw_syscall!(Sysno::tgkill, getpid(), tid, 0) as i64 == 0 }
+}
+
+/// rt_sigprocmask(2): blocks exactly these signals, and returns those that were blocked before.
+pub fn block_signals(signals: u64) -> Option<u64> {
+    const SIG_SETMASK: usize = 2;
+    let mut before = 0u64;
+    // SAFETY: the kernel reads one mask and fills the other.
+    let result = unsafe {
+        raw_syscall!(Sysno::rt_sigprocmask, SIG_SETMASK, &raw const signals, &raw mut before, 8)
+    };
+    (result == 0).then_some(before)
+}
+
+/// sched_yield(2).
+pub fn sched_yield() {
+    // SAFETY: touches no memory.
+    unsafe { raw_syscall!(Sysno::sched_yield) };
+}
+
+/// prlimit(2) of RLIMIT_NOFILE of this process: sets the soft and the hard one unless `new` is null, and
+/// returns those before.
+pub fn limit_of_fds(new: Option<&[u64; 2]>) -> [u64; 2] {
+    const RLIMIT_NOFILE: usize = 7;
+    let mut before = [0; 2];
+    let new = new.map_or(core::ptr::null(), |new| new.as_ptr());
+    // SAFETY: the kernel only reads `new`, and fills `before`.
+    unsafe { raw_syscall!(Sysno::prlimit64, 0, RLIMIT_NOFILE, new, before.as_mut_ptr()) };
+    before
 }
 
 /// getpid(2).
@@ -340,6 +467,13 @@ pub fn make_executable(address: u64, len: u32) -> i64 {
 pub unsafe fn sigaction(signal: usize, action: *const SigAction, before: *mut SigAction) {
     // SAFETY: the kernel only reads `action`, and fills `before`: the caller's promise.
     unsafe { raw_syscall!(Sysno::rt_sigaction, signal, action, before, 8) };
+}
+
+/// listen(2), on a socket that listens already: SO_PEERCRED of its clients names this process from here on.
+/// The longest queue that the system allows is not shorter than what there was.
+pub fn listen_again(fd: i32) {
+    // SAFETY: touches no memory.
+    unsafe { raw_syscall!(Sysno::listen, fd, u32::MAX) };
 }
 
 /// A listening socket of unix(7) at the first `len` bytes of `address`, for the owner alone.

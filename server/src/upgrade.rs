@@ -11,7 +11,7 @@ use farcall_abi::upgrade::{HANDOVER_SIZE, Handover};
 use crate::arch;
 use crate::serve::{HangUp, Server};
 use crate::start::handle_signals;
-use crate::sys::{self, EFAULT, EINVAL};
+use crate::sys::{self, EAGAIN, EFAULT, EINVAL, POLLIN};
 
 /// Called by the entry `resume`: serves from where the other image has stopped.
 ///
@@ -31,7 +31,10 @@ pub unsafe extern "C" fn take_over(handover: *const Handover) {
     handle_signals(before as usize);
     // Nothing else waits to be sent: there is room.
     let _ = server.finish(before as i64);
-    server.serve();
+    if server.state.watched.listen.fd >= 0 {
+        server.listen();
+    }
+    server.serve(EAGAIN);
 }
 
 impl Server {
@@ -44,6 +47,7 @@ impl Server {
         }
         self.flush()?;
         self.dismiss();
+        self.state.watched.listen.events = POLLIN;
         self.state.size = HANDOVER_SIZE as u64;
         self.state.image = arch::image_address();
         // Where results wait to be sent, of which there are none any more. It is no part of the stack.

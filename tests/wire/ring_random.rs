@@ -37,8 +37,15 @@ const NEEDED: [libc::c_long; 15] = [
 
 /// Makes every call but those that are needed fail, from here on and without a way back.
 pub fn confine(stream: &Stream) {
+    filter(stream, &NEEDED, false, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32);
+    assert_eq!(stream.call(libc::SYS_kill, &[0, 0]), -i64::from(libc::ENOSYS));
+    stream.is_in_step();
+}
+
+/// Lets a filter of seccomp(2) give this answer to calls with these numbers, or to all others.
+pub fn filter(stream: &Stream, numbers: &[libc::c_long], these: bool, answer: u32) {
     // seccomp(2)'s program: the number is the word at 0; each comparison jumps to the last
-    // instruction, which allows, or goes on to the next one.
+    // instruction, or goes on to the next one.
     let instruction = |code: u32, jt: u8, value: u32| -> Vec<u8> {
         let mut bytes = (code as u16).to_le_bytes().to_vec();
         bytes.extend([jt, 0]);
@@ -46,15 +53,18 @@ pub fn confine(stream: &Stream) {
         bytes
     };
     let mut program = instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0);
-    for (at, number) in NEEDED.iter().enumerate() {
-        let to_the_last = (NEEDED.len() - at) as u8;
+    for (at, number) in numbers.iter().enumerate() {
+        let to_the_last = (numbers.len() - at) as u8;
         let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
         program.extend(instruction(equal, to_the_last, *number as u32));
     }
-    let answer = libc::BPF_RET | libc::BPF_K;
-    program.extend(instruction(answer, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32));
-    program.extend(instruction(answer, 0, libc::SECCOMP_RET_ALLOW));
-
+    let mut answers = [answer, libc::SECCOMP_RET_ALLOW];
+    if these {
+        answers.reverse();
+    }
+    for answer in answers {
+        program.extend(instruction(libc::BPF_RET | libc::BPF_K, 0, answer));
+    }
     let memory = stream.memory(4096);
     assert_eq!(stream.copy_in(memory, &program), program.len() as i64);
     let header = [(program.len() / 8) as u64, memory].map(u64::to_le_bytes).concat();
@@ -62,8 +72,6 @@ pub fn confine(stream: &Stream) {
     stream.done(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0]);
     let set = u64::from(libc::SECCOMP_SET_MODE_FILTER);
     stream.done(libc::SYS_seccomp, &[set, 0, memory + 2048]);
-    assert_eq!(stream.call(libc::SYS_kill, &[0, 0]), -i64::from(libc::ENOSYS));
-    stream.is_in_step();
 }
 
 /// xorshift64*: the same numbers in each run.

@@ -2,6 +2,7 @@
 //! of a C library. Another architecture is another file of this shape beside this one.
 
 use core::arch::{global_asm, naked_asm};
+use core::sync::atomic::AtomicU32;
 
 use farcall_abi::entry::{ENTRY_TABLE_OFFSET, IMAGE_MAGIC, IMAGE_VERSION};
 use farcall_abi::upgrade::{HANDOVER_SIZE, Handover, STACK_OFFSET};
@@ -191,6 +192,47 @@ pub unsafe extern "C" fn call(request: &Request, cancel: *const u64, number: u64
         clone = const Sysno::clone as u32,
         vfork = const Sysno::vfork as u32,
         clone3 = const Sysno::clone3 as u32,
+        exit = const Sysno::exit as u32,
+    )
+}
+
+/// Makes a thread that has a copy of the table of descriptors, and exits as soon as `go` is not 0. Returns its
+/// number, or a negated errno. The number is also at `tid`, until the thread uses no memory any more; its
+/// descriptors it closes after that.
+///
+/// It is a thread and not a process because nobody can wait for it, and because a process would become the
+/// first one of a pid namespace that this one has prepared for its children; a thread is refused then.
+///
+/// # Safety
+///
+/// 1. Both stay where they are until then.
+/// 2. All signals are blocked: the thread's stack pointer is this thread's, and it writes nothing there.
+#[unsafe(naked)]
+pub unsafe extern "C" fn exiting_thread(go: *const AtomicU32, tid: *const AtomicU32) -> i64 {
+    naked_asm!(
+        "mov r9, rdi",
+        "mov rdx, rsi",
+        "mov r10, rsi",
+        "mov edi, {flags}",
+        "xor esi, esi",
+        "mov eax, {clone}",
+        "syscall",
+        "test rax, rax",
+        "jnz 3f",
+        "2:",
+        "mov eax, {sched_yield}",
+        "syscall",
+        "cmp dword ptr [r9], 0",
+        "je 2b",
+        "xor edi, edi",
+        "mov eax, {exit}",
+        "syscall",
+        "3:",
+        "ret",
+        // CLONE_VM, CLONE_SIGHAND, CLONE_THREAD, CLONE_PARENT_SETTID, CLONE_CHILD_CLEARTID.
+        flags = const 0x100 | 0x800 | 0x1_0000 | 0x10_0000 | 0x20_0000,
+        clone = const Sysno::clone as u32,
+        sched_yield = const Sysno::sched_yield as u32,
         exit = const Sysno::exit as u32,
     )
 }
