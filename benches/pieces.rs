@@ -132,7 +132,7 @@ fn handshake(criterion: &mut Criterion) {
         listen: 5,
         spares: 0,
         holder_pid: 4711,
-        reserved: 0,
+        socket_file: 0,
         holder_since: 0,
     };
     let bytes: [u8; ANSWER_SIZE] = answer.to_bytes();

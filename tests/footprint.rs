@@ -95,6 +95,6 @@ fn a_fresh_persistent_process_has_under_64_kib_of_its_own() {
         .sum();
     println!("a fresh persistent process has {kilobytes} KiB of its own");
     assert!(kilobytes > 0 && kilobytes * 1024 < MAX_PRIVATE, "{memory}");
-    // The standard streams, the listener and three spares.
-    assert_eq!(fds(pid).len(), 7);
+    // The standard streams, the listener, its file and three spares.
+    assert_eq!(fds(pid).len(), 8);
 }

@@ -485,10 +485,92 @@ async fn controllers_come_and_go_and_leave_no_trace_in_the_process() {
             next.prepare_for_reconnect().await.unwrap();
         }
         drop(next);
-        until_async("it is detached", || in_call(pid, Sysno::ppoll) && fds(pid).len() == 7).await;
+        until_async("it is detached", || in_call(pid, Sysno::ppoll) && fds(pid).len() == 8).await;
         traces.push((fds(pid).len(), maps()));
     }
     assert!(traces[1..].iter().all(|trace| *trace == traces[1]), "{traces:?}");
+}
+
+/// The descriptors of a process that were opened with O_PATH, and what they are of.
+fn paths(pid: i32) -> Vec<(i32, std::path::PathBuf)> {
+    let is_path = |fd: &i32| {
+        let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+        i32::from_str_radix(flags.trim(), 8).unwrap() & nix::libc::O_PATH != 0
+    };
+    let numbers = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let numbers =
+        numbers.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap());
+    let link = |fd| (fd, std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap());
+    numbers.filter(is_path).map(link).collect()
+}
+
+#[tokio::test]
+async fn a_process_keeps_the_file_of_its_socket_and_is_reached_by_that_when_it_is_removed() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root, "one").await;
+    let pid = process.pid().unwrap();
+    let place = test.home.place(&name("one"));
+    let kept = paths(pid);
+    let [(number, file)] = &kept[..] else { panic!("{kept:?}") };
+    assert_eq!(file, place.socket());
+    process.prepare_for_reconnect().await.unwrap();
+    // The next controller knows that it is the server's own.
+    let next = attach(place.clone()).await.unwrap();
+    assert!(next.unclaimed().await.unwrap().is_empty());
+    next.close_unclaimed().await.unwrap();
+    next.upgrade().await.unwrap();
+    next.prepare_for_reconnect().await.unwrap();
+    drop(next);
+    let next = attach(place.clone()).await.unwrap();
+    assert!(next.unclaimed().await.unwrap().is_empty());
+    next.prepare_for_reconnect().await.unwrap();
+    drop(next);
+    std::fs::remove_file(place.socket()).unwrap();
+    std::os::unix::net::UnixStream::connect(format!("/proc/{pid}/fd/{number}")).unwrap();
+    process.kill(Signal::SIGKILL).unwrap();
+}
+
+#[tokio::test]
+async fn an_attach_needs_no_memory_that_the_process_may_not_have() {
+    let test = TestHome::new();
+    let root = root().await;
+    for (limit, room) in [
+        (nix::libc::RLIMIT_AS, None),
+        (nix::libc::RLIMIT_DATA, None),
+        (nix::libc::RLIMIT_AS, Some(0)),
+        (nix::libc::RLIMIT_DATA, Some(0)),
+    ] {
+        let process = start(&test.home, &root, "one").await;
+        let pid = process.pid().unwrap();
+        process.keep_bytes("settings", b"workers = 4").await.unwrap();
+        process.prepare_for_reconnect().await.unwrap();
+        // What it has, or less.
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = if limit == nix::libc::RLIMIT_AS { "VmSize:" } else { "VmData:" };
+        let kilobytes = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+        let present: u64 = kilobytes.split_whitespace().next().unwrap().parse().unwrap();
+        let mut limits = nix::libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the kernel fills and reads `limits`.
+        unsafe {
+            assert_eq!(nix::libc::prlimit(pid, limit, std::ptr::null(), &raw mut limits), 0);
+            limits.rlim_cur = room.unwrap_or(present * 1024);
+            assert_eq!(nix::libc::prlimit(pid, limit, &raw const limits, std::ptr::null_mut()), 0);
+        }
+        for _ in 0..3 {
+            let next = attach(test.home.place(&name("one"))).await.unwrap();
+            // Longer than it takes to be given a ring, for which there is no memory.
+            for _ in 0..300 {
+                assert_eq!(next.getpid().await.unwrap(), pid);
+            }
+            assert_eq!(next.names().await.unwrap().len(), 1);
+            next.prepare_for_reconnect().await.unwrap();
+        }
+        process.kill(Signal::SIGKILL).unwrap();
+        until_async("it has ended", || !alive(pid)).await;
+        test.home.place(&name("one")).remove().unwrap();
+    }
 }
 
 #[tokio::test]

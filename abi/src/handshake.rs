@@ -76,8 +76,8 @@ pub struct Answer {
     pub spares: i64,
     /// Who holds the process (with `-EBUSY`, the other one), or 0.
     pub holder_pid: i32,
-    /// Always zero.
-    pub reserved: u32,
+    /// One more than the number of the descriptor (O_PATH) of the socket's file that the process keeps, or 0.
+    pub socket_file: u32,
     /// Since when it is held: seconds of CLOCK_REALTIME.
     pub holder_since: i64,
 }
@@ -158,7 +158,7 @@ impl Answer {
         put.bytes(&self.listen.to_le_bytes());
         put.bytes(&self.spares.to_le_bytes());
         put.bytes(&self.holder_pid.to_le_bytes());
-        put.bytes(&self.reserved.to_le_bytes());
+        put.bytes(&self.socket_file.to_le_bytes());
         put.bytes(&self.holder_since.to_le_bytes());
         bytes
     }
@@ -178,7 +178,7 @@ impl Answer {
             listen: i32::from_le_bytes(take.bytes()),
             spares: i64::from_le_bytes(take.bytes()),
             holder_pid: i32::from_le_bytes(take.bytes()),
-            reserved: u32::from_le_bytes(take.bytes()),
+            socket_file: u32::from_le_bytes(take.bytes()),
             holder_since: i64::from_le_bytes(take.bytes()),
         }
     }

@@ -117,8 +117,8 @@ pub struct Handover {
     pub holder_since: i64,
     /// The holder's pid by its own word, or 0.
     pub holder_pid: i32,
-    /// Always zero.
-    pub reserved: u32,
+    /// One more than the number of the descriptor of the listening socket's file, or 0.
+    pub socket_file: u32,
     /// The stack pointer with which an image begins that takes over.
     pub stack: u64,
     /// Where the image lies that hands over.

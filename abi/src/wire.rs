@@ -154,10 +154,10 @@ pub enum Operation {
     /// `REGISTRY(addr, entries)`: the registry is at `addr` from here on, a multiple of 8, where all
     /// that is in it so far has been copied. The result is where it was, or 0.
     Registry = 7,
-    /// `SERVE(in | out << 32, data | listen << 32, token low, token high, holder)`: the server
+    /// `SERVE(in | out << 32, data | listen << 32, token low, token high, holder, file)`: the server
     /// goes on with these descriptors; -1 keeps the one it has. With a listening socket the
-    /// process is persistent from here on, held by the controller with that token and pid. The
-    /// result is a [`Spares`].
+    /// process is persistent from here on, held by the controller with that token and pid, and `file` is
+    /// one more than the number of a descriptor of the socket's file, or 0. The result is a [`Spares`].
     Serve = 8,
     /// `IMAGE()`: the address at which the image lies in the process.
     Image = 9,

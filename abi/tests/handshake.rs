@@ -23,11 +23,11 @@ prop_compose! {
     fn answer()(
         (magic, status, version, stream_version) in any::<(u64, i32, u32, u32)>(),
         (pid, generation, fds, listen) in any::<(i32, u64, [i32; MAX_FDS], i32)>(),
-        (spares, holder_pid, reserved, holder_since) in any::<(i64, i32, u32, i64)>(),
+        (spares, holder_pid, socket_file, holder_since) in any::<(i64, i32, u32, i64)>(),
     ) -> Answer {
         Answer {
             magic, status, version, stream_version, pid, generation, fds, listen, spares,
-            holder_pid, reserved, holder_since,
+            holder_pid, socket_file, holder_since,
         }
     }
 }
@@ -88,7 +88,7 @@ proptest! {
         prop_assert_eq!(i32::from_le_bytes(at(&bytes, 44)), answer.listen);
         prop_assert_eq!(i64::from_le_bytes(at(&bytes, 48)), answer.spares);
         prop_assert_eq!(i32::from_le_bytes(at(&bytes, 56)), answer.holder_pid);
-        prop_assert_eq!(u32::from_le_bytes(at(&bytes, 60)), answer.reserved);
+        prop_assert_eq!(u32::from_le_bytes(at(&bytes, 60)), answer.socket_file);
         prop_assert_eq!(i64::from_le_bytes(at(&bytes, 64)), answer.holder_since);
     }
 }

@@ -214,10 +214,28 @@ fn loaded(base: u64, replies: &[Reply]) -> Result<Loaded> {
 ///
 /// Each process has one address for it, by its pid: so that controllers that come and go do not
 /// pile up arenas, and processes that share memory do not share one.
+///
+/// A process whose limits (RLIMIT_AS, RLIMIT_DATA) leave it no memory has that of the controller before, or
+/// what was [reserved](reserve_arena): it is used as it is where it can't be replaced.
 async fn map_arena(connection: &Connection, pid: i32) -> Result<Arena> {
     let address = arena_address(pid);
-    map(connection, address, ARENA_SIZE).await?;
+    match map(connection, address, ARENA_SIZE).await {
+        Err(Error::Call { errno: Errno::ENOMEM, .. })
+            if is_usable(connection, address, ARENA_SIZE).await => {}
+        mapped => mapped?,
+    }
     Ok(Arena::new(address, ARENA_SIZE))
+}
+
+/// Maps now what the first attach will map its arena over. Until then it is addresses, and no memory.
+pub(super) async fn reserve_arena(connection: &Connection, pid: i32) -> Result<()> {
+    map(connection, arena_address(pid), ARENA_SIZE).await
+}
+
+/// Whether there is memory that can be read and written, by copying it onto itself.
+async fn is_usable(connection: &Connection, address: u64, size: usize) -> bool {
+    let copy = Call::operation(Operation::Copy, [address, address, size as u64, 0, 0, 0]);
+    connection.call("COPY", copy).await.is_ok_and(|copied| copied == size as u64)
 }
 
 /// Asks for the newest version of the stream, with memory behind the arena for it. The server

@@ -33,7 +33,7 @@ pub enum Hold {
     Ours {
         /// The numbers that the stream and the data socket got.
         fds: [i32; 2],
-        /// The listening socket and the spare descriptors: the server's own.
+        /// The listening socket, its file and the spare descriptors: the server's own.
         own: Vec<i32>,
         /// How many connections the process has had.
         generation: u64,
@@ -121,7 +121,9 @@ pub fn answer(bytes: &[u8; ANSWER_SIZE]) -> Hold {
     if stream < 0 || data < 0 || stream == data || none != -1 {
         return Hold::Refused("the server's answer names no usable descriptors".into());
     }
-    let mut own = vec![answer.listen];
+    // Numbers are one more than they are, so that 0 is none.
+    let file = answer.socket_file.wrapping_sub(1).cast_signed();
+    let mut own = vec![answer.listen, file];
     own.extend(Spares(answer.spares).fds());
     own.retain(|fd| *fd >= 0);
     Hold::Ours {
@@ -148,7 +150,7 @@ mod tests {
             }
             if let Hold::Ours { fds: [stream, data], own, .. } = answer(&bytes) {
                 prop_assert!(real && stream >= 0 && data >= 0 && stream != data);
-                prop_assert!(own.iter().all(|fd| *fd >= 0) && own.len() <= 4);
+                prop_assert!(own.iter().all(|fd| *fd >= 0) && own.len() <= 5);
             }
         }
     }

@@ -7,7 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -717,6 +717,11 @@ impl Reserved {
         listen(fd, Backlog::new(16).map_err(Error::local("listen"))?)
             .map_err(Error::local("listen"))?;
         Ok(fd)
+    }
+
+    /// The socket's file, as it was made here.
+    pub(crate) fn socket_file(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// The process listens: the place stays.

@@ -9,6 +9,7 @@ use nix::sched::CloneFlags;
 use nix::sys::stat::Mode;
 use syscalls::Sysno;
 
+use super::attach::reserve_arena;
 use super::home::Reserved;
 use crate::abi::wire::{Operation, Spares};
 use crate::call::{Call, Error, Result, to_the_end};
@@ -85,6 +86,10 @@ impl Process {
             }
             other => drop(other?),
         }
+        // The first attach needs no memory that the process may not have by then. It can go without.
+        if let Ok(pid) = self.getpid().await {
+            let _ = reserve_arena(&self.connection, pid).await;
+        }
         let pid = self.pid();
         // Moving can take a while in the kernel.
         let moving = tokio::task::spawn_blocking(move || (reserved.enter_cgroup(pid), reserved));
@@ -93,6 +98,10 @@ impl Process {
         // Written before anybody can connect.
         reserved.place().write_holder(pid, self.connection.stream_inode())?;
         let listen = self.send_server_fds(&[reserved.listen()?.as_fd()]).await?[0];
+        // By it the process can be reached when the file is gone. Where there is no room for one more, it
+        // does without.
+        let file = self.send_server_fds(&[reserved.socket_file()]).await.ok();
+        let file = file.and_then(|numbers| numbers.first().copied());
         let [low, high] = self.inner().token.0;
         let keep = u64::from(u32::MAX);
         let data = self.server_fds().data;
@@ -103,7 +112,7 @@ impl Process {
             low,
             high,
             u64::from(std::process::id()),
-            0,
+            file.map_or(0, |file| file as u64 + 1),
         ];
         let table = self.table();
         let serve = Call::operation(Operation::Serve, args);
@@ -119,6 +128,7 @@ impl Process {
             let mut fds = self.server_fds();
             fds.persistent = spares;
             fds.persistent.push(listen);
+            fds.persistent.extend(file);
         }
         // It listens: whatever happens from here on, the way to it is not taken away.
         let place = reserved.keep();

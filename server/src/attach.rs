@@ -420,6 +420,7 @@ impl Server {
         self.answer.stream_version = self.state.stream.version;
         self.answer.generation = self.state.generation;
         self.answer.holder_pid = self.state.holder_pid;
+        self.answer.socket_file = self.state.socket_file;
         self.answer.holder_since = self.state.holder_since;
         self.reply((&raw const self.answer).cast(), ANSWER_SIZE);
         if asks {
@@ -516,7 +517,7 @@ impl Server {
     /// The operation SERVE: goes on with other descriptors, and with a listener becomes persistent.
     /// The answer goes where the request came from, with all before it.
     pub fn persist(&mut self) -> Result<(), HangUp> {
-        let [stream, sockets, low, high, holder, _] = self.state.request.args;
+        let [stream, sockets, low, high, holder, file] = self.state.request.args;
         let change = |fd: &mut i32, to: u64| {
             let to = to as i32;
             if to >= 0 {
@@ -529,6 +530,7 @@ impl Server {
         self.answer.spares = self.state.spares.0;
         if listen as i32 >= 0 {
             change(&mut self.state.watched.listen.fd, listen);
+            self.state.socket_file = file as u32;
             self.begin_to_listen();
             self.hold(Token([low, high]), holder as i32, true);
         }

@@ -59,7 +59,7 @@ pub struct Server {
 /// Entry: serves two descriptors until the end of input, from version 0 on. A negative output: both are
 /// the input's; and [`AHEAD`]: it begins in version 1, with this memory, and says so at `begun`.
 pub extern "C" fn serve(input: i32, output: i32, memory: u64, begun: *const AtomicU64) {
-    serve_persistent(input, output, -1, memory, begun);
+    serve_on(input, output, (-1, 0), memory, begun);
 }
 
 /// Entry: the same, and after the end of input the next connection is awaited on `listen`. Returns
@@ -71,7 +71,20 @@ pub extern "C" fn serve_persistent(
     memory: u64,
     begun: *const AtomicU64,
 ) {
+    serve_on(input, output, (listen, 0), memory, begun);
+}
+
+/// The same, with a descriptor of the listening socket's file: one more than its number, or 0.
+#[inline(never)]
+pub fn serve_on(
+    input: i32,
+    output: i32,
+    (listen, socket_file): (i32, u32),
+    memory: u64,
+    begun: *const AtomicU64,
+) {
     let mut server = Server::new();
+    server.state.socket_file = socket_file;
     if output == AHEAD {
         server.state.stream.version = STREAM_VERSION;
         server.state.log.memory = memory;

@@ -45,8 +45,8 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
         unsafe { passed(environment) }
     };
     match listen {
-        None => serve::serve_persistent(0, 1, -1, 0, ptr::null()),
-        Some(Ok(listen)) => serve::serve_persistent(-1, -1, listen, 0, ptr::null()),
+        None => serve::serve_on(0, 1, (-1, 0), 0, ptr::null()),
+        Some(Ok(listen)) => serve::serve_on(-1, -1, listen, 0, ptr::null()),
         Some(Err(error)) => {
             const TEXT: &[u8] =
                 b"farcall: cannot listen: path in use or too long, or fd 3 no listener\n";
@@ -96,12 +96,12 @@ fn handle_signal(left: usize, signal: usize, handler: usize, flags: u64) {
     }
 }
 
-/// A listening socket at `path`.
+/// A listening socket at `path`, and a descriptor of its file.
 ///
 /// # Safety
 ///
 /// `path` is a string that ends with a zero.
-unsafe fn bind(path: *const u8) -> Option<Result<i32, i64>> {
+unsafe fn bind(path: *const u8) -> Option<Result<(i32, u32), i64>> {
     let mut address = SockAddr { family: AF_UNIX, path: [MaybeUninit::uninit(); 108] };
     for (at, to) in address.path.iter_mut().enumerate() {
         // SAFETY: every byte before this one was not the final zero.
@@ -112,7 +112,11 @@ unsafe fn bind(path: *const u8) -> Option<Result<i32, i64>> {
                 // It would be an abstract address, which has no permissions.
                 break;
             }
-            return Some(sys::listen(&address, size_of::<u16>() + at + 1));
+            let listen = sys::listen(&address, size_of::<u16>() + at + 1);
+            // SAFETY: it is a string that ends with a zero.
+            let file = unsafe { sys::open_path(path) };
+            // Without it, as in a full table, all is as well.
+            return Some(listen.map(|listen| (listen, (file + 1).max(0) as u32)));
         }
     }
     Some(Err(EINVAL))
@@ -124,7 +128,7 @@ unsafe fn bind(path: *const u8) -> Option<Result<i32, i64>> {
 /// # Safety
 ///
 /// `environment` is an array of strings that ends with a null.
-unsafe fn passed(environment: *const *const u8) -> Option<Result<i32, i64>> {
+unsafe fn passed(environment: *const *const u8) -> Option<Result<(i32, u32), i64>> {
     // SAFETY: the caller's promise.
     let (count, pid) =
         unsafe { (variable(environment, b"LISTEN_FDS="), variable(environment, b"LISTEN_PID=")) };
@@ -134,7 +138,7 @@ unsafe fn passed(environment: *const *const u8) -> Option<Result<i32, i64>> {
     // Neither inherited by a program that is run, nor waited on for a client that has gone again.
     sys::fcntl(LISTEN_FDS_START, F_SETFD, FD_CLOEXEC);
     sys::fcntl(LISTEN_FDS_START, F_SETFL, SOCK_NONBLOCK);
-    Some(if sys::may_listen(LISTEN_FDS_START) { Ok(LISTEN_FDS_START) } else { Err(EINVAL) })
+    Some(if sys::may_listen(LISTEN_FDS_START) { Ok((LISTEN_FDS_START, 0)) } else { Err(EINVAL) })
 }
 
 /// The number in the variable whose entry starts with `name`, if there is one.

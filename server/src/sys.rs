@@ -494,6 +494,18 @@ pub fn listen(address: &SockAddr, len: usize) -> Result<i32, i64> {
     }
 }
 
+/// A descriptor (O_PATH) of the file at `path`, or a negated errno.
+///
+/// # Safety
+///
+/// `path` is a string that ends with a zero.
+pub unsafe fn open_path(path: *const u8) -> i64 {
+    const AT_FDCWD: isize = -100;
+    const FLAGS: usize = 0o10000000 | 0o400000 | 0o2000000;
+    // SAFETY: the caller's promise. The flags are O_PATH, O_NOFOLLOW and O_CLOEXEC.
+    unsafe { raw_syscall!(Sysno::openat, AT_FDCWD, path, FLAGS, 0) as i64 }
+}
+
 /// exit_group(2).
 pub fn exit_group(status: i32) -> ! {
     loop {

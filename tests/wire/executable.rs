@@ -50,6 +50,26 @@ fn the_socket_of_a_path_argument_is_its_owners_alone() {
 }
 
 #[test]
+fn it_keeps_a_descriptor_of_its_sockets_file_and_says_which() {
+    let home = Home::new();
+    let path = home.path("socket");
+    let process = at(home, &path, |_| {});
+    let attached = attach(&path, &TOKEN);
+    let number = i32::from_le_bytes(*attached.answer.0[60..].first_chunk().unwrap()) - 1;
+    assert_eq!(process.server.fds().get(&number), Some(&path));
+    fs::remove_file(&path).unwrap();
+    let here = format!("/proc/{}/fd/{number}", process.server.pid());
+    drop(attached);
+    let attached = attach(Path::new(&here), &TOKEN);
+    // Another image knows it too.
+    attached.stream.speaks_version_1();
+    crate::upgrade::upgrade(&attached.stream);
+    drop(attached);
+    let answer = attach(Path::new(&here), &TOKEN).answer;
+    assert_eq!(answer.0[60..64], (number + 1).to_le_bytes());
+}
+
+#[test]
 fn a_path_may_be_107_bytes_long() {
     let home = Home::new();
     let len = 107 - home.path("").as_os_str().len();
