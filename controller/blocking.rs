@@ -19,7 +19,7 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use tokio::runtime::{Builder, Handle};
@@ -50,15 +50,23 @@ pub fn wait<T: Send + 'static>(
 
 /// The runtime of the library's own thread, which lives as long as the process.
 fn runtime() -> Result<&'static Handle> {
-    static RUNTIME: OnceLock<io::Result<Handle>> = OnceLock::new();
-    let start = || {
+    static RUNTIME: OnceLock<Handle> = OnceLock::new();
+    static STARTING: Mutex<()> = Mutex::new(());
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    // One that fails, because no descriptor or thread is to be had, is tried again by the next.
+    let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(runtime) = RUNTIME.get() {
+        return Ok(runtime);
+    }
+    let start = || -> io::Result<Handle> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let carry = move || runtime.block_on(std::future::pending::<()>());
         thread::Builder::new().name("farcall".into()).spawn(carry)?;
         Ok(handle)
     };
-    RUNTIME.get_or_init(start).as_ref().map_err(|error| {
-        Error::io("starting a thread")(io::Error::new(error.kind(), error.to_string()))
-    })
+    let handle = start().map_err(Error::io("starting a runtime and its thread"))?;
+    Ok(RUNTIME.get_or_init(|| handle))
 }

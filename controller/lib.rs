@@ -60,6 +60,7 @@ pub mod abi;
 pub mod blocking;
 pub mod call;
 pub mod chain;
+mod descriptor;
 #[doc(hidden)]
 pub mod fault;
 pub mod handle;

@@ -17,6 +17,7 @@ mod children;
 #[cfg(feature = "cli")]
 mod cli;
 mod data_sockets;
+mod descriptors;
 mod differential;
 mod exactly_once;
 mod forbidden;

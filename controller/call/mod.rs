@@ -7,7 +7,7 @@ mod steps;
 
 pub(crate) use connection::{
     Bell, DataSocket, Inbox, Interrupts, Past, Pause, Socket, Successor, ThroughStream,
-    WeakConnection, Weight, take,
+    WeakConnection, Weight, WhenBusy, take,
 };
 pub use connection::{Connection, Interrupter, Receipt};
 pub use error::{Error, Outcome, Result, errno_name};

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::IMAGE;
+use crate::descriptor::off_standard_streams;
 
 /// memfd_create(2)'s MFD_NOEXEC_SEAL: never executable by execve, but mappable (Linux 6.3).
 const MFD_NOEXEC_SEAL: u32 = 0x8;
@@ -36,7 +37,7 @@ pub enum Carrier {
 ///
 /// Where neither a memfd nor a file in the directory for temporary files (`TMPDIR`) can be made.
 pub fn executable(carrier: Carrier) -> io::Result<OwnedFd> {
-    match carrier {
+    let file = match carrier {
         Carrier::Memfd => sealed(MFD_EXEC),
         Carrier::UnlinkedFile => unlinked(&std::env::temp_dir()),
         Carrier::Automatic => sealed(MFD_EXEC).or_else(|memfd| {
@@ -47,7 +48,9 @@ pub fn executable(carrier: Carrier) -> io::Result<OwnedFd> {
                 )
             })
         }),
-    }
+    };
+    // The standard streams of the process that executes it are put in the place of its own.
+    off_standard_streams(file?)
 }
 
 /// The image as a sealed file that can be mapped readable and executable, but not executed.

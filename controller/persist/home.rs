@@ -27,6 +27,7 @@ use super::incarnation::Incarnation;
 use super::listener::has_listener;
 use super::target::Standing;
 use crate::call::{Error, Result};
+use crate::descriptor::off_standard_streams;
 
 /// The name of a persistent process: 1 to 64 letters, digits, `-`, `_` or `.`, not beginning with
 /// `.` or `-`.
@@ -575,6 +576,7 @@ impl Place {
         // Non-blocking: the server must not wait in accept for a client that has gone again.
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(Error::local("socket"))?;
+        let fd = off_standard_streams(fd).map_err(Error::io("dup"))?;
         let name = self.file_names().0;
         let address = UnixAddr::new(&self.socket)
             .or_else(|_| UnixAddr::new(&directory.short_path(&name)))

@@ -23,6 +23,7 @@ use super::target::Standing;
 use crate::abi::handshake::{ANSWER_SIZE, Token};
 use crate::abi::log::{LOG_HEAD_SIZE, LOG_SIZE};
 use crate::call::{Error, Result};
+use crate::descriptor::off_standard_streams;
 use crate::fault;
 use crate::process::Sockets;
 use crate::transport::log::Log;
@@ -264,6 +265,7 @@ async fn connect_to(place: &Place, end: Instant) -> Result<(OwnedFd, Standing)> 
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(Error::local("socket"))?;
+        let client = off_standard_streams(client).map_err(Error::io("dup"))?;
         let error = match place.connect(&client) {
             Ok(standing) => return Ok((client, standing)),
             Err(error) => error,

@@ -17,7 +17,6 @@ use std::fs;
 use std::io;
 use std::ops::{Deref, Range};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -40,6 +39,7 @@ use crate::abi::handshake::Token;
 use crate::call::{
     Call, Connection, DataSocket, Error, Outcome, Polling, Result, Socket, to_the_end,
 };
+use crate::descriptor::{off_standard_streams, socketpair};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::Arena;
@@ -383,7 +383,8 @@ pub(crate) fn pidfd_open(pid: u32) -> Result<OwnedFd> {
         ))
     })?;
     // SAFETY: the kernel just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    off_standard_streams(fd).map_err(Error::io("dup"))
 }
 
 /// The pid behind a pidfd, as /proc tells it.
@@ -419,8 +420,8 @@ fn stream() -> Result<(Socket, OwnedFd)> {
 /// The same for a few requests.
 fn small_stream() -> Result<(Socket, OwnedFd)> {
     let make = || {
-        let (here, there) = UnixStream::pair()?;
-        Ok((Socket::new(here)?, there.into()))
+        let (here, there) = socketpair()?;
+        Ok((Socket::new(here.into())?, there))
     };
     make().map_err(Error::io("socketpair"))
 }
@@ -428,7 +429,7 @@ fn small_stream() -> Result<(Socket, OwnedFd)> {
 impl Sockets {
     pub(crate) fn new() -> Result<Self> {
         let (stream, stream_there) = stream()?;
-        let (data, data_there) = UnixStream::pair().map_err(Error::io("socketpair"))?;
-        Ok(Self { stream, stream_there, data: data.into(), data_there: data_there.into() })
+        let (data, data_there) = socketpair().map_err(Error::io("socketpair"))?;
+        Ok(Self { stream, stream_there, data, data_there })
     }
 }

@@ -9,6 +9,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::stat::fstat;
 
@@ -27,29 +28,34 @@ fn info(pidfd: &OwnedFd) -> Option<libc::pidfd_info> {
 }
 
 /// The pid namespace of a process, as what tells it from others.
-fn pid_namespace(pidfd: &OwnedFd) -> Option<(u64, u64)> {
+fn pid_namespace(pidfd: &OwnedFd) -> Result<(u64, u64), Errno> {
     // SAFETY: the request takes no pointer.
     let namespace = unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::PIDFD_GET_PID_NAMESPACE, 0) };
-    if namespace < 0 {
-        return None;
-    }
+    let namespace = Errno::result(namespace)?;
     // SAFETY: the kernel just made this descriptor for us.
     let namespace = unsafe { OwnedFd::from_raw_fd(namespace) };
-    let stat = fstat(namespace.as_fd()).ok()?;
-    Some((stat.st_dev, stat.st_ino))
+    let stat = fstat(namespace.as_fd())?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 impl Process {
     /// The process's pid here, if the pids of its children are the same for it and here. A process
     /// stays in its pid namespace for life.
     pub(super) fn number_here(&self) -> Option<u32> {
-        let ask = || {
-            let pidfd = self.shared_pidfd();
-            let this = pidfd_open(std::process::id()).ok()?;
-            let same = pid_namespace(pidfd)? == pid_namespace(&this)?;
-            info(pidfd).filter(|_| same).map(|info| info.pid)
-        };
-        *self.inner().number.get_or_init(ask)
+        if let Some(number) = self.inner().number.get() {
+            return *number;
+        }
+        // Where no descriptor is free for that, it is asked again the next time.
+        let this = pidfd_open(std::process::id()).ok()?;
+        let pidfd = self.shared_pidfd();
+        let namespaces = [pid_namespace(pidfd), pid_namespace(&this)];
+        if namespaces.contains(&Err(Errno::EMFILE)) || namespaces.contains(&Err(Errno::ENFILE)) {
+            return None;
+        }
+        let [theirs, ours] = namespaces;
+        let same = theirs.is_ok() && theirs == ours;
+        let number = info(pidfd).filter(|_| same).map(|info| info.pid);
+        *self.inner().number.get_or_init(|| number)
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{Task, last};
 use crate::call::{Call, Error, Reply, Result};
+use crate::descriptor::off_standard_streams;
 use crate::handle::Fd;
 use crate::process::is_forbidden;
 
@@ -199,6 +200,10 @@ impl Task {
         let Ok((reads, writes)) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK) else {
             return Ok(None);
         };
+        let (Ok(reads), Ok(writes)) = (off_standard_streams(reads), off_standard_streams(writes))
+        else {
+            return Ok(None);
+        };
         // Who may not have as much has what there is.
         let _ = fcntl(&writes, FcntlArg::F_SETPIPE_SZ(CAPACITY as i32));
         let Ok(capacity) = fcntl(&writes, FcntlArg::F_GETPIPE_SZ) else { return Ok(None) };
@@ -213,8 +218,8 @@ impl Task {
         };
         let there = match self.send_fds(&[theirs.as_fd()]).await {
             Ok(mut fds) => fds.pop(),
-            // No room in its table.
-            Err(Error::Call { .. }) => None,
+            // No room in its table, or in this one for what passes it.
+            Err(Error::Call { .. } | Error::Io { .. }) => None,
             Err(error) => return Err(error),
         };
         Ok(there.map(|there| Pipe { here: ours, there, piece }))

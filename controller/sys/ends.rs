@@ -8,7 +8,6 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
 use nix::errno::Errno;
@@ -17,6 +16,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::rights::{Message, taken};
 use super::{Buffer, Task};
 use crate::call::{Call, Connection, DataSocket, Error, Result, ThroughStream, take, to_the_end};
+use crate::descriptor::socketpair;
 use crate::handle::{FdTable, Lent};
 
 /// The descriptors that a server runs on; a negative one is not there.
@@ -125,20 +125,25 @@ impl Ends {
     }
 }
 
+fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    socketpair().map_err(Error::io("socketpair"))
+}
+
 /// A data socket whose other end is on its way. Nothing that it needs can change meanwhile.
 struct Coming {
     ends: Arc<Ends>,
     connection: Connection,
     table: Arc<FdTable>,
     buffer: Buffer,
+    /// The socket's ends, made before the server waits for the second one.
+    pair: (OwnedFd, OwnedFd),
     passing: ThroughStream,
     _locks: [OwnedMutexGuard<()>; 2],
 }
 
 impl Coming {
     async fn finish(self) -> Result<()> {
-        let Self { ends, connection, table, buffer, passing, _locks } = self;
-        let (here, there) = UnixStream::pair().map_err(Error::io("socketpair"))?;
+        let Self { ends, connection, table, buffer, pair: (here, there), passing, _locks } = self;
         let pause = passing.finish(there.as_fd()).await?;
         let message = vec![Call::copy_out(buffer.address(), Message::size(1))];
         let taken = connection.submit_first(message, |replies| taken(&replies)).await;
@@ -150,7 +155,7 @@ impl Coming {
         table.reserve([number]);
         ends.fds().data = number;
         ends.lend(&table, &[number]);
-        *ends.data() = Some(DataSocket::new(OwnedFd::from(here), number));
+        *ends.data() = Some(DataSocket::new(here, number));
         Ok(())
     }
 }
@@ -173,6 +178,7 @@ impl Task {
             if ends.data().is_some() {
                 return Ok(());
             }
+            let pair = pair()?;
             let mut pause = connection.pause_idle().await;
             let (table, quiet) = ends.quiet_table().await;
             let mut changed = connection.watch();
@@ -186,7 +192,7 @@ impl Task {
                 let _ = changed.changed().await;
             };
             let _locks = [settled, quiet];
-            Coming { ends, connection, table, buffer, passing, _locks }.finish().await
+            Coming { ends, connection, table, buffer, pair, passing, _locks }.finish().await
         })
         .await
     }
@@ -210,12 +216,14 @@ impl Task {
         let Some(buffer) = self.arena.take(Message::size(1)).map(Buffer::Arena) else {
             return Ok(None);
         };
+        let pair = pair()?;
         let (ends, connection) = (self.ends.clone(), self.connection.clone());
         let Some(pause) = connection.try_pause_idle() else { return Ok(None) };
         let (first, receive) = ends.taking(&buffer);
         let begun = connection.begin_pass(pause, first, receive)?;
         let _locks = [settled, quiet];
-        let coming = |passing| Coming { ends, connection, table, buffer, passing, _locks }.finish();
+        let coming =
+            |passing| Coming { ends, connection, table, buffer, pair, passing, _locks }.finish();
         Ok(begun.ok().map(coming))
     }
 }

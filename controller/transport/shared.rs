@@ -17,6 +17,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use super::copy::{copy_in, copy_out};
 use crate::abi::ring::{ARENA_OFFSET, Ring};
 use crate::call::{Error, Result};
+use crate::descriptor::off_standard_streams;
 use crate::fault;
 
 /// Bytes of a ring with its arena: room for a few buffers of a mebibyte. Pages that are never used
@@ -74,7 +75,8 @@ impl Prepared {
         memfd.as_file().set_len(SHARED_SIZE as u64).map_err(Error::io("ftruncate"))?;
         let seals = [FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
         memfd.add_seals(&seals).map_err(failed)?;
-        Ok(memfd.into_file())
+        let memfd = off_standard_streams(memfd.into_file().into()).map_err(Error::io("dup"))?;
+        Ok(memfd.into())
     }
 
     /// What every controller has: the fault that `farcall torture` is to notice.

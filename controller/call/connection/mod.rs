@@ -65,6 +65,17 @@ use crate::transport::stream::Stream;
 /// After so many batches a ring is worth what it costs to make.
 const BUSY: u32 = 128;
 
+/// When what is called on a busy link is to be called again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WhenBusy {
+    /// Not on this link.
+    Done,
+    /// Before the next batch.
+    CallAgain,
+    /// After as many batches more as there have been.
+    CallLater,
+}
+
 /// What happens when a batch is complete or lost.
 enum Complete {
     /// It is one call, and all that is asked for is its value: most are, and nothing is allocated for
@@ -333,8 +344,8 @@ impl Connection {
                 emptied: Vec::new(),
                 batches: 0,
                 when_busy: None,
-                has_told: false,
                 unable: None,
+                busy_at: BUSY,
                 ring: None,
                 gathered: Gathered::Nothing,
                 alone: None,
@@ -402,7 +413,7 @@ impl Connection {
         state.leaving = false;
         state.epoch += 1;
         state.batches = 0;
-        state.has_told = false;
+        state.busy_at = BUSY;
         state.alone = None;
         state.gathered = Gathered::Nothing;
         state.link = Link::Up(stream.clone());
@@ -684,17 +695,20 @@ impl Shared {
     fn lock_and_count(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         state.batches = state.batches.saturating_add(1);
-        if state.batches >= BUSY
-            && !state.has_told
+        if state.batches >= state.busy_at
             && let Some(when_busy) = &state.when_busy
             && state.stream.is_answered()
         {
             let when_busy = when_busy.clone();
             let epoch = state.epoch;
+            // What is begun there may fail before this goes on.
+            state.busy_at = u32::MAX;
             drop(state);
-            let told = when_busy();
+            let next = when_busy();
             state = self.lock();
-            state.has_told |= told && state.epoch == epoch;
+            if state.epoch == epoch {
+                state.call_when_busy(next);
+            }
         }
         state
     }

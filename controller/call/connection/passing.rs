@@ -15,6 +15,7 @@ use syscalls::Sysno;
 
 use crate::abi::wire::Word;
 use crate::call::{Call, Error, Outcome, Reply, Result};
+use crate::descriptor::off_standard_streams;
 
 /// Both ends of a link's data socket: ours, and the number of the other in the target.
 pub(crate) struct DataSocket {
@@ -121,7 +122,8 @@ impl Here {
                 }
             }
         }
-        fd.ok_or_else(|| Error::local("recvmsg")(Errno::EMFILE))
+        let fd = fd.ok_or_else(|| Error::local("recvmsg")(Errno::EMFILE))?;
+        off_standard_streams(fd).map_err(Error::io("dup"))
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::interrupt::{Interrupter, Interruption, Interrupts};
 use super::state::{Link, State, replied};
-use super::{Batch, Connection, Of, Receipt, Shared, Until, value};
+use super::{Batch, Connection, Of, Receipt, Shared, Until, WhenBusy, value};
 use crate::abi::ring::SHARP;
 use crate::call::polling::{Looks, Polling};
 use crate::call::{Call, Calls, Error, Replies, Reply, Result};
@@ -353,9 +353,17 @@ impl Connection {
     }
 
     /// Calls `busy` before a batch that finds nothing under way, once there have been many on a link,
-    /// until it says that it need not be called again.
-    pub(crate) fn when_busy(&self, busy: impl Fn() -> bool + Send + Sync + 'static) {
+    /// and then when it says.
+    pub(crate) fn when_busy(&self, busy: impl Fn() -> WhenBusy + Send + Sync + 'static) {
         self.shared().lock().when_busy = Some(Arc::new(busy));
+    }
+
+    /// What `when_busy` has begun on that link is over: says when it is called again.
+    pub(crate) fn call_when_busy(&self, epoch: u64, next: WhenBusy) {
+        let mut state = self.shared().lock();
+        if state.epoch == epoch {
+            state.call_when_busy(next);
+        }
     }
 
     /// Which link there is.

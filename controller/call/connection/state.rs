@@ -10,7 +10,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use super::passing::DataSocket;
 use super::ring::RingLink;
 use super::socket::Socket;
-use super::{Batch, Gathered, Of};
+use super::{BUSY, Batch, Gathered, Of, WhenBusy};
 use crate::call::{Call, Calls, Outcome, Replies};
 use crate::fault;
 use crate::transport;
@@ -43,10 +43,10 @@ pub(super) struct State {
     pub(super) alone: Option<u64>,
     /// How many batches were submitted on this link.
     pub(super) batches: u32,
-    /// Told when there have been many, and nothing is under way.
-    pub(super) when_busy: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
-    /// It need not be told again on this link.
-    pub(super) has_told: bool,
+    /// Called when there have been many, and nothing is under way.
+    pub(super) when_busy: Option<Arc<dyn Fn() -> WhenBusy + Send + Sync>>,
+    /// After how many batches it is called.
+    pub(super) busy_at: u32,
     /// What keeps the server from reading ahead, if it does not.
     pub(super) unable: Option<Errno>,
     /// The faster way, while there is one.
@@ -138,6 +138,15 @@ impl State {
     /// Nothing is unanswered, and what has been answered is owned.
     pub(super) fn is_idle(&self) -> bool {
         self.stream.is_answered() && !self.ring_is_busy() && self.completing == 0
+    }
+
+    /// Says when `when_busy` is called again.
+    pub(super) fn call_when_busy(&mut self, next: WhenBusy) {
+        match next {
+            WhenBusy::Done => {}
+            WhenBusy::CallAgain => self.busy_at = BUSY,
+            WhenBusy::CallLater => self.busy_at = self.batches.saturating_mul(2),
+        }
     }
 
     /// Writes what waits for company: there will be none.

@@ -12,6 +12,7 @@
 //! ```
 //! Others write nothing meanwhile, whose bytes the server would take for the one that it waits for.
 
+use std::io::IoSlice;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -24,10 +25,23 @@ use crate::call::{Call, Error, Outcome, Result};
 /// A descriptor that a server is about to take. To be carried out to the end.
 pub(crate) struct ThroughStream {
     stream: Arc<Socket>,
+    ending: Ending,
     linked: bool,
     prepared: Receipt<()>,
     received: Receipt<u64>,
     pause: Pause,
+}
+
+/// Ends the stream when it is dropped: where the server waits for a byte that does not come, or leaves
+/// one that has come, what follows would not be understood.
+struct Ending(Option<Arc<Socket>>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.0 {
+            let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
+        }
+    }
 }
 
 impl Connection {
@@ -66,36 +80,33 @@ impl Connection {
         state.write_first(batches, &stream);
         drop(state);
         self.shared().work.notify_one();
-        Ok(Ok(ThroughStream { stream, linked, prepared, received, pause }))
+        let ending = Ending(Some(stream.clone()));
+        Ok(Ok(ThroughStream { stream, ending, linked, prepared, received, pause }))
     }
 }
 
 impl ThroughStream {
-    /// Passes the descriptor, and gives the pause back.
+    /// Passes the descriptor, and gives the pause back. Where it can't be passed the server gets the byte
+    /// without it.
     pub(crate) async fn finish(self, fd: BorrowedFd<'_>) -> Result<Pause> {
-        let Self { stream, linked, prepared, received, pause } = self;
-        // Where the server waits for a byte that does not come, or leaves one that has come, what
-        // follows would not be understood.
-        let end = || {
-            let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
-        };
+        let Self { stream, mut ending, linked, prepared, received, pause } = self;
         if let Err(error) = prepared.await {
             // What is linked to it is not executed.
-            if !linked {
-                end();
+            if linked {
+                ending.0 = None;
             }
             return Err(error);
         }
-        if let Err(error) = stream.pass(fd) {
-            end();
-            return Err(Error::io("sendmsg")(error));
+        let passed = stream.pass(fd);
+        if passed.is_err() {
+            stream.write(&[IoSlice::new(&[0])]).map_err(Error::io("sendmsg"))?;
         }
         match received.await {
-            Ok(1) => Ok(pause),
+            Ok(1) => ending.0 = None,
             other => {
-                end();
-                other.and(Err(Error::Protocol("the server did not take a descriptor")))
+                return other.and(Err(Error::Protocol("the server did not take a descriptor")));
             }
         }
+        passed.map(|()| pause).map_err(Error::io("sendmsg"))
     }
 }

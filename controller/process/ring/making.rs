@@ -18,6 +18,7 @@ use crate::abi::wire::{HelloResult, Operation, STREAM_VERSION};
 use crate::call::{
     self, Bell, Call, DataSocket, Error, Interrupts, Pause, Polling, Receipt, Reply, Result,
 };
+use crate::descriptor::off_standard_streams;
 use crate::fault;
 use crate::handle::{AddressSpace, FdTable, Mapping};
 use crate::process::Process;
@@ -202,5 +203,5 @@ fn told(replies: &[Reply], table: &Arc<FdTable>, space: &Arc<AddressSpace>) -> R
 fn eventfd() -> Result<OwnedFd> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let fd = EventFd::from_value_and_flags(0, flags).map_err(Error::local("eventfd"))?;
-    Ok(fd.into())
+    off_standard_streams(fd.into()).map_err(Error::io("dup"))
 }

@@ -12,12 +12,11 @@ mod making;
 mod signal;
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use self::making::Making;
 use super::{Inner, Process};
-use crate::call::{Pause, Polling, Result, to_the_end};
+use crate::call::{Pause, Polling, Result, WhenBusy, to_the_end};
 use crate::handle::Mapping;
 use crate::sys::{Buffer, Message};
 use crate::transport::SHARED_SIZE;
@@ -125,12 +124,16 @@ impl Process {
     }
 }
 
-/// What makes a ring once the process is called often. Says whether it need not be called again.
-pub(super) fn when_busy(process: Weak<Inner>, polling: Polling) -> impl Fn() -> bool + Send + Sync {
+/// What makes a ring once the process is called often.
+pub(super) fn when_busy(
+    process: Weak<Inner>,
+    polling: Polling,
+) -> impl Fn() -> WhenBusy + Send + Sync {
     let runtime = tokio::runtime::Handle::try_current();
-    let tried = AtomicBool::new(false);
     move || {
-        let (Ok(runtime), Some(inner)) = (&runtime, process.upgrade()) else { return true };
+        let (Ok(runtime), Some(inner)) = (&runtime, process.upgrade()) else {
+            return WhenBusy::Done;
+        };
         let process = Process { inner, tenure: None };
         let _runtime = runtime.enter();
         if process.has_data() {
@@ -139,31 +142,41 @@ pub(super) fn when_busy(process: Weak<Inner>, polling: Polling) -> impl Fn() -> 
         match process.try_data() {
             Ok(Some(coming)) => {
                 runtime.spawn(async move {
-                    if coming.await.is_ok() {
-                        process.begin_ring(polling);
-                    }
+                    let epoch = process.connection.epoch();
+                    let next = match coming.await {
+                        Ok(()) => process.begin_ring(polling),
+                        Err(_) => WhenBusy::CallLater,
+                    };
+                    process.connection.call_when_busy(epoch, next);
                 });
-                // If it can't be had, it is not tried for ever.
-                tried.swap(true, Ordering::Relaxed)
+                WhenBusy::Done
             }
-            Ok(None) => false,
-            Err(_) => true,
+            Ok(None) => WhenBusy::CallAgain,
+            Err(_) => WhenBusy::CallLater,
         }
     }
 }
 
 impl Process {
-    /// Makes a ring, if nothing is in the way. Says whether it need not be tried again.
-    fn begin_ring(&self, polling: Polling) -> bool {
+    /// Makes a ring, if nothing is in the way. Says when that is to be tried again: what it takes may
+    /// be there later.
+    fn begin_ring(&self, polling: Polling) -> WhenBusy {
         let buffer = || self.arena.take(Message::size(1)).map(Buffer::Arena).map(Arc::new);
         match self.try_ring(polling, None, buffer) {
             Ok(Try::Begun(making)) => {
-                // If it can't be had, the stream goes on.
-                tokio::spawn(making.finish());
-                true
+                let process = self.clone();
+                tokio::spawn(async move {
+                    let epoch = process.connection.epoch();
+                    // If it can't be had, the stream goes on.
+                    if making.finish().await.is_err() {
+                        process.connection.call_when_busy(epoch, WhenBusy::CallLater);
+                    }
+                });
+                WhenBusy::Done
             }
-            Ok(Try::Busy | Try::Locked) => false,
-            Ok(Try::There) | Err(_) => true,
+            Ok(Try::Busy | Try::Locked) => WhenBusy::CallAgain,
+            Ok(Try::There) => WhenBusy::Done,
+            Err(_) => WhenBusy::CallLater,
         }
     }
 }
