@@ -22,10 +22,11 @@ use std::io;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::call::{Error, Result};
+use crate::runtime;
 
 /// Waits on this thread for what `steps` come to, which run on the library's own. What they start
 /// there (processes, connections) goes on there.
@@ -41,7 +42,7 @@ pub fn wait<T: Send + 'static>(
     steps: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     let (done, result) = oneshot::channel();
-    runtime()?.spawn(async move {
+    own_runtime()?.spawn(async move {
         let _ = done.send(steps.await);
     });
     // The sender is dropped without a word when the steps panic.
@@ -49,7 +50,7 @@ pub fn wait<T: Send + 'static>(
 }
 
 /// The runtime of the library's own thread, which lives as long as the process.
-fn runtime() -> Result<&'static Handle> {
+fn own_runtime() -> Result<&'static Handle> {
     static RUNTIME: OnceLock<Handle> = OnceLock::new();
     static STARTING: Mutex<()> = Mutex::new(());
     if let Some(runtime) = RUNTIME.get() {
@@ -61,7 +62,7 @@ fn runtime() -> Result<&'static Handle> {
         return Ok(runtime);
     }
     let start = || -> io::Result<Handle> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = runtime::build()?;
         let handle = runtime.handle().clone();
         let carry = move || runtime.block_on(std::future::pending::<()>());
         thread::Builder::new().name("farcall".into()).spawn(carry)?;

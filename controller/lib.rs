@@ -30,8 +30,9 @@
 //! A process that is called often comes to share memory with the controller, through which calls are
 //! several times faster than over a stream: see [`Process::enter_ring`].
 //!
-//! Everything runs on the tokio runtime on which it was started, and dies with the controller
-//! unless it is persistent. A future that is dropped takes nothing back: its call is made all the
+//! Everything runs on the tokio runtime on which it was started, which has I/O and timers
+//! (`enable_all`, or `enable_io` and `enable_time`: what is missing is [`Error::Misuse`]), and dies with
+//! the controller unless it is persistent. A future that is dropped takes nothing back: its call is made all the
 //! same, and what the call opens or maps is given back. ([`ChildBuilder::spawn`] is an exception.)
 //!
 //! # Where things are
@@ -69,6 +70,7 @@ pub mod image;
 pub mod memory;
 pub mod persist;
 pub mod process;
+mod runtime;
 pub mod sys;
 pub mod transport;
 

@@ -5,6 +5,7 @@ mod command;
 mod condition;
 mod directory;
 mod life;
+mod limits;
 mod log;
 mod names;
 mod others;

@@ -14,6 +14,7 @@ use farcall::host::local::Stdio;
 use farcall::persist::{Attach, Home, Place, SharedMemory, attach};
 use farcall::sys::Sysno;
 use farcall::{Child, Error, Fd, Local, Process};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -91,8 +92,7 @@ fn limit(pid: i32, most: u64) {
 /// Whether an error says that no descriptor was free.
 fn says_so(error: &Error) -> bool {
     let text = error.to_string();
-    let full = io::Error::from_raw_os_error(libc::EMFILE).to_string();
-    text.contains("EMFILE") || text.contains(&full) || text.contains("did not fit")
+    text.contains("EMFILE") || text.contains(Errno::EMFILE.desc()) || text.contains("did not fit")
 }
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {

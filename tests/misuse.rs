@@ -210,3 +210,39 @@ fn binding_and_connecting_can_be_awaited_on_any_thread() {
     })
     .unwrap();
 }
+
+#[test]
+fn a_runtime_that_lacks_what_is_needed_is_refused() {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use tokio::runtime::Builder;
+
+    let said = |result: farcall::Result<Process>, what: &str| {
+        let error = result.err().unwrap_or_else(|| panic!("started without {what}"));
+        assert!(matches!(error, Error::Misuse { .. }), "{what}: {error:?}");
+        let text = error.to_string();
+        assert!(text.contains(what) && text.contains("enable_all"), "{what}: {text}");
+    };
+    let start = || Local::new().stdio(Stdio::Null).start();
+    let Poll::Ready(without) = pin!(start()).poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("it waits for something that nothing will do");
+    };
+    said(without, "a tokio runtime");
+    for (io, time, what) in
+        [(false, false, "timers"), (true, false, "timers"), (false, true, "I/O")]
+    {
+        let mut builder = Builder::new_current_thread();
+        if io {
+            builder.enable_io();
+        }
+        if time {
+            builder.enable_time();
+        }
+        said(builder.build().unwrap().block_on(start()), what);
+    }
+    let mut enough = Builder::new_current_thread();
+    enough.enable_io().enable_time();
+    enough.build().unwrap().block_on(async { start().await.unwrap().getpid().await.unwrap() });
+}

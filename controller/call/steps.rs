@@ -3,6 +3,7 @@
 use std::future::Future;
 
 use super::{Error, Outcome, Result};
+use crate::runtime;
 
 /// Carries steps out to the last one, even if nobody waits for it any more: for what takes several
 /// calls, and would leave things behind, or out of step with the process, between two of them.
@@ -12,7 +13,7 @@ pub(crate) fn to_the_end<T: Send + 'static>(
     // They are large, and would be moved from place to place.
     let steps = Box::pin(steps);
     async move {
-        match tokio::spawn(steps).await.map_err(tokio::task::JoinError::try_into_panic) {
+        match runtime::check()?.spawn(steps).await.map_err(tokio::task::JoinError::try_into_panic) {
             Ok(result) => result,
             Err(Ok(panic)) => std::panic::resume_unwind(panic),
             // The runtime is being shut down.

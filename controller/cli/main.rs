@@ -16,9 +16,11 @@ mod stop;
 mod torture;
 mod upgrade;
 
+use std::fs::File;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::Builder;
 
 /// Runs Linux system calls in other processes, and in processes that outlive their controller.
 ///
@@ -58,9 +60,38 @@ enum Command {
     TortureController(torture::TortureController),
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
+fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    let build = || Builder::new_current_thread().enable_all().build();
+    let result = match has_room().and_then(|()| build()) {
+        Ok(runtime) => runtime.block_on(run(command)),
+        Err(error) => Err(Failure::new(format!("waiting for events: {error}"))),
+    };
+    result.unwrap_or_else(|failure| {
+        let advice = if failure.message.contains(&too_many_files()) {
+            ": allow this command more descriptors (ulimit -n 64)"
+        } else {
+            ""
+        };
+        eprintln!("farcall: {}{advice}", failure.message);
+        ExitCode::from(failure.code)
+    })
+}
+
+/// Whether the runtime's descriptors are free: where the last of them is not, tokio panics.
+fn has_room() -> std::io::Result<()> {
+    const NEEDED: usize = 10;
+    let null = File::open("/dev/null")?;
+    (1..NEEDED).map(|_| null.try_clone()).collect::<std::io::Result<Vec<File>>>().map(drop)
+}
+
+/// How an error is told that says that no descriptor is free here.
+fn too_many_files() -> String {
+    std::io::Error::from(nix::errno::Errno::EMFILE).to_string()
+}
+
+async fn run(command: Command) -> Done {
+    match command {
         Command::Demo(command) => command.run().await,
         Command::Start(command) => command.run().await,
         Command::Ls(command) => command.run().await,
@@ -71,17 +102,13 @@ async fn main() -> ExitCode {
         Command::Upgrade(command) => command.run().await,
         Command::Image(command) => command.run(),
         Command::Bench(command) => command.run().await,
-        Command::BenchServer(command) => return command.run(),
+        Command::BenchServer(command) => Ok(command.run()),
         Command::BenchIdle(command) => command.run().await,
         Command::Torture(command) => command.run().await,
         Command::DemoController(command) => command.run().await,
         Command::TortureController(command) => command.run().await,
-        Command::DemoChild(command) => return command.run(),
-    };
-    result.unwrap_or_else(|failure| {
-        eprintln!("farcall: {}", failure.message);
-        ExitCode::from(failure.code)
-    })
+        Command::DemoChild(command) => Ok(command.run()),
+    }
 }
 
 /// Why a command failed, and with which exit code.

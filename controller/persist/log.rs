@@ -10,6 +10,7 @@ use super::home::Place;
 use super::meet::{Heard, ask};
 use crate::call::Result;
 use crate::process::{Process, random_token};
+use crate::runtime;
 use crate::transport::log::Log;
 
 /// What a persistent process has executed last, and who holds it.
@@ -29,6 +30,7 @@ pub struct Flight {
 /// [`Error::Attach`](crate::Error::Attach) if nobody listens there, it is another user's, or it does
 /// not answer within `timeout`: a process that is blocked in a call answers when that has returned.
 pub async fn flight(place: &Place, timeout: Duration) -> Result<Flight> {
+    runtime::check()?;
     let Heard { hold, log, .. } = ask(place, random_token()?, Instant::now() + timeout).await?;
     let holder = match hold {
         Hold::Nobody { .. } => None,

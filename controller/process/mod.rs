@@ -43,6 +43,7 @@ use crate::descriptor::{off_standard_streams, socketpair};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::Arena;
+use crate::runtime;
 use crate::sys::{Ends, Guardian, ServerFds, Task};
 use tenure::Tenures;
 
@@ -428,6 +429,7 @@ fn small_stream() -> Result<(Socket, OwnedFd)> {
 
 impl Sockets {
     pub(crate) fn new() -> Result<Self> {
+        runtime::check()?;
         let (stream, stream_there) = stream()?;
         let (data, data_there) = socketpair().map_err(Error::io("socketpair"))?;
         Ok(Self { stream, stream_there, data, data_there })

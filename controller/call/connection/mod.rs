@@ -60,6 +60,7 @@ pub(crate) use through_stream::ThroughStream;
 use super::{Call, Calls, Error, Outcome, Replies, Reply, Result, hello};
 use crate::abi::log::LOG_CAPACITY;
 use crate::abi::wire::{HelloResult, Operation};
+use crate::runtime;
 use crate::transport::stream::Stream;
 
 /// After so many batches a ring is worth what it costs to make.
@@ -324,6 +325,7 @@ impl Connection {
     ///
     /// Where the runtime can't wait for the stream.
     pub fn new(stream: UnixStream) -> Result<Self> {
+        runtime::check()?;
         let socket = stream.into_std().and_then(Socket::new);
         Ok(Self::over(socket.map_err(Error::io("waiting for a stream"))?))
     }
