@@ -80,24 +80,33 @@ pub fn compile(sources: &Path, root: &Path, arch: &str) -> Result<Vec<u8>, Strin
         &format!("-Clink-arg={script}"),
         "-Clink-arg=-Wl,-z,max-page-size=4096,--build-id=none,--gc-sections",
     ];
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    forget_outer_build(&mut cargo);
-    let output = cargo
-        .args(["build", "--release", "--locked", "--offline", "--target", &target])
-        .arg("--manifest-path")
-        .arg(sources.join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        // Cargo reads configuration from the working directory upwards.
-        .current_dir(sources)
-        .output()
-        .map_err(|error| format!("starting cargo for the server: {error}"))?;
-    if !output.status.success() {
-        return Err(format!(
-            "building the server failed:\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        ));
+    let build = |locked: bool| {
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        forget_outer_build(&mut cargo);
+        let output = cargo
+            .args(["build", "--release", "--offline", "--target", &target])
+            .args(locked.then_some("--locked"))
+            .arg("--manifest-path")
+            .arg(sources.join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&target_dir)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+            // Cargo reads configuration from the working directory upwards.
+            .current_dir(sources)
+            .output()
+            .map_err(|error| format!("starting cargo for the server: {error}"))?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    };
+    // Where the outer build has chosen other versions of what both use, only those are at hand: the
+    // server's own lock file can't be followed, and what its manifest allows is.
+    if let Err(locked) = build(true) {
+        let _ = fs::remove_file(sources.join("Cargo.lock"));
+        build(false).map_err(|error| {
+            format!("building the server failed:\n{locked}\nand without its lock file:\n{error}")
+        })?;
     }
     let elf = target_dir.join(&target).join("release").join("farcall-server");
     fs::read(&elf).map_err(|error| format!("{}: {error}", elf.display()))

@@ -11,7 +11,7 @@ mod checkout;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use checkout::{Checkout, succeed};
@@ -50,6 +50,44 @@ fn a_package_is_complete_and_builds_alone() {
     }
     fs::remove_dir_all(checkout.path()).unwrap();
     succeed(&mut checkout.cargo(&alone, &["build"]));
+}
+
+/// As in a program whose other dependencies ask for versions that are not in the server's lock file.
+#[test]
+fn the_server_builds_with_other_versions_of_what_it_uses() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = compile::lay_out(root, &folder.path().join("image")).unwrap();
+    let vendored = folder.path().join("vendored");
+    let vendor = ["vendor", "--quiet", "--offline", "--locked", "--versioned-dirs"];
+    succeed(Command::new(env!("CARGO")).args(vendor).arg(&vendored).current_dir(&sources));
+    for (name, minor) in [("heapless", "0.9"), ("syscalls", "0.8")] {
+        // Nothing but a later version of it is at hand.
+        let has_name = |path: &PathBuf| {
+            path.file_name().unwrap().to_str().unwrap().starts_with(&format!("{name}-{minor}."))
+        };
+        let folders = fs::read_dir(&vendored).unwrap().map(|entry| entry.unwrap().path());
+        let [folder] = &folders.filter(has_name).collect::<Vec<_>>()[..] else {
+            panic!("not one folder of {name}")
+        };
+        let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+        let is_version = |line: &&str| line.starts_with("version = ");
+        let before = manifest.lines().find(is_version).unwrap();
+        let after = format!("version = \"{minor}.99\"");
+        fs::write(folder.join("Cargo.toml"), manifest.replacen(before, &after, 1)).unwrap();
+        fs::write(folder.join(".cargo-checksum.json"), "{\"files\":{}}").unwrap();
+        fs::rename(folder, vendored.join(format!("{name}-{minor}.99"))).unwrap();
+    }
+    // Cargo reads configuration from the working directory upwards.
+    let configuration = format!(
+        "[source.crates-io]\nreplace-with = \"vendored\"\n\n[source.vendored]\ndirectory = {vendored:?}\n"
+    );
+    fs::create_dir(folder.path().join(".cargo")).unwrap();
+    fs::write(folder.path().join(".cargo/config.toml"), configuration).unwrap();
+    let elf = compile::compile(&sources, root, std::env::consts::ARCH).unwrap();
+    assert!(elf.starts_with(b"\x7fELF"));
+    let lock = fs::read_to_string(sources.join("Cargo.lock")).unwrap();
+    assert!(lock.contains("0.9.99") && lock.contains("0.8.99"), "{lock}");
 }
 
 #[test]
