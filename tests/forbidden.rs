@@ -65,6 +65,10 @@ async fn a_table_that_cannot_be_unshared_is_no_obstacle_if_nobody_shares_it() {
     let reserved = test.home.reserve(&"shares".parse().unwrap()).unwrap();
     let error = shares.make_persistent(reserved, SharedMemory::Refuse).await.unwrap_err();
     assert!(matches!(error, Error::Call { call: "unshare", errno: Errno::EPERM }), "{error}");
+    // What there is no other way for says what it needs.
+    let reserved = test.home.reserve(&"start".parse().unwrap()).unwrap();
+    let error = alone.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap_err();
+    assert!(error.to_string().contains("Linux 5.9"), "{error}");
     let reserved = test.home.reserve(&"alone".parse().unwrap()).unwrap();
     alone.make_persistent(reserved, SharedMemory::Refuse).await.unwrap();
     alone.kill(Signal::SIGKILL).unwrap();

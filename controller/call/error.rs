@@ -36,7 +36,7 @@ impl std::fmt::Display for Outcome {
 #[non_exhaustive]
 pub enum Error {
     /// The kernel refused a call in the target process.
-    #[error("{call}: {} ({})", errno.desc(), errno_name(*errno))]
+    #[error("{call}: {} ({}){}", errno.desc(), errno_name(*errno), lacking(call, *errno))]
     Call {
         /// The call's name in its man page.
         call: &'static str,
@@ -314,6 +314,19 @@ fn superseded(pid: Option<i32>, since: Option<i64>) -> String {
     }
     let since = since.map_or(String::new(), |since| format!(", {}", utc(since)));
     format!("the process was taken over by {}{since}", holder(pid))
+}
+
+/// What is said besides of a call that farcall itself needs, where it is missing or forbidden.
+pub(crate) fn lacking(call: &str, errno: Errno) -> &'static str {
+    match (call, errno) {
+        ("close_range", Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => {
+            ": farcall needs it: Linux 5.9 or newer, and no seccomp filter that forbids it"
+        }
+        ("pidfd_open", Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => {
+            ": farcall needs it: Linux 5.3 or newer, and no seccomp filter that forbids it"
+        }
+        _ => "",
+    }
 }
 
 fn holder(pid: Option<i32>) -> String {

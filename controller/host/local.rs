@@ -186,18 +186,18 @@ impl Drop for RootChild {
 }
 
 /// Starts the image from whatever carries it. A memfd can be made and then not be executed, where a
-/// security module says so.
+/// security module says so, and so can a file.
 async fn execute(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> {
-    match execute_from(carrier, sockets).await {
-        Err(Error::Io { context, source })
-            if carrier == Carrier::Automatic
-                && source.kind() == io::ErrorKind::PermissionDenied =>
-        {
-            let file = execute_from(Carrier::UnlinkedFile, sockets).await;
-            file.map_err(|error| {
-                let both = format!("a memfd: {source}; an unlinked file: {error}");
-                Error::Io { context, source: io::Error::new(source.kind(), both) }
-            })
+    if carrier != Carrier::Automatic {
+        return execute_from(carrier, sockets).await;
+    }
+    let memfd = match execute_from(Carrier::Memfd, sockets).await {
+        Err(Error::Io { source, .. }) => source,
+        result => return result,
+    };
+    match execute_from(Carrier::UnlinkedFile, sockets).await {
+        Err(Error::Io { source: file, context }) => {
+            Err(Error::Io { context, source: image::neither(&memfd, &file) })
         }
         result => result,
     }
@@ -216,9 +216,7 @@ async fn execute_from(carrier: Carrier, sockets: &Sockets) -> Result<RootChild> 
         .stderr(clone(&sockets.data_there)?);
     let child = RootChild::spawn(command).await;
     drop(image);
-    child.map_err(Error::io(
-        "executing the server image through /proc/self/fd (is /proc mounted, and may memfds and files in TMPDIR be executed?)",
-    ))
+    child.map_err(Error::io("executing the server image through /proc/self/fd (is /proc mounted?)"))
 }
 
 /// Where the stack of process `pid` is on which its program was started, as /proc tells.

@@ -10,6 +10,7 @@ use std::path::Path;
 use memfd::{FileSeal, Memfd};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::IMAGE;
 use crate::descriptor::off_standard_streams;
@@ -41,16 +42,35 @@ pub fn executable(carrier: Carrier) -> io::Result<OwnedFd> {
         Carrier::Memfd => sealed(MFD_EXEC),
         Carrier::UnlinkedFile => unlinked(&std::env::temp_dir()),
         Carrier::Automatic => sealed(MFD_EXEC).or_else(|memfd| {
-            unlinked(&std::env::temp_dir()).map_err(|file| {
-                io::Error::new(
-                    file.kind(),
-                    format!("neither a memfd ({memfd}) nor an unlinked file ({file})"),
-                )
-            })
+            unlinked(&std::env::temp_dir()).map_err(|file| neither(&memfd, &file))
         }),
     };
     // The standard streams of the process that executes it are put in the place of its own.
     off_standard_streams(file?)
+}
+
+/// The error where both carriers have failed so: what was tried, what forbids it as far as the system tells,
+/// and what to do.
+pub(crate) fn neither(memfd: &io::Error, file: &io::Error) -> io::Error {
+    let directory = std::env::temp_dir();
+    let sysctl = std::fs::read_to_string("/proc/sys/vm/memfd_noexec").unwrap_or_default();
+    let forbids = match sysctl.trim_end() {
+        "" | "0" | "1" => String::new(),
+        value => format!("; vm.memfd_noexec is {value}"),
+    };
+    let noexec =
+        statvfs(&directory).is_ok_and(|mounted| mounted.flags().contains(FsFlags::ST_NOEXEC));
+    let mounted = if noexec { "; it is mounted noexec" } else { "" };
+    let advice = "set TMPDIR to a directory in which files may be made and executed, or lower \
+                  vm.memfd_noexec";
+    let directory = directory.display();
+    io::Error::new(
+        file.kind(),
+        format!(
+            "neither a memfd ({memfd}{forbids}) nor an unlinked file in {directory} \
+             ({file}{mounted}): {advice}"
+        ),
+    )
 }
 
 /// The image as a sealed file that can be mapped readable and executable, but not executed.

@@ -2,6 +2,7 @@
 
 mod load;
 
+pub(crate) use load::neither;
 pub use load::{Carrier, executable, mappable};
 
 use crate::abi::entry::{

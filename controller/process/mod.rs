@@ -379,9 +379,9 @@ pub(crate) fn pidfd_open(pid: u32) -> Result<OwnedFd> {
     // SAFETY: the call has no pointers.
     let fd = unsafe { syscall!(Sysno::pidfd_open, pid, 0) };
     let fd = fd.map_err(|errno| {
-        Error::io("pidfd_open (farcall needs Linux 5.9 or newer)")(io::Error::from_raw_os_error(
-            errno.into_raw(),
-        ))
+        Error::io(
+            "pidfd_open (farcall needs Linux 5.9 or newer, and no seccomp filter that forbids it)",
+        )(io::Error::from_raw_os_error(errno.into_raw()))
     })?;
     // SAFETY: the kernel just made this descriptor for us.
     let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
