@@ -115,7 +115,7 @@ pub fn hello(token: &[u8; 16]) -> Vec<u8> {
 /// The document's handshake of version 0 with another count.
 pub fn count(count: u8) -> Vec<u8> {
     let mut bytes: Vec<u8> =
-        vectors::pattern("handshake-version-0").into_iter().map(|b| b.unwrap_or(0x7a)).collect();
+        vectors::pattern("handshake-version-0").iter().map(|b| b.unwrap_or(0x7a)).collect();
     bytes[0] = count;
     bytes
 }
