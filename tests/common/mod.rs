@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
@@ -121,6 +122,7 @@ impl Role {
         let mut command = Command::new(std::env::current_exe().unwrap());
         let arguments = ["--exact", &whole_name(test), "--include-ignored", "--nocapture"];
         command.args(arguments).env(ROLE, argument);
+        default_signals(&mut command);
         command
     }
 
@@ -172,6 +174,21 @@ impl Drop for Role {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Gives a command the default action of every signal, whatever is ignored here: a shell's background
+/// jobs ignore SIGINT and SIGQUIT, and what nohup(1) runs ignores SIGHUP.
+pub fn default_signals(command: &mut Command) {
+    let default = || {
+        for signal in 1..=nix::libc::SIGRTMAX() {
+            // SAFETY: the default action is no handler of this process's. SIGKILL and SIGSTOP have no
+            // other one, and libc keeps two signals for itself: these fail.
+            unsafe { nix::libc::signal(signal, nix::libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: signal(2) may be called between fork and exec.
+    unsafe { command.pre_exec(default) };
 }
 
 /// A test's name with the modules that it is in, from a name that stands for no other test of this

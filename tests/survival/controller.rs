@@ -1,6 +1,6 @@
 //! A controller in another process, whose end a test brings about.
 
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 use farcall::host::local::Stdio;
@@ -135,18 +135,7 @@ impl Controller {
     /// The command that [`play`]s the controller in the test of that name.
     pub fn command(test: &str, model: Model, home: &TestHome) -> Command {
         let argument = format!("{model:?} {}", home.path().display());
-        let mut command = Role::command(test, argument);
-        let default = || {
-            for deadly in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP] {
-                // SAFETY: the default action is no handler of this process's.
-                unsafe { signal(deadly, SigHandler::SigDfl) }?;
-            }
-            Ok(())
-        };
-        // SAFETY: signal(2) may be called between fork and exec. Whoever runs the tests may ignore
-        // such signals.
-        unsafe { command.pre_exec(default) };
-        command
+        Role::command(test, argument)
     }
 
     pub fn start(command: &mut Command) -> Self {

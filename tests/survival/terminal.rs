@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
 
-use crate::common::{LIMIT, TestHome, alive, state, until};
+use crate::common::{LIMIT, TestHome, alive, default_signals, state, until};
 use crate::controller::{Controller, Model, one, play, survives};
 
 /// A terminal, from the side of the one who sits at it.
@@ -53,6 +53,8 @@ impl Terminal {
             }
         };
         command.stderr(self.shell.try_clone().unwrap());
+        // A shell leaves ignored what is ignored when it begins.
+        default_signals(command);
         // SAFETY: setsid(2) and ioctl(2) may be called between fork and exec.
         unsafe { command.pre_exec(take) };
     }
