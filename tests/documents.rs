@@ -1,7 +1,7 @@
 //! What the documents name exists, and what tests there are is run.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -26,8 +26,9 @@ fn every_test_that_the_specification_names_exists() {
     let unknown: Vec<String> = named
         .into_iter()
         .filter(|(file, name)| {
-            let folder = if file.starts_with("controller/") { "" } else { "tests" };
-            let path = Path::new(ROOT).join(folder).join(format!("{file}.rs"));
+            let in_root = ["controller/", "xtask/"].iter().any(|folder| file.starts_with(folder));
+            let path =
+                Path::new(ROOT).join(if in_root { "" } else { "tests" }).join(format!("{file}.rs"));
             let source = fs::read_to_string(&path).unwrap_or_default();
             !source.contains(&format!("fn {name}("))
         })
@@ -47,4 +48,45 @@ fn every_file_of_tests_is_part_of_a_program() {
         let is_program = manifest.contains(&format!("path = \"tests/{file}\""));
         assert!(is_module || is_program, "tests/{file}: neither suite.rs nor Cargo.toml names it");
     }
+}
+
+/// The groups of `cargo xtask test`: a module of the suite each.
+const GROUPS: [&str; 2] = ["places", "long"];
+
+/// All sources below a folder, and which group they are in.
+fn sources(folder: &Path, group: Option<&'static str>, to: &mut Vec<(PathBuf, Option<&str>)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let group = group.or_else(|| GROUPS.into_iter().find(|group| *group == name));
+        if path.is_dir() {
+            sources(&path, group, to);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            to.push((path, group));
+        }
+    }
+}
+
+#[test]
+fn a_test_is_ignored_if_and_only_if_it_is_in_a_group() {
+    let mut files = Vec::new();
+    sources(&Path::new(ROOT).join("tests"), None, &mut files);
+    let (mut ignored, mut in_groups) = (0, 0);
+    for (file, group) in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for (number, line) in lines.iter().enumerate() {
+            let Some(attribute) = line.strip_prefix("#[ignore") else { continue };
+            ignored += 1;
+            let expected = group.map(|group| format!(" = \"cargo xtask test --{group}\"]"));
+            let place = format!("{}, line {}", file.display(), number + 1);
+            assert_eq!(Some(attribute), expected.as_deref(), "{place}");
+        }
+        if group.is_some() {
+            let is_test = |line: &&&str| line.starts_with("#[test") || line.contains("::test");
+            in_groups += lines.iter().filter(is_test).count();
+        }
+    }
+    assert_eq!(ignored, in_groups, "a test of a group is ignored");
+    assert!(ignored > 0);
 }

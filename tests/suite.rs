@@ -23,6 +23,7 @@ mod exactly_once;
 mod forbidden;
 mod image;
 mod interrupt;
+mod long;
 mod misuse;
 mod names;
 mod persistent;

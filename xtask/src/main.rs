@@ -14,9 +14,13 @@ Usage: cargo xtask COMMAND
 
 Commands:
   test    Run all tests, those in the documentation and the models of models/ too, and check that
-          they leave nothing behind.
+          they leave nothing behind. Groups of tests that take long or need much are left out.
           Tools that they need and that are missing are installed if this is Debian and you are
           root; elsewhere you are told what to install.
+  test --places
+          Run what `test` leaves out: container runtimes, security profiles and guests.
+  test --long
+          Run what `test` leaves out: torture of 2,000 kills with three seeds, and long races.
   help    Print this.
 
 Exit status: 0 if all is well, 1 if something failed, 2 if the command line makes no sense.
@@ -27,16 +31,20 @@ fn main() -> ExitCode {
         std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["test"] => match test::run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(problem) => {
-                eprintln!("xtask: {problem}");
-                ExitCode::FAILURE
-            }
-        },
         ["help" | "--help" | "-h"] | ["test", "--help" | "-h"] => {
             print!("{HELP}");
             ExitCode::SUCCESS
+        }
+        ["test", ref options @ ..] if groups(options).is_some() => {
+            let groups = groups(options).unwrap_or_default();
+            let result = if groups.is_empty() { test::run() } else { test::run_groups(&groups) };
+            match result {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(problem) => {
+                    eprintln!("xtask: {problem}");
+                    ExitCode::FAILURE
+                }
+            }
         }
         [] => {
             eprint!("xtask: a command is needed\n\n{HELP}");
@@ -48,4 +56,13 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The groups of tests that these options name, if all of them are such options.
+fn groups(options: &[&str]) -> Option<Vec<&'static test::Group>> {
+    let group = |option: &&str| {
+        let name = option.strip_prefix("--")?;
+        test::GROUPS.iter().find(|group| group.name == name)
+    };
+    options.iter().map(group).collect()
 }

@@ -6,8 +6,11 @@ use std::process::{Command, Stdio};
 
 use crate::reap;
 
-/// Programs, each with Debian's package that brings it.
-const TOOLS: [(&str, &str); 6] = [
+/// A program, and Debian's package that brings it.
+pub type Tool = (&'static str, &'static str);
+
+/// What tests that are in no group need.
+pub const TOOLS: &[Tool] = &[
     ("git", "git"),
     ("gzip", "gzip"),
     ("readelf", "binutils"),
@@ -16,9 +19,9 @@ const TOOLS: [(&str, &str); 6] = [
     ("unshare", "util-linux"),
 ];
 
-/// Sees to it that all tools are there, or says what has to be installed.
-pub fn provide() -> Result<(), String> {
-    let missing = missing();
+/// Sees to it that these tools are there, or says what has to be installed.
+pub fn provide(tools: &[Tool]) -> Result<(), String> {
+    let missing = missing(tools);
     if missing.is_empty() {
         return Ok(());
     }
@@ -29,14 +32,14 @@ pub fn provide() -> Result<(), String> {
     println!("xtask: installing {}", packages.join(", "));
     apt_get(&["update"])?;
     apt_get(&[&["install", "-y", "--no-install-recommends"], &packages[..]].concat())?;
-    match self::missing() {
+    match self::missing(tools) {
         still if still.is_empty() => Ok(()),
         still => Err(describe(&still)),
     }
 }
 
-fn missing() -> Vec<(&'static str, &'static str)> {
-    TOOLS.into_iter().filter(|(program, _)| !found(program)).collect()
+fn missing(tools: &[Tool]) -> Vec<Tool> {
+    tools.iter().copied().filter(|(program, _)| !found(program)).collect()
 }
 
 fn found(program: &str) -> bool {
@@ -49,7 +52,7 @@ fn is_program(file: &Path) -> bool {
     file.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
 }
 
-fn describe(missing: &[(&str, &str)]) -> String {
+fn describe(missing: &[Tool]) -> String {
     let mut text = String::from("the tests need programs that are missing here:\n");
     for (program, package) in missing {
         text += &format!("  {program} (Debian's package {package})\n");

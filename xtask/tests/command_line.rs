@@ -63,7 +63,7 @@ fn help_is_printed_when_it_is_asked_for() {
 
 #[test]
 fn a_command_line_without_sense_ends_with_2() {
-    for arguments in [&[][..], &["tets"], &["test", "all"], &["--frobnicate"]] {
+    for arguments in [&[][..], &["tets"], &["test", "all"], &["test", "--all"], &["--frobnicate"]] {
         let output = Programs::new("exit 7").xtask(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert_eq!(text(&output.stdout), "", "{arguments:?}");
@@ -71,28 +71,89 @@ fn a_command_line_without_sense_ends_with_2() {
     }
 }
 
+/// The arguments of each cargo that a plain `cargo xtask test` runs.
+const RUNS: usize = 5;
+
 #[test]
 fn all_targets_the_documentation_and_the_models_are_tested() {
     let programs = Programs::new("echo \"$@\" >> runs").with_tools();
     let output = programs.xtask(&["test"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let runs = programs.read("runs");
-    assert!(runs.contains("test --workspace --all-targets"), "{runs}");
+    assert!(runs.contains("test --workspace --exclude xtask --all-targets"), "{runs}");
     assert!(runs.contains("test --workspace --doc"), "{runs}");
     assert!(runs.contains("test --manifest-path models/Cargo.toml"), "{runs}");
-    assert!(text(&output.stdout).ends_with("they left nothing behind\n"), "{output:?}");
+    // Those of this package, one by one: each file is one.
+    for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        let Some(name) = file.strip_suffix(".rs") else { continue };
+        let its = format!("--test {name}");
+        let is_its = |run: &&str| run.starts_with("test --package xtask") && run.ends_with(&its);
+        assert_eq!(runs.lines().filter(is_its).count(), 1, "{name}: {runs}");
+    }
+    assert_eq!(runs.lines().count(), RUNS);
+    assert!(text(&output.stdout).contains("they left nothing behind\n"), "{output:?}");
+}
+
+#[test]
+fn a_group_is_run_when_it_is_asked_for_and_its_absence_is_told() {
+    let programs = Programs::new("echo \"$@\" >> runs").with_tools();
+    let told = text(&programs.xtask(&["test"]).stdout);
+    let last: Vec<&str> = told.lines().rev().take(2).collect();
+    for (group, line) in ["long", "places"].into_iter().zip(last) {
+        assert!(line.contains(&format!("`cargo xtask test --{group}`")), "{told}");
+    }
+    assert!(!programs.read("runs").contains("--ignored"));
+    for (groups, expected) in [
+        (&["--long"][..], &["long"][..]),
+        (&["--places"], &["places"]),
+        (&["--places", "--long"], &["places", "long"]),
+    ] {
+        let programs = Programs::new("echo \"$@\" >> runs").with_tools();
+        programs.put("runc", "");
+        let output = programs.xtask(&[&["test"], groups].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let expected: String = expected
+            .iter()
+            .map(|group| {
+                let suite = "test --package farcall --test suite --";
+                format!("{suite} --ignored --show-output {group}::\n")
+            })
+            .collect();
+        assert_eq!(programs.read("runs"), expected);
+    }
+    let programs = Programs::new("exit 1").with_tools();
+    assert_eq!(programs.xtask(&["test", "--long"]).status.code(), Some(1));
 }
 
 #[test]
 fn a_run_that_fails_is_a_failure_and_the_others_are_made() {
-    for failing in ["--all-targets", "--doc", "models/Cargo.toml"] {
-        let script = format!("echo \"$@\" >> runs; case \"$*\" in *{failing}*) exit 3;; esac");
+    for failing in ["--all-targets", "--doc", "models/Cargo.toml", "package xtask --test package"] {
+        let script = format!("echo \"$@\" >> runs; case \"$*\" in *'{failing}'*) exit 3;; esac");
         let programs = Programs::new(&script).with_tools();
         let output = programs.xtask(&["test"]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(text(&output.stderr).contains(failing), "{output:?}");
-        assert_eq!(programs.read("runs").lines().count(), 3);
+        assert_eq!(programs.read("runs").lines().count(), RUNS);
     }
+}
+
+#[test]
+fn what_runs_beside_the_others_is_printed_as_a_whole_when_it_has_ended() {
+    // The models say something, and the others go on only when they have said it; what has ended
+    // is told between what the others print.
+    let script = "case \"$*\" in
+        *models*) echo first; echo second >&2; : > told;;
+        *--all-targets*) until [ -e told ]; do :; done; echo third;;
+    esac";
+    let output = Programs::new(script).with_tools().xtask(&["test"]);
+    assert!(output.status.success(), "{output:?}");
+    let told = text(&output.stdout);
+    assert!(
+        told.contains("models/Cargo.toml --target-dir target/loom:\nfirst\nsecond\n"),
+        "{told}"
+    );
+    assert!(told.contains("third\n"), "{told}");
 }
 
 #[test]
