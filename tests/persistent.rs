@@ -533,6 +533,34 @@ async fn a_process_keeps_the_file_of_its_socket_and_is_reached_by_that_when_it_i
 }
 
 #[tokio::test]
+async fn an_attach_for_which_no_number_is_free_says_so() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root, "one").await;
+    let pid = process.pid().unwrap();
+    process.prepare_for_reconnect().await.unwrap();
+    let place = test.home.place(&name("one"));
+    let limit = |soft, hard| {
+        let limits = nix::libc::rlimit { rlim_cur: soft, rlim_max: hard };
+        let nofile = nix::libc::RLIMIT_NOFILE;
+        // SAFETY: the kernel reads `limits`.
+        let set =
+            unsafe { nix::libc::prlimit(pid, nofile, &raw const limits, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
+    };
+    // The soft one is raised where that helps.
+    limit(0, 64);
+    let next = attach(place.clone()).await.unwrap();
+    next.prepare_for_reconnect().await.unwrap();
+    drop(next);
+    limit(3, 3);
+    let error = Attach::default().timeout(Duration::from_secs(1)).to(place).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("RLIMIT_NOFILE, 3,") && text.contains(&format!("-PIPE {pid}")), "{text}");
+    process.kill(Signal::SIGKILL).unwrap();
+}
+
+#[tokio::test]
 async fn an_attach_needs_no_memory_that_the_process_may_not_have() {
     let test = TestHome::new();
     let root = root().await;

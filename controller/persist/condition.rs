@@ -192,7 +192,13 @@ pub(super) fn why_silent(place: &Place) -> String {
     };
     let text = match &condition {
         // Other controllers may have been quicker, or it waits for bytes of its controller.
-        Condition::Idle => "the process is waiting, and does not answer".to_owned(),
+        Condition::Idle => match limit_reached(pid) {
+            Some(limit) => format!(
+                "no number below the process's hard RLIMIT_NOFILE, {limit}, is free for a client: raise \
+                 it (`prlimit --pid {pid} --nofile=1024:1024`), and tell it so (`kill -PIPE {pid}`)"
+            ),
+            None => "the process is waiting, and does not answer".to_owned(),
+        },
         Condition::InCall { call, uninterruptible } => {
             let by = match &state.holder {
                 Some(holder) if holder.is_gone() => {
@@ -210,6 +216,16 @@ pub(super) fn why_silent(place: &Place) -> String {
         Some(advice) => format!("{text}: {advice}"),
         None => text,
     }
+}
+
+/// The hard RLIMIT_NOFILE of a process that has all numbers below it in use, as far as this user sees.
+fn limit_reached(pid: i32) -> Option<u64> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let hard = line.split_whitespace().nth(1)?.parse().ok()?;
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    let numbers = fds.filter_map(|fd| fd.file_name().to_str()?.parse::<u64>().ok());
+    (numbers.filter(|number| *number < hard).count() as u64 >= hard).then_some(hard)
 }
 
 impl Place {
