@@ -26,7 +26,8 @@ use crate::start::handle_broken_pipes;
 use crate::stream::is_later;
 use crate::sys::{
     self, CmsgHdr, EAGAIN, EBADF, EBUSY, EINTR, EINVAL, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK,
-    EOPNOTSUPP, EPROTONOSUPPORT, IoVec, MSG_CTRUNC, MSG_PEEK, MsgHdr, SCM_PIDFD, SCM_RIGHTS,
+    EOPNOTSUPP, EPROTONOSUPPORT, IoVec, MSG_CTRUNC, MSG_PEEK, MsgHdr, POLLERR, POLLHUP, POLLIN,
+    POLLNVAL, POLLRDHUP, PollFd, SCM_PIDFD, SCM_RIGHTS,
 };
 
 /// A few descriptors of the server's own.
@@ -238,11 +239,17 @@ impl Server {
     /// attach.
     #[inline(never)]
     pub fn accept(&mut self) {
+        let listen = &mut self.state.watched.listen;
+        if listen.revents & (POLLNVAL | POLLHUP | POLLRDHUP | POLLERR) != 0 {
+            listen.fd = -1;
+            return;
+        }
         self.make_room();
         match sys::accept(self.state.watched.listen.fd) {
             client @ 0.. if self.admits(client as i32) => {
                 self.dismiss();
-                self.state.watched.client.fd = client as i32;
+                let client = client as i32;
+                self.state.watched.client = PollFd { fd: client, events: POLLIN, revents: 0 };
             }
             client @ 0.. => self.discard(client as i32, false),
             // The client has gone again.
@@ -252,7 +259,7 @@ impl Server {
             // Not this process's fault, and nothing tells when it is over.
             ENOMEM | ENFILE | ENOBUFS => sys::pause(100_000_000),
             // No number is free, or it is forbidden: that only changes with what happens elsewhere.
-            _ => self.deaf = true,
+            _ => self.state.watched.listen.events = POLLRDHUP,
         }
         self.refill();
     }
@@ -375,6 +382,8 @@ impl Server {
         let valid = self.pending.counts() && count as u8 == self.pending.hello.magic as u8;
         self.pending.held = valid && self.attached() && self.state.owned == 0;
         if !valid || self.attached() {
+            // Of a client that is held the kernel only tells that it is gone.
+            self.state.watched.client.events = 0;
             return;
         }
         // Nobody's, in version 0 of the stream.

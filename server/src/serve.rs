@@ -18,8 +18,7 @@ use crate::copy::{load, store};
 use crate::registry::Prepared;
 use crate::stream::{Buffers, earlier, is_error, is_later};
 use crate::sys::{
-    self, Direction, EAGAIN, ECANCELED, EINTR, EINVAL, POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT,
-    POLLRDHUP, PollFd,
+    self, Direction, EAGAIN, ECANCELED, EINTR, EINVAL, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, PollFd,
 };
 
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
@@ -33,6 +32,10 @@ pub fn entries(watched: &mut Watched) -> &mut [PollFd; 4] {
     unsafe { &mut *(watched as *mut Watched).cast() }
 }
 
+/// What a listener is waited for: a client, and that it was shut down for reading, which the kernel tells only
+/// if it is asked.
+pub const LISTENS: i16 = POLLIN | POLLRDHUP;
+
 /// Everything a server knows.
 #[repr(C)]
 pub struct Server {
@@ -41,9 +44,6 @@ pub struct Server {
     /// Where the controller says which call is to be interrupted, while one of the ring's is being
     /// executed; else null.
     pub cancel: *const u64,
-    /// The listener is not waited for until something else has happened: a client waits there that can't
-    /// be accepted.
-    pub deaf: bool,
     /// What closes the sockets of clients that are refused.
     pub closer: Closer,
     /// The soft and the hard RLIMIT_NOFILE, if the soft one is raised for now; else zeros.
@@ -96,7 +96,7 @@ pub fn serve_on(
     let entry = |fd, events| PollFd { fd, events, revents: 0 };
     server.state.watched = Watched {
         input: entry(input, POLLIN),
-        listen: entry(listen, POLLIN),
+        listen: entry(listen, LISTENS),
         client: entry(-1, POLLIN),
         bell: entry(-1, POLLIN),
     };
@@ -152,8 +152,8 @@ impl Server {
     /// there is room again then. In version 0 a result is taken out while nothing else is to be done, and
     /// its clients expect no more than a read and a write for each request.
     fn waits(&self, n: i64) -> bool {
-        self.state.watched.listen.fd >= 0
-            || self.state.stream.version != 0
+        self.state.stream.version != 0
+            || self.state.watched.listen.fd >= 0
             || self.has_ring()
             || n == EAGAIN
     }
@@ -182,12 +182,9 @@ impl Server {
                 }
             }
             let patience = self.serve_ring();
-            // Of what is passed over the kernel only tells that its other end is gone.
-            let armed = |armed| if armed { POLLIN } else { 0 };
-            self.state.watched.listen.events = armed(!self.deaf) | POLLRDHUP;
-            self.state.watched.client.events = armed(!self.pending.held);
             let ready = sys::poll(entries(&mut self.state.watched), Direction::Read, patience);
-            self.deaf = false;
+            // What has happened may have made room for a client that could not be accepted.
+            self.state.watched.listen.events = LISTENS;
             if ready < 0 {
                 if ready != EINTR && !self.wait_for_one() {
                     return true;
@@ -207,9 +204,7 @@ impl Server {
                 if self.pending.held { self.dismiss() } else { self.progress() }
             } else {
                 let input = input.revents;
-                if listen.revents & (POLLNVAL | POLLHUP | POLLRDHUP | POLLERR) != 0 {
-                    listen.fd = -1;
-                } else if listen.revents != 0 {
+                if listen.revents != 0 {
                     self.accept();
                 }
                 if input != 0 {
@@ -225,6 +220,7 @@ impl Server {
     #[cold]
     #[inline(never)]
     fn wait_for_one(&mut self) -> bool {
+        self.state.watched.listen.revents = 0;
         let Watched { input, listen, client, .. } = &self.state.watched;
         if self.has_ring() {
             // Nothing can be heard of it any more. The next connection will get none.
