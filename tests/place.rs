@@ -4,11 +4,14 @@ use crate::common;
 
 use std::fs;
 
-use common::{TestHome, alive, cut, until};
+use common::{TestHome, alive, cut, fds, until, until_async};
+use farcall::call::Polling;
 use farcall::host::local::Stdio;
 use farcall::persist::{Attach, Home, SharedMemory, Warning, attach};
 use farcall::{Child, Error, Local, Process};
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 
 async fn root() -> Process {
     Local::new().stdio(Stdio::Null).start().await.unwrap()
@@ -97,4 +100,121 @@ async fn what_is_removed_is_only_what_was_looked_at() {
     drop(reserved);
     files.remove().unwrap();
     assert_eq!(fs::read(place.socket()).unwrap(), b"of somebody else");
+}
+
+/// Removes the socket alone, that and NAME.json, or the whole directory.
+const REMOVED: [&str; 3] = ["one.sock", "one.sock one.json", ""];
+
+fn remove(test: &TestHome, what: &str) {
+    if what.is_empty() {
+        fs::remove_dir_all(test.path()).unwrap();
+    }
+    for file in what.split(' ').filter(|file| !file.is_empty()) {
+        fs::remove_file(test.path().join(file)).unwrap();
+    }
+}
+
+/// There is one warning, which says that the socket was removed.
+#[track_caller]
+fn is_told_of_the_socket(process: &Process) {
+    let warnings = process.take_warnings();
+    assert!(matches!(&warnings[..], [Warning::SocketRemoved { .. }]), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn a_process_whose_socket_was_removed_is_listed_reached_and_not_replaced() {
+    for what in REMOVED {
+        let test = TestHome::new();
+        let one = "one".parse().unwrap();
+        let root = root().await;
+        let process = start(&test.home, &root).await;
+        let pid = process.pid().unwrap();
+        process.prepare_for_reconnect().await.unwrap();
+        remove(&test, what);
+        let place = test.home.place(&one);
+        assert_eq!(place.served_unlinked(), Some(pid), "{what}");
+        assert_eq!(test.home.names().unwrap(), std::slice::from_ref(&one), "{what}");
+        let error = test.home.reserve(&one).unwrap_err().to_string();
+        assert!(error.contains(&format!("(pid {pid})")) && error.contains("restore"), "{error}");
+        assert!(!place.socket().exists(), "{what}");
+
+        // Its own controller, and another one.
+        process.reconnect().await.unwrap();
+        is_told_of_the_socket(&process);
+        process.prepare_for_reconnect().await.unwrap();
+        let other = attach(place.clone()).await.unwrap();
+        is_told_of_the_socket(&other);
+        assert_eq!(other.pid(), Some(pid));
+        assert_eq!(place.target().unwrap().pid(), pid);
+        other.exit(0).await.unwrap();
+        process.ended().await;
+        assert_eq!(place.served_unlinked(), None, "{what}");
+        let next = start(&test.home, &root).await;
+        next.exit(0).await.unwrap();
+        next.ended().await;
+    }
+}
+
+#[tokio::test]
+async fn a_controller_makes_the_socket_anew_and_all_goes_on() {
+    for what in REMOVED {
+        let test = TestHome::new();
+        let one = "one".parse().unwrap();
+        let root = root().await;
+        let process = start(&test.home, &root).await;
+        let pid = process.pid().unwrap();
+        let file =
+            process.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+        process.enter_ring(Polling::Adaptive).await.unwrap();
+        process.getpid().await.unwrap();
+        let before = fds(pid).len();
+        remove(&test, what);
+        process.restore_socket().await.unwrap();
+        assert_eq!(process.take_warnings(), [], "{what}");
+        until_async("the old ones are closed", || fds(pid).len() == before).await;
+        assert_eq!(process.read(&file, 4).await.unwrap(), b"root");
+        assert_eq!(process.unclaimed().await.unwrap(), [], "{what}");
+
+        // A second one is not made, and the next controller comes as ever.
+        let place = test.home.place(&one);
+        let error = process.restore_socket().await.unwrap_err().to_string();
+        assert!(error.contains("there is a socket already"), "{error}");
+        process.prepare_for_reconnect().await.unwrap();
+        process.reconnect().await.unwrap();
+        assert_eq!(process.take_warnings(), [], "{what}");
+        assert_eq!(process.read(&file, 1).await.unwrap(), b":");
+        process.prepare_for_reconnect().await.unwrap();
+        let other = attach(place.clone()).await.unwrap();
+        assert_eq!((other.pid(), other.take_warnings()), (Some(pid), vec![]));
+        assert!(place.is_listening() && place.served_unlinked().is_none());
+        assert_eq!(place.state().unwrap().process.pid, pid);
+        // It has been removed again, and is reached by the file that it has now.
+        fs::remove_file(place.socket()).unwrap();
+        other.restore_socket().await.unwrap();
+        let unclaimed = other.unclaimed().await.unwrap();
+        assert_eq!(unclaimed.len(), 1, "the file alone: {unclaimed:?}");
+        other.exit(0).await.unwrap();
+        process.ended().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_process_that_runs_another_program_has_left_is_replaced() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = start(&test.home, &root).await;
+    let pid = process.pid().unwrap();
+    fs::remove_file(test.path().join("one.sock")).unwrap();
+    process.execve("/bin/sleep", ["sleep", "1000"], [""; 0]).await.unwrap();
+    until_async("it has another program", || {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+    })
+    .await;
+    // NAME.json names it still.
+    let place = test.home.place(&"one".parse().unwrap());
+    assert_eq!(place.served_unlinked(), None);
+    let next = start(&test.home, &root).await;
+    assert_ne!(next.pid(), Some(pid));
+    next.exit(0).await.unwrap();
+    process.kill(Signal::SIGKILL).unwrap();
 }

@@ -16,7 +16,8 @@ use crate::output::{columns, print, print_json};
 /// Lists persistent processes, without connecting to any.
 ///
 /// A process is attached as long as somebody has the connection of a controller, the HOLDER; else it is
-/// detached, or gone. BLOCKED is what keeps it from answering: the call that it is in, or that it is
+/// detached, or gone; unlinked is one whose socket's file was removed: `farcall restore` makes it anew.
+/// BLOCKED is what keeps it from answering: the call that it is in, or that it is
 /// stopped, traced or frozen. A process of another pid namespace is asked who holds it; its numbers there
 /// mean nothing here and are not shown.
 ///
@@ -34,6 +35,8 @@ pub struct List {
 enum State {
     Attached,
     Detached,
+    /// It lives, and the file of its socket was removed.
+    Unlinked,
     Gone,
 }
 
@@ -88,7 +91,10 @@ impl List {
 
 async fn row(place: &Place, name: &Name) -> Row {
     let record = place.state();
-    let process = record.as_ref().map(|record| &record.process);
+    let is_there = place.files().is_ok_and(|files| files.has_socket());
+    let unlinked = if is_there { None } else { place.served_unlinked() };
+    let unlinked = unlinked.and_then(Incarnation::of);
+    let process = unlinked.as_ref().or(record.as_ref().map(|record| &record.process));
     let (state, holder) = match process.map(Incarnation::judge) {
         // One that was started by hand has no NAME.json before somebody attaches.
         None if place.is_listening() => (State::Detached, None),
@@ -96,6 +102,7 @@ async fn row(place: &Place, name: &Name) -> Row {
         Some(Some(true)) => held(place).await,
         Some(None) => asked(place).await,
     };
+    let state = if unlinked.is_some() { State::Unlinked } else { state };
     let mut row = Row {
         name: name.to_string(),
         pid: None,
@@ -221,6 +228,7 @@ fn table(rows: &[Row]) -> String {
             match row.state {
                 State::Attached => "attached",
                 State::Detached => "detached",
+                State::Unlinked => "unlinked",
                 State::Gone => "gone",
             }
             .into(),

@@ -11,6 +11,7 @@ mod log;
 mod names;
 mod output;
 mod progress;
+mod restore;
 mod start;
 mod stop;
 mod torture;
@@ -44,6 +45,7 @@ enum Command {
     Log(log::LogCommand),
     Names(names::Names),
     Stop(stop::Stop),
+    Restore(restore::Restore),
     Upgrade(upgrade::Upgrade),
     Image(image::Image),
     Bench(bench::Bench),
@@ -99,6 +101,7 @@ async fn run(command: Command) -> Done {
         Command::Log(command) => command.run().await,
         Command::Names(command) => command.run().await,
         Command::Stop(command) => command.run().await,
+        Command::Restore(command) => command.run().await,
         Command::Upgrade(command) => command.run().await,
         Command::Image(command) => command.run(),
         Command::Bench(command) => command.run().await,

@@ -42,7 +42,10 @@ impl Stop {
         // What others put there meanwhile is not removed.
         let files = place.files()?;
         let state = files.state().cloned();
-        if files.is_empty() {
+        // One whose files were removed is ended as well.
+        let unlinked = if files.has_socket() { None } else { place.served_unlinked() };
+        let unlinked = unlinked.and_then(Incarnation::of);
+        if files.is_empty() && unlinked.is_none() {
             let path = place.socket().display();
             return Err(Failure::new(format!(
                 "there is no persistent process {} ({path} does not exist)",
@@ -52,7 +55,7 @@ impl Stop {
         if state.as_ref().is_some_and(State::is_reserved) {
             return Err(Failure::new(format!("{} is just being started: try again", self.name)));
         }
-        let process = state.map(|state| state.process).filter(Incarnation::is_alive);
+        let process = unlinked.or(state.map(|state| state.process).filter(Incarnation::is_alive));
         let mut pid = process.as_ref().map(|process| process.pid);
         let stopped = if self.kill {
             let killed = kill(&place, process.is_some()).await?;

@@ -130,6 +130,7 @@ impl Attach {
         process.registry().told(&log.head);
         let _ = process.inner().before.set(log);
         process.set_persistent();
+        process.warn_if_unlinked(&place);
         process.recorded(place.write_holder(here, process.connection().stream_inode()));
         process.set_place(place);
         fault::point("attach.attached");
@@ -148,8 +149,9 @@ pub(super) struct Taken {
 
 pub(super) fn taken(place: &Place, hold: Hold) -> Result<Taken> {
     match hold {
-        Hold::Ours { fds: [stream, data], own, pid, version, .. } => {
-            let fds = ServerFds { persistent: own, ..ServerFds::new(stream, data) };
+        Hold::Ours { fds: [stream, data], own, listener: [listen, file], pid, version, .. } => {
+            let fds = ServerFds::new(stream, data);
+            let fds = ServerFds { persistent: own, listen, file, ..fds };
             Ok(Taken { fds, pid, version })
         }
         Hold::Theirs { pid, since } => Err(held(place, pid, since)),

@@ -47,6 +47,12 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
+    /// What a descriptor with O_PATH is open on.
+    pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let stat = fstat(&fd)?;
+        Ok(Self { fd, stat })
+    }
+
     pub(super) fn is_socket(&self) -> bool {
         self.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
     }
@@ -169,10 +175,9 @@ impl Directory {
     /// Gives a directory that was just made its mode, if that is what lies there still.
     fn allow_owner(path: &Path) -> io::Result<()> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = open(path, flags, Mode::empty())?;
-        let stat = fstat(&fd)?;
-        if stat.st_uid == geteuid().as_raw() {
-            Pinned { fd, stat }.set_mode(0o700)?;
+        let made = Pinned::new(open(path, flags, Mode::empty())?)?;
+        if made.stat.st_uid == geteuid().as_raw() {
+            made.set_mode(0o700)?;
         }
         Ok(())
     }
@@ -210,9 +215,7 @@ impl Directory {
     /// The file of that name, whatever it is.
     pub(super) fn pin(&self, name: &OsStr) -> io::Result<Pinned> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(&self.fd, name, flags, Mode::empty())?;
-        let stat = fstat(&fd)?;
-        Ok(Pinned { fd, stat })
+        Pinned::new(openat(&self.fd, name, flags, Mode::empty())?)
     }
 
     /// The first `most` bytes of a regular file, and whose it is.

@@ -33,8 +33,10 @@ pub enum Hold {
     Ours {
         /// The numbers that the stream and the data socket got.
         fds: [i32; 2],
-        /// The listening socket, its file and the spare descriptors: the server's own.
+        /// The spare descriptors, which are the server's own.
         own: Vec<i32>,
+        /// The listening socket, and the descriptor of its file; -1 for none.
+        listener: [i32; 2],
         /// How many connections the process has had.
         generation: u64,
         /// Its pid, in its own pid namespace.
@@ -123,12 +125,12 @@ pub fn answer(bytes: &[u8; ANSWER_SIZE]) -> Hold {
     }
     // Numbers are one more than they are, so that 0 is none.
     let file = answer.socket_file.wrapping_sub(1).cast_signed();
-    let mut own = vec![answer.listen, file];
-    own.extend(Spares(answer.spares).fds());
-    own.retain(|fd| *fd >= 0);
+    let listener = [answer.listen.max(-1), file.max(-1)];
+    let own = Spares(answer.spares).fds().filter(|fd| *fd >= 0).collect();
     Hold::Ours {
         fds: [stream, data],
         own,
+        listener,
         generation: answer.generation,
         pid: answer.pid,
         version: answer.stream_version,
@@ -150,7 +152,7 @@ mod tests {
             }
             if let Hold::Ours { fds: [stream, data], own, .. } = answer(&bytes) {
                 prop_assert!(real && stream >= 0 && data >= 0 && stream != data);
-                prop_assert!(own.iter().all(|fd| *fd >= 0) && own.len() <= 5);
+                prop_assert!(own.iter().all(|fd| *fd >= 0) && own.len() <= 3);
             }
         }
     }

@@ -5,7 +5,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -24,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::{self, OwnCgroups, Plan};
 use super::directory::{Author, Directory, Pinned};
 use super::incarnation::Incarnation;
-use super::listener::has_listener;
+use super::listener::{has_listener, listens_at};
 use super::target::Standing;
 use crate::call::{Error, Result};
 use crate::descriptor::off_standard_streams;
@@ -106,14 +105,14 @@ impl Home {
         Place { socket: self.path.join(format!("{name}.sock")) }
     }
 
-    /// All names that have a socket or a record here, in order.
+    /// All names that have a socket or a record here, or a process whose socket's file was removed, in order.
     ///
     /// # Errors
     ///
     /// [`Error::Home`] if the directory is there and can't be read.
     pub fn names(&self) -> Result<Vec<Name>> {
         let directory = match Directory::open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(self.unlinked(&[])),
             directory => directory.map_err(|error| self.error(&error))?,
         };
         let files = directory.names().map_err(|error| self.error(&error))?;
@@ -125,6 +124,8 @@ impl Home {
             .collect();
         names.sort();
         names.dedup();
+        names.extend(self.unlinked(&names));
+        names.sort();
         Ok(names)
     }
 
@@ -259,6 +260,12 @@ impl Files {
         self.socket.is_none() && self.state.is_none()
     }
 
+    /// Whether there was something in the socket's place.
+    #[must_use]
+    pub fn has_socket(&self) -> bool {
+        self.socket.is_some()
+    }
+
     /// What NAME.json said.
     #[must_use]
     pub fn state(&self) -> Option<&State> {
@@ -351,10 +358,14 @@ impl Place {
     }
 
     pub(super) fn directory(&self) -> io::Result<Directory> {
-        Directory::open(match self.socket.parent() {
+        Directory::open(self.parent())
+    }
+
+    fn parent(&self) -> &Path {
+        match self.socket.parent() {
             Some(parent) if parent != Path::new("") => parent,
             _ => Path::new("."),
-        })
+        }
     }
 
     /// What NAME.json says, if it is there, can be read, and its author's word counts.
@@ -364,14 +375,19 @@ impl Place {
     }
 
     /// Removes all at this place, if this is still its socket.
-    fn remove_own(&self, socket: &Pinned) -> Result<()> {
+    fn remove_own(&self, socket: &Pinned, left: Left) -> Result<()> {
         let directory = self.directory().map_err(|error| self.error(&error))?;
         let lock = directory.lock(LOCK_LIMIT).map_err(|error| self.error(&error))?;
         let files = self.files_in(&directory)?;
-        if files.socket.as_ref().is_some_and(|now| now.is_same(socket)) {
-            files.remove_under(&directory, &lock)?;
+        if !files.socket.as_ref().is_some_and(|now| now.is_same(socket)) {
+            return Ok(());
         }
-        Ok(())
+        match left {
+            Left::Everything => files.remove_under(&directory, &lock),
+            Left::SocketAlone => {
+                directory.remove(&self.file_names().0).map_err(|error| self.error(&error))
+            }
+        }
     }
 
     pub(super) fn record(&self, directory: &Directory) -> Option<Record> {
@@ -396,14 +412,7 @@ impl Place {
     /// tells it: nobody is connected to.
     #[must_use]
     pub fn is_listening(&self) -> bool {
-        // Number, references, protocol, flags (__SO_ACCEPTCON), type, state, inode, path.
-        const LISTENING: &[u8] = b" 00010000 ";
-        let sockets = fs::read("/proc/net/unix").unwrap_or_default();
-        let path = [b" ", self.socket.as_os_str().as_encoded_bytes()].concat();
-        sockets.split(|byte| *byte == b'\n').any(|line| {
-            line.strip_suffix(path.as_slice())
-                .is_some_and(|rest| rest.windows(LISTENING.len()).any(|part| part == LISTENING))
-        })
+        listens_at(&self.socket)
     }
 
     /// Whether somebody listens there, as a connection to it shows, which is closed at once: for places of
@@ -446,10 +455,14 @@ impl Place {
             let lock = directory.lock(ADVICE_LIMIT)?;
             Ok((directory, lock))
         };
-        let (directory, _lock) = locked().map_err(|error: io::Error| Error::Home {
-            path: self.state_path(),
-            reason: error.to_string(),
-        })?;
+        let (directory, _lock) = match locked() {
+            // It was removed, which is told otherwise.
+            Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => return Ok(()),
+            locked => locked.map_err(|error| Error::Home {
+                path: self.state_path(),
+                reason: error.to_string(),
+            })?,
+        };
         let before = self.record(&directory).map(|record| record.state);
         match change(before) {
             Some(state) => self.write_state(&directory, &state),
@@ -540,12 +553,20 @@ impl Place {
     }
 
     /// Connects a socket to this place: to a socket of the directory's, whatever its name comes to
-    /// mean.
+    /// mean, or if that was removed to the one that a process has still.
     pub(super) fn connect(&self, client: &OwnedFd) -> io::Result<Standing> {
-        let directory = self.directory()?;
-        let file = self.socket_file(&directory)?;
-        let author = directory.author(file.stat());
-        let closed = directory.is_closed();
+        let standing = || {
+            let directory = self.directory()?;
+            let file = self.socket_file(&directory)?;
+            let author = directory.author(file.stat());
+            Ok(Standing { file, author, closed: directory.is_closed() })
+        };
+        let Standing { file, author, closed } = match standing() {
+            Err(error) if io::Error::kind(&error) == io::ErrorKind::NotFound => {
+                self.unlinked().ok_or(error)?.1
+            }
+            standing => standing?,
+        };
         // Others are told by the server whether it is theirs. Root may attach anywhere.
         if author.is_none() && geteuid().is_root() {
             return Err(io::Error::other(
@@ -572,6 +593,18 @@ impl Place {
         let directory = self.directory().map_err(|error| self.error(&error))?;
         let lock = directory.lock(LOCK_LIMIT).map_err(|error| self.error(&error))?;
         self.replace_stale(&directory, &lock)?;
+        let reserved = self.bind(&directory, Left::Everything)?;
+        // As long as this process lives, nobody takes the place for one that was left behind.
+        let holder = Incarnation::of(std::process::id() as i32);
+        let (process, cgroups) = (NONE_YET, Vec::new());
+        let state = State { process, holder, since: now(), cgroups, connection: None };
+        let written = reserved.place.write_state(&directory, &state);
+        // Giving the place up takes it as well.
+        drop(lock);
+        written.map(|()| reserved)
+    }
+
+    fn bind(self, directory: &Directory, left: Left) -> Result<Reserved> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         // Non-blocking: the server must not wait in accept for a client that has gone again.
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
@@ -583,23 +616,47 @@ impl Place {
             .map_err(|_| self.refuse("the file name is too long for a socket".into()))?;
         bind(fd.as_raw_fd(), &address).map_err(|errno| self.error(&errno.into()))?;
         let socket = directory.pin(&name).map_err(|error| self.error(&error))?;
-        let reserved = Reserved { place: self, listener: Some(fd), cgroup: None, socket };
         // Nobody can connect before listen(2): so nobody gets in before the mode is right.
-        reserved.socket.set_mode(0o600).map_err(|error| reserved.place.error(&error))?;
-        // As long as this process lives, nobody takes the place for one that was left behind.
-        let holder = Incarnation::of(std::process::id() as i32);
-        let (process, cgroups) = (NONE_YET, Vec::new());
-        let state = State { process, holder, since: now(), cgroups, connection: None };
-        let written = reserved.place.write_state(&directory, &state);
-        // Giving the place up takes it as well.
-        drop(lock);
-        written.map(|()| reserved)
+        if let Err(error) = socket.set_mode(0o600) {
+            let _ = directory.remove(&name);
+            return Err(self.error(&error));
+        }
+        Ok(Reserved { place: self, listener: Some(fd), cgroup: None, socket, left })
+    }
+
+    /// Binds a socket in the place of one that was removed, with the directory if that is gone as well.
+    pub(super) fn bind_anew(&self) -> Result<Reserved> {
+        let directory =
+            Directory::open_or_make(self.parent()).map_err(|error| self.error(&error))?;
+        if directory.owner() != geteuid() {
+            let owner = directory.owner();
+            return Err(
+                self.refuse(format!("the directory is uid {owner}'s: that user restores it"))
+            );
+        }
+        let _lock = directory.lock(LOCK_LIMIT).map_err(|error| self.error(&error))?;
+        let files = self.files_in(&directory)?;
+        if files.is_left_behind() {
+            // Of another process of that name, which is dead.
+            directory.remove(&self.file_names().0).map_err(|error| self.error(&error))?;
+        } else if files.has_socket() {
+            return Err(self.refuse("there is a socket already".into()));
+        }
+        self.clone().bind(&directory, Left::SocketAlone)
     }
 
     /// Removes what a dead process left, or says that it is not dead.
     fn replace_stale(&self, directory: &Directory, lock: &Flock<OwnedFd>) -> Result<()> {
         let files = self.files_in(directory)?;
-        let Some(socket) = &files.socket else { return files.remove_under(directory, lock) };
+        let Some(socket) = &files.socket else {
+            return match self.served_unlinked() {
+                Some(pid) => Err(self.refuse(format!(
+                    "a live process (pid {pid}) has that name, and its socket was removed: `farcall \
+                     restore` makes it anew, `farcall stop` ends the process"
+                ))),
+                None => files.remove_under(directory, lock),
+            };
+        };
         let being_made = files
             .state
             .as_ref()
@@ -658,6 +715,16 @@ pub struct Reserved {
     cgroup: Option<CgroupName>,
     /// The file.
     socket: Pinned,
+    /// What is removed if no process becomes persistent there.
+    left: Left,
+}
+
+/// What a reservation that comes to nothing takes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Everything,
+    /// The rest belongs to a process that lives.
+    SocketAlone,
 }
 
 /// What a cgroup is to be called; otherwise its name tells whose it is.
@@ -737,7 +804,7 @@ impl Drop for Reserved {
     fn drop(&mut self) {
         if self.listener.is_some() {
             // What can't be removed is recognised as stale by the next one.
-            let _ = self.place.remove_own(&self.socket);
+            let _ = self.place.remove_own(&self.socket, self.left);
         }
     }
 }

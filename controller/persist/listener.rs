@@ -55,6 +55,23 @@ fn is_in_this_network(pid: i32) -> bool {
     own.is_some() && own == namespace(&pid.to_string())
 }
 
+/// Whether somebody in this network namespace listens at exactly this path, as the kernel tells it.
+pub(super) fn listens_at(path: &Path) -> bool {
+    paths_listened_at().iter().any(|listened| listened == path.as_os_str().as_encoded_bytes())
+}
+
+/// The paths, as they were given to bind(2), at which somebody in this network namespace listens.
+pub(super) fn paths_listened_at() -> Vec<Vec<u8>> {
+    let sockets = fs::read("/proc/net/unix").unwrap_or_default();
+    let path = |line: &[u8]| {
+        // Number, references, protocol, flags (__SO_ACCEPTCON), type, state, inode, path.
+        let flags = line.split(|byte| *byte == b' ').filter(|field| !field.is_empty()).nth(3)?;
+        let at = line.iter().position(|byte| *byte == b'/')?;
+        (flags == b"00010000").then(|| line[at..].to_vec())
+    };
+    sockets.split(|byte| *byte == b'\n').filter_map(path).collect()
+}
+
 /// Whether a process has one of these sockets open.
 fn has_sockets(pid: i32, inodes: &[u32]) -> bool {
     let links: Vec<PathBuf> =

@@ -11,6 +11,7 @@ use syscalls::Sysno;
 
 use super::attach::reserve_arena;
 use super::home::Reserved;
+use crate::abi::handshake::Token;
 use crate::abi::wire::{Operation, Spares};
 use crate::call::{Call, Error, Result, to_the_end};
 use crate::process::{Child, ChildBuilder, Extent, Legacy, Process, is_forbidden};
@@ -102,20 +103,9 @@ impl Process {
         // does without.
         let file = self.send_server_fds(&[reserved.socket_file()]).await.ok();
         let file = file.and_then(|numbers| numbers.first().copied());
-        let [low, high] = self.inner().token.0;
-        let keep = u64::from(u32::MAX);
         let data = self.server_fds().data;
-        let args = [
-            keep | keep << 32,
-            // Descriptors are positive.
-            data as u64 | (listen as u64) << 32,
-            low,
-            high,
-            u64::from(std::process::id()),
-            file.map_or(0, |file| file as u64 + 1),
-        ];
         let table = self.table();
-        let serve = Call::operation(Operation::Serve, args);
+        let serve = serve(data, listen, file, self.inner().token);
         let spares = self.connection.submit(vec![serve], move |replies| {
             let reply = replies.first().ok_or(Error::Protocol("no reply"))?;
             let spares = reply.value().map_err(Error::call("SERVE"))?;
@@ -127,8 +117,8 @@ impl Process {
         {
             let mut fds = self.server_fds();
             fds.persistent = spares;
-            fds.persistent.push(listen);
-            fds.persistent.extend(file);
+            fds.listen = listen;
+            fds.file = file.unwrap_or(-1);
         }
         // It listens: whatever happens from here on, the way to it is not taken away.
         let place = reserved.keep();
@@ -150,6 +140,22 @@ impl Process {
         self.set_place(place);
         Ok(())
     }
+}
+
+/// The operation with which a server begins to listen, held by this controller. Descriptors are positive;
+/// a negative `data` keeps the one that it has.
+pub(super) fn serve(data: i32, listen: i32, file: Option<i32>, token: Token) -> Call {
+    let [low, high] = token.0;
+    let keep = u64::from(u32::MAX);
+    let args = [
+        keep | keep << 32,
+        u64::from(data as u32) | (listen as u64) << 32,
+        low,
+        high,
+        u64::from(std::process::id()),
+        file.map_or(0, |file| file as u64 + 1),
+    ];
+    Call::operation(Operation::Serve, args)
 }
 
 impl ChildBuilder {

@@ -18,6 +18,7 @@ mod make;
 mod meet;
 mod names;
 mod reconnect;
+mod removed;
 mod rights;
 mod successor;
 mod target;

@@ -95,7 +95,7 @@ impl Process {
         self.go_on_to_the_end(place, heard, sockets, turn).await
     }
 
-    fn persistent_place(&self) -> Result<Arc<Place>> {
+    pub(super) fn persistent_place(&self) -> Result<Arc<Place>> {
         self.place().ok_or(Error::misuse(
             "a reconnect to a process that is not persistent",
             "it ended with its connection; Process::make_persistent makes one that can be reconnected to",
@@ -121,7 +121,7 @@ impl Process {
     async fn go_on(&self, place: &Place, heard: Heard, sockets: Sockets) -> Result<()> {
         fault::point("reconnect.answered");
         let Heard { hold, log, .. } = heard;
-        let Taken { fds, version, pid } = taken(place, hold)?;
+        let Taken { mut fds, version, pid } = taken(place, hold)?;
         let controllers = log.head.controllers;
         let number = self.inner().controllers.swap(controllers, Ordering::Relaxed);
         let held = number != controllers;
@@ -135,6 +135,10 @@ impl Process {
         let past = Past { end, log, held };
         if version != self.connection.version() {
             return Err(refused(place, "the server changed the version of the stream"));
+        }
+        if !held && fds.file < 0 {
+            // A server that is older than this one does not tell.
+            fds.file = self.server_fds().file;
         }
         let table = self.table();
         let old = std::mem::replace(&mut *self.server_fds(), fds.clone());
@@ -176,6 +180,7 @@ impl Process {
                 let _ = sweep_when_idle(&table, &connection, busy).await;
             });
         }
+        self.warn_if_unlinked(place);
         self.recorded(place.write_holder(self.pid(), self.connection.stream_inode()));
         Ok(())
     }

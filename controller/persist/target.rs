@@ -4,6 +4,7 @@
 //! and let anybody listen. So root signals there with that user's rights, and only a process that is that
 //! user's and has the socket. It is held by a pidfd from before it is looked at.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -89,11 +90,12 @@ impl Place {
     /// [`Error::Attach`] if it is not known which process that is.
     pub fn target(&self) -> Result<Target> {
         let target = || {
-            let directory = self.directory().map_err(|error| error.to_string())?;
-            match self.recorded_target(&directory)? {
-                Some(target) => Ok(target),
-                None => self.listening_target(&directory),
-            }
+            let recorded = match self.directory() {
+                Ok(directory) => self.recorded_target(&directory)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(error.to_string()),
+            };
+            recorded.map_or_else(|| self.listening_target(), Ok)
         };
         target().map_err(|reason| Error::Attach { path: self.socket().to_owned(), reason })
     }
@@ -116,23 +118,28 @@ impl Place {
 
     /// The process that listens, as the kernel tells who connects. Where another process called listen(2)
     /// for it that is not the one that has the socket.
-    fn listening_target(&self, directory: &Directory) -> Result<Target, String> {
+    fn listening_target(&self) -> Result<Target, String> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)
             .map_err(|errno| errno.to_string())?;
-        self.connect(&client).map_err(|error| error.to_string())?;
+        let Standing { file, author, closed } =
+            self.connect(&client).map_err(|error| error.to_string())?;
         let peer = getsockopt(&client, sockopt::PeerCredentials).map_err(|e| e.to_string())?;
         let (pid, unknown) = (peer.pid(), "no NAME.json says which process it is");
         if pid <= 0 {
             return Err(unknown.into());
         }
         let pidfd = pidfd_open(pid.unsigned_abs()).map_err(|_| unknown.to_owned())?;
-        let socket = self.socket_file(directory).map_err(|error| error.to_string())?;
-        let author = directory.author(socket.stat()).ok_or(unknown)?;
-        if !has_listener(pid, socket.stat(), &self.file_names().0) {
+        let author = author.ok_or(unknown)?;
+        if !has_listener(pid, file.stat(), &self.file_names().0) {
             return Err(unknown.into());
         }
-        let author = self.check(directory, pid, author)?;
+        if !closed && !author.may_speak_for(pid) {
+            return Err(format!(
+                "pid {pid} is said to be the process there, and is another user's"
+            ));
+        }
+        let author = if closed { Author::Trusted } else { author };
         Ok(Target { place: self.clone(), pid, pidfd, author })
     }
 

@@ -25,6 +25,17 @@ pub enum Warning {
         /// Why not.
         reason: String,
     },
+    /// The file of the socket is gone, and the process was reached by the descriptor that it has of it.
+    /// [`Process::restore_socket`] makes the file anew.
+    #[error(
+        "{}: was removed; the process lives, and was found through /proc: `farcall restore {}` makes its socket anew",
+        path.display(),
+        path.file_stem().unwrap_or_default().display()
+    )]
+    SocketRemoved {
+        /// Where it was.
+        path: PathBuf,
+    },
 }
 
 impl Process {
@@ -45,6 +56,10 @@ impl Process {
                 Warning::NotRecorded { path, reason: error.to_string() }
             }
         };
+        self.warn(warning);
+    }
+
+    pub(super) fn warn(&self, warning: Warning) {
         let mut warnings = self.warnings();
         if warnings.len() < MAX_WARNINGS && !warnings.contains(&warning) {
             warnings.push(warning);

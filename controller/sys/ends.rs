@@ -25,7 +25,10 @@ pub(crate) struct ServerFds {
     pub(crate) input: i32,
     pub(crate) output: i32,
     pub(crate) data: i32,
-    /// The listening socket and the spares, once it is persistent.
+    /// The listening socket, once it is persistent, and the descriptor of its file.
+    pub(crate) listen: i32,
+    pub(crate) file: i32,
+    /// The spares.
     pub(crate) persistent: Vec<i32>,
     /// The bells of a ring.
     pub(crate) ring: Vec<i32>,
@@ -34,11 +37,12 @@ pub(crate) struct ServerFds {
 impl ServerFds {
     /// Those of a connection with the stream `stream` and the data socket `data`.
     pub(crate) fn new(stream: i32, data: i32) -> Self {
-        Self { input: stream, output: stream, data, persistent: Vec::new(), ring: Vec::new() }
+        let (persistent, ring) = (Vec::new(), Vec::new());
+        Self { input: stream, output: stream, data, listen: -1, file: -1, persistent, ring }
     }
 
     pub(crate) fn all(&self) -> BTreeSet<i32> {
-        let connection = [self.input, self.output, self.data];
+        let connection = [self.input, self.output, self.data, self.listen, self.file];
         let more = self.persistent.iter().chain(&self.ring).copied();
         connection.into_iter().chain(more).filter(|number| *number >= 0).collect()
     }

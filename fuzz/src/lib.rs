@@ -140,11 +140,12 @@ pub fn answer(input: &[u8]) {
     let said = Answer::from_bytes(&bytes);
     assert_eq!(said.to_bytes(), bytes);
     match read_answer(&bytes) {
-        Hold::Ours { fds: [stream, data], own, generation, pid, version } => {
+        Hold::Ours { fds: [stream, data], own, listener, generation, pid, version } => {
             assert_eq!((said.magic, said.status), (HANDSHAKE_MAGIC, 0));
             assert!(version <= STREAM_VERSION);
             assert!(stream >= 0 && data >= 0 && stream != data);
-            assert!(own.iter().all(|fd| *fd >= 0) && own.len() <= 1 + SPARES);
+            assert!(own.iter().all(|fd| *fd >= 0) && own.len() <= SPARES);
+            assert!(listener.iter().all(|fd| *fd >= -1));
             assert_eq!([stream, data, -1], said.fds);
             assert_eq!(
                 (generation, pid, version),

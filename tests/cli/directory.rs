@@ -10,8 +10,11 @@ use farcall::persist::{Incarnation, State};
 use farcall::sys::Sysno;
 
 use nix::unistd::{Uid, mkfifo};
+use serde_json::json;
 
-use super::command::{Ran, Running, fail, farcall, farcall_as, json, run, start, succeed};
+use super::command::{
+    Ran, Running, fail, farcall, farcall_as, json as parsed, run, start, succeed, succeed_json,
+};
 use crate::common::{TestHome, alive, blocked_in, until};
 
 /// A user that nobody is.
@@ -237,7 +240,7 @@ fn root_does_in_a_users_directory_what_that_user_may_do() {
     let as_user = |arguments: &[&str]| farcall_as(STRANGER, 0o022, &test, arguments);
     let ran = Running::start(&mut as_user(&["start", "one", "--json"])).finish();
     assert_eq!(ran.status.code(), Some(0), "{ran:?}");
-    let pid = json(&ran.stdout)["pid"].as_i64().unwrap() as i32;
+    let pid = parsed(&ran.stdout)["pid"].as_i64().unwrap() as i32;
     let blocked = Running::start(&mut as_user(&["call", "one", "pause"]));
     until("it is blocked", || blocked_in(pid) == Some(Sysno::pause as usize));
     // What it is blocked in is interrupted with that user's rights.
@@ -275,4 +278,81 @@ fn root_attaches_to_no_socket_that_another_user_may_have_linked_there() {
     assert!(alive(pid));
     fs::remove_dir_all(&theirs).unwrap();
     assert_eq!(succeed(&test, &["call", "one", "getpid"]), format!("{pid}\n"));
+}
+
+/// The state that `ls` tells, with the pid.
+#[track_caller]
+fn state_of(test: &TestHome, pid: i32) -> String {
+    let rows = succeed_json(test, &["ls", "--json"]);
+    let row = rows.as_array().unwrap().iter().find(|row| row["pid"] == pid);
+    row.unwrap_or_else(|| panic!("pid {pid} is not in {rows}"))["state"].as_str().unwrap().into()
+}
+
+#[test]
+fn a_socket_that_was_removed_is_made_anew() {
+    let test = TestHome::new();
+    for directory in [false, true] {
+        let pid = start(&test, "one");
+        let error = fail(&test, 1, &["restore", "one"]);
+        assert!(error.contains("nothing is to be restored"), "{error}");
+        if directory {
+            fs::remove_dir_all(test.path()).unwrap();
+        } else {
+            fs::remove_file(test.path().join("one.sock")).unwrap();
+        }
+        assert_eq!(state_of(&test, pid), "unlinked");
+        let ran = run(&test, &["call", "one", "getpid"]);
+        assert_eq!((ran.status.code(), ran.stdout), (Some(0), format!("{pid}\n")));
+        assert!(ran.stderr.contains("`farcall restore one`"), "{}", ran.stderr);
+        let error = fail(&test, 1, &["start", "one"]);
+        assert!(error.contains(&format!("(pid {pid})")), "{error}");
+
+        let restored = succeed_json(&test, &["restore", "one", "--json"]);
+        let socket = test.path().join("one.sock");
+        assert_eq!(restored, json!({ "name": "one", "pid": pid, "socket": socket }));
+        assert_eq!(state_of(&test, pid), "detached");
+        assert_eq!(succeed(&test, &["call", "one", "getpid"]), format!("{pid}\n"));
+        assert_eq!(succeed(&test, &["stop", "one"]), "one: stopped\n");
+        assert_eq!(fs::read_dir(test.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_process_whose_socket_was_removed_is_stopped() {
+    let test = TestHome::new();
+    for arguments in [&["stop", "one"][..], &["stop", "one", "--kill"]] {
+        for directory in [false, true] {
+            let pid = start(&test, "one");
+            if directory {
+                fs::remove_dir_all(test.path()).unwrap();
+            } else {
+                fs::remove_file(test.path().join("one.sock")).unwrap();
+            }
+            let ran = run(&test, arguments);
+            assert_eq!((ran.status.code(), &*ran.stdout), (Some(0), "one: stopped\n"), "{ran:?}");
+            assert!(!alive(pid));
+            assert!(fs::read_dir(test.path()).map_or(0, Iterator::count) == 0);
+        }
+    }
+}
+
+#[test]
+fn a_user_reaches_and_restores_what_is_that_users() {
+    let test = TestHome::new();
+    chown(test.path().parent().unwrap(), Some(STRANGER), Some(STRANGER)).unwrap();
+    let as_user = |arguments: &[&str]| {
+        Running::start(&mut farcall_as(STRANGER, 0o022, &test, arguments)).finish()
+    };
+    let ran = as_user(&["start", "one", "--json"]);
+    let pid = parsed(&ran.stdout)["pid"].as_i64().unwrap() as i32;
+    fs::remove_file(test.path().join("one.sock")).unwrap();
+    let ran = as_user(&["call", "one", "getpid"]);
+    assert_eq!((ran.status.code(), ran.stdout), (Some(0), format!("{pid}\n")));
+    // Root reaches it, and leaves it to its owner to make a socket in that directory.
+    assert_eq!(state_of(&test, pid), "unlinked");
+    let error = fail(&test, 1, &["restore", "one"]);
+    assert!(error.contains("that user restores it"), "{error}");
+    assert_eq!(as_user(&["restore", "one"]).status.code(), Some(0));
+    assert_eq!(succeed(&test, &["call", "one", "getpid"]), format!("{pid}\n"));
+    assert_eq!(succeed(&test, &["stop", "one"]), "one: stopped\n");
 }

@@ -178,8 +178,8 @@ fn every_command_has_a_help_text_and_the_hidden_ones_are_not_listed() {
     let test = TestHome::new();
     let help = succeed(&test, &["--help"]);
     let all = [
-        "demo", "start", "ls", "call", "log", "names", "stop", "upgrade", "image", "torture",
-        "bench",
+        "demo", "start", "ls", "call", "log", "names", "stop", "restore", "upgrade", "image",
+        "torture", "bench",
     ];
     for command in all {
         assert!(help.contains(&format!("\n  {command}")), "{command}: {help}");

@@ -69,6 +69,10 @@ impl TestHome {
 impl Drop for TestHome {
     fn drop(&mut self) {
         for name in self.home.names().unwrap_or_default() {
+            // One whose socket a test has removed.
+            if let Some(pid) = self.home.place(&name).served_unlinked() {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
             let Some(state) = self.home.place(&name).state() else { continue };
             if state.process.is_alive() {
                 let _ = kill(Pid::from_raw(state.process.pid), Signal::SIGKILL);
