@@ -238,6 +238,8 @@ fn eventfd() -> OwnedFd {
 async fn a_call_with_a_deadline_that_waits_for_a_pause_goes_out_when_that_is_over() {
     let (stream, _server) = pair();
     let connection = Connection::over(stream);
+    // Deadlines need a server that reads ahead.
+    connection.set_version(1);
     let (memory, bell) = ring();
     enter_ring(&connection, memory.clone(), bell, || Ok(()));
     let pause = connection.try_pause_idle().unwrap();
