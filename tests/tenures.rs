@@ -7,20 +7,25 @@ use std::fmt::Debug;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use common::{TestHome, cut, fds, until_async};
-use farcall::call::Polling;
+use common::{TestHome, blocked_in, cut, fds, until, until_async};
+use farcall::call::{Call, Polling};
 use farcall::host::local::Stdio;
-use farcall::persist::{Place, Resource, Sameness, SharedMemory, attach, flight};
+use farcall::persist::{Attach, Place, Resource, Sameness, SharedMemory, attach, flight};
 use farcall::process::Child;
 use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Error, Fd, Local, Outcome, Process};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 use nix::sys::mman::{MapFlags, ProtFlags};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 use tokio::task::JoinHandle;
 
 const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
@@ -378,5 +383,278 @@ async fn a_handle_goes_on_over_several_others_as_long_as_its_name_stays() {
     drop(log);
     process.getpid().await.unwrap();
     assert!(!fds(process.pid().unwrap()).contains_key(&number));
+    process.exit(0).await.unwrap();
+}
+
+fn poll<F: Future>(future: &mut Pin<Box<F>>) -> Poll<F::Output> {
+    future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The outcome of a call that another controller came before.
+fn outcome<T: Debug>(told: farcall::Result<T>) -> Outcome {
+    match told {
+        Err(Error::Superseded { pid: None, since: None, outcome }) => outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Others hold the process, one after the other, while nothing happens on this thread, which is the only
+/// one of its runtime.
+fn others_come_and_go(place: &Place, count: usize, calls: usize) {
+    let place = place.clone();
+    let others = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for _ in 0..count {
+                another(&place, async |other| {
+                    for _ in 0..calls {
+                        other.getpid().await.unwrap();
+                    }
+                })
+                .await;
+            }
+        });
+    });
+    others.join().unwrap();
+}
+
+/// What the calls are told that were under way when the link was lost: the server was blocked in the
+/// first one, had read the others but the last one, and executed them before `others` came, which made so
+/// many calls.
+struct Unconfirmed {
+    blocked: farcall::Result<u64>,
+    simple: farcall::Result<u64>,
+    bytes: farcall::Result<u64>,
+    opened: farcall::Result<Fd>,
+    behind: farcall::Result<usize>,
+}
+
+async fn unconfirmed(others: usize, calls: usize) -> (Process, Unconfirmed) {
+    let home = TestHome::new();
+    let (process, place) = start(&home).await;
+    let pid = process.pid().unwrap();
+    let file = open_named(&process, "log", &home.file("log")).await.unwrap();
+    let memory = process.mmap(4096, READ_WRITE, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    let connection = process.connection();
+    let blocked = connection.call("pause", Call::syscall(Sysno::pause, [0; 6]));
+    let simple = connection.call("getppid", Call::syscall(Sysno::getppid, [0; 6]));
+    let bytes = connection.call("COPY_OUT", Call::copy_out(memory.address(), 8));
+    let mut opened = Box::pin(process.dup(&file));
+    // With that they are written, all together.
+    assert!(poll(&mut opened).is_pending());
+    until("it is blocked", || blocked_in(pid) == Some(Sysno::pause as usize));
+    let mut behind = Box::pin(process.write(&file, "behind"));
+    assert!(poll(&mut behind).is_pending());
+    tokio::task::yield_now().await;
+    cut(&process);
+    kill(Pid::from_raw(pid), Signal::SIGPIPE).unwrap();
+    others_come_and_go(&place, others, calls);
+    process.reconnect().await.unwrap();
+    let told = Unconfirmed {
+        blocked: blocked.await,
+        simple: simple.await,
+        bytes: bytes.await,
+        opened: opened.await,
+        behind: behind.await,
+    };
+    assert_eq!(fs::read(home.file("log")).unwrap(), b"");
+    process.exit(0).await.unwrap();
+    (process.process().clone(), told)
+}
+
+#[tokio::test]
+async fn what_was_executed_has_its_result_but_for_bytes_that_have_not_arrived() {
+    let (process, told) = unconfirmed(1, 3).await;
+    assert_eq!(told.blocked.unwrap_err().errno(), Some(Errno::EINTR));
+    assert!(told.simple.is_ok(), "{:?}", told.simple);
+    assert_eq!(outcome(told.bytes), Outcome::Executed);
+    let opened = told.opened.unwrap();
+    assert!(opened.is_stale());
+    is_stale(process.fetch_fd(&opened).await);
+    assert_eq!(outcome(told.behind), Outcome::NotExecuted);
+}
+
+#[tokio::test]
+async fn what_was_executed_and_has_left_the_log_says_so() {
+    let (_, told) = unconfirmed(2, 200).await;
+    assert_eq!(outcome(told.blocked), Outcome::Executed);
+    assert_eq!(outcome(told.simple), Outcome::Executed);
+    assert_eq!(outcome(told.bytes), Outcome::Executed);
+    assert_eq!(outcome(told.opened), Outcome::Executed);
+    assert_eq!(outcome(told.behind), Outcome::NotExecuted);
+}
+
+#[tokio::test]
+async fn after_more_others_than_are_remembered_what_was_unconfirmed_may_have_been_executed() {
+    let (_, told) = unconfirmed(6, 1).await;
+    assert_eq!(outcome(told.blocked), Outcome::PossiblyExecuted);
+    assert_eq!(outcome(told.bytes), Outcome::PossiblyExecuted);
+    assert_eq!(outcome(told.opened), Outcome::PossiblyExecuted);
+    assert_eq!(outcome(told.behind), Outcome::PossiblyExecuted);
+}
+
+/// Who waits for room has looked at its handle already.
+#[tokio::test]
+async fn who_waits_for_room_meanwhile_sends_nothing_after() {
+    let home = TestHome::new();
+    let (process, place) = start(&home).await;
+    let file = open(&process, &home.file("file")).await.unwrap();
+    lose(&process).await;
+    let getpid = || Call::syscall(Sysno::getpid, [0; 6]);
+    let queued = process.connection().submit(vec![getpid(); 20_000], Ok);
+    let p = process.process().clone();
+    let number = file.number() as u64;
+    let waiting = begin(async move {
+        let file = file;
+        p.write(&file, "into what has its number").await
+    })
+    .await;
+    let p = process.process().clone();
+    let raw = begin(async move { p.syscall(Sysno::close, [number, 0, 0, 0, 0, 0]).await }).await;
+    another(&place, async |other| {
+        let of_b = open(other, &home.file("of-B")).await.unwrap().into_raw();
+        other.syscall(Sysno::dup2, [of_b as u64, number, 0, 0, 0, 0]).await.unwrap();
+    })
+    .await;
+    process.reconnect().await.unwrap();
+    assert_eq!(outcome(queued.await.map(|replies| replies.len())), Outcome::NotExecuted);
+    is_not_executed("write", waiting).await;
+    is_not_executed("close", raw).await;
+    assert_eq!(fs::read(home.file("of-B")).unwrap(), b"");
+    assert!(fds(process.pid().unwrap()).contains_key(&(number as i32)));
+    process.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_has_only_asked_or_was_refused_has_not_held_it() {
+    let home = TestHome::new();
+    let (process, place) = start(&home).await;
+    let file = open(&process, &home.file("file")).await.unwrap();
+    for round in 0..5 {
+        let refused = attach(place.clone()).await;
+        assert!(matches!(refused, Err(Error::Held { .. })), "{refused:?}");
+        lose(&process).await;
+        let (p, f) = (process.process().clone(), process.inherited_fd(&file).unwrap());
+        let write = begin(async move { p.write(&f, "1").await }).await;
+        for _ in 0..3 {
+            flight(&place, Duration::from_secs(20)).await.unwrap();
+        }
+        // One who goes away in the middle of a handshake.
+        drop(std::os::unix::net::UnixStream::connect(place.socket()).unwrap());
+        process.reconnect().await.unwrap();
+        assert_eq!(write.await.unwrap().unwrap(), 1);
+        assert_eq!(fs::read(home.file("file")).unwrap().len(), round + 1);
+    }
+    assert!(!file.is_stale());
+    process.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_others_have_opened_is_closed_only_by_who_asks_for_it() {
+    let home = TestHome::new();
+    let (process, place) = start(&home).await;
+    let pid = process.pid().unwrap();
+    process.prepare_for_reconnect().await.unwrap();
+    let of_b =
+        another(&place, async |other| open(other, &home.file("of-B")).await.unwrap().into_raw())
+            .await;
+    process.reconnect().await.unwrap();
+    // Nor by a reconnect before which there was nobody.
+    for _ in 0..2 {
+        lose(&process).await;
+        process.reconnect().await.unwrap();
+        assert!(fds(pid).contains_key(&of_b));
+    }
+    let unclaimed = process.unclaimed().await.unwrap();
+    assert_eq!(unclaimed.iter().map(|fd| fd.number).collect::<Vec<_>>(), [of_b]);
+    process.close_unclaimed().await.unwrap();
+    assert!(!fds(pid).contains_key(&of_b));
+    // From then on all is known again, and what is not is this controller's own.
+    let lost = open(&process, &home.file("lost")).await.unwrap().into_raw();
+    lose(&process).await;
+    process.reconnect().await.unwrap();
+    until("it is swept", || !fds(pid).contains_key(&lost));
+    process.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn children_are_driven_on_and_what_they_share_with_their_parent_is_left_as_it_is() {
+    let home = TestHome::new();
+    let (process, place) = start(&home).await;
+    let pid = process.pid().unwrap();
+    let mut isolated = process.child().spawn().await.unwrap();
+    let mut reaped = process.child().spawn().await.unwrap();
+    let mut sharing = process.child().share_memory().share_files().spawn().await.unwrap();
+    let file = open(&process, &home.file("file")).await.unwrap();
+    sharing.write(&file, "1").await.unwrap();
+    let of_sharing = open(&sharing, &home.file("file")).await.unwrap();
+    lose(&process).await;
+    // It is closed through the parent, or not at all.
+    let number = of_sharing.number();
+    drop(of_sharing);
+    sharing.getpid().await.unwrap();
+    assert!(fds(pid).contains_key(&number));
+    reaped.exit(5).await.unwrap();
+    another(&place, async |other| {
+        let status = other.wait_for_child(reaped.pid_in_parent()).await.unwrap();
+        assert_eq!(status, WaitStatus::Exited(5));
+    })
+    .await;
+    process.reconnect().await.unwrap();
+    is_stale(sharing.write(&file, "2").await);
+    is_stale(process.write(&file, "2").await);
+    // What it opens from here on is its own to close.
+    let fresh = open(&sharing, &home.file("file")).await.unwrap();
+    sharing.write(&fresh, "3").await.unwrap();
+    let number_of_fresh = fresh.number();
+    fresh.close().await.unwrap();
+    assert!(!fds(pid).contains_key(&number_of_fresh));
+    let isolated_file = open(&isolated, &home.file("file")).await.unwrap();
+    isolated.write(&isolated_file, "4").await.unwrap();
+    assert_eq!(fs::read(home.file("file")).unwrap(), b"134");
+    assert_eq!(reaped.wait().await.unwrap_err().errno(), Some(Errno::ECHILD));
+    isolated.exit(3).await.unwrap();
+    assert_eq!(isolated.wait().await.unwrap(), WaitStatus::Exited(3));
+    sharing.exit(4).await.unwrap();
+    assert_eq!(sharing.wait().await.unwrap(), WaitStatus::Exited(4));
+    // Whatever becomes of the child's end of its stream, another one can be made.
+    let mut another_one = process.child().share_memory().share_files().spawn().await.unwrap();
+    another_one.exit(6).await.unwrap();
+    assert_eq!(another_one.wait().await.unwrap(), WaitStatus::Exited(6));
+    process.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn two_that_take_it_from_each_other_lose_nothing_of_each_other() {
+    let home = TestHome::new();
+    let (process, place) = start(&home).await;
+    let log = open_named(&process, "log", &home.file("log")).await.unwrap();
+    let mut kept = 0;
+    for round in 0..6 {
+        if round % 2 == 0 {
+            process.enter_ring(Polling::Adaptive).await.unwrap();
+        }
+        let p = process.process().clone();
+        let blocked = begin(async move { p.nanosleep(Duration::from_secs(3600)).await }).await;
+        let p = process.process().clone();
+        let behind = begin(async move { p.keep_bytes("of A", b"1").await }).await;
+        let other = Attach::default().take_over().to(place.clone()).await.unwrap();
+        other.keep_bytes(&format!("of B, {round}"), &[round; 2000]).await.unwrap();
+        let interrupted = blocked.await.unwrap();
+        assert_eq!(interrupted.unwrap_err().errno(), Some(Errno::EINTR));
+        // The server looks who else is there now and then.
+        match behind.await.unwrap() {
+            Ok(()) => kept = 1,
+            told => assert!(told.is_err_and(|told| told.outcome() == Some(Outcome::NotExecuted))),
+        }
+        other.prepare_for_reconnect().await.unwrap();
+        process.reconnect().await.unwrap();
+        assert_eq!(process.write(&log, [round]).await.unwrap(), 1);
+        assert_eq!(names(&process).await.len(), usize::from(round) + 2 + kept);
+        // The other one, too, has not forgotten that it held it.
+        let held = other.reconnect().await;
+        assert!(matches!(held, Err(Error::Held { .. })), "{held:?}");
+    }
+    assert_eq!(fs::read(home.file("log")).unwrap(), (0..6).collect::<Vec<u8>>());
     process.exit(0).await.unwrap();
 }
