@@ -104,6 +104,14 @@ fn a_reconnect_that_does_not_look_into_the_log_is_found() {
 
 #[test]
 #[cfg_attr(not(debug_assertions), ignore = "needs a build with debug assertions")]
+fn a_reconnect_that_sends_again_after_another_controller_is_found() {
+    is_found("20", &["duplicated", "mismatched"], |command, _| {
+        command.env("FARCALL_MUTANT", "send-again");
+    });
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "needs a build with debug assertions")]
 fn a_take_over_without_new_memory_is_found() {
     is_found("10", &["duplicated"], |command, directory| {
         let memory = directory.join("memory");

@@ -289,6 +289,17 @@ impl Error {
         }
     }
 
+    /// The same of a call that only prepares another one, which has not begun: of that nothing was executed.
+    pub(crate) fn of_preparation(self) -> Self {
+        match self {
+            Self::Lost(_) => Self::Lost(Outcome::NotExecuted),
+            Self::Superseded { pid, since, .. } => {
+                Self::Superseded { pid, since, outcome: Outcome::NotExecuted }
+            }
+            other => other,
+        }
+    }
+
     /// The errno, if the kernel refused a call in the target process.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {

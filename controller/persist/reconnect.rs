@@ -198,7 +198,7 @@ impl Process {
     async fn begin_tenure(&self, pid: i32, head: &LogHead) -> Result<()> {
         let connection = self.connection().of_this_tenure();
         // What was executed before has its handles, which are of the earlier tenure.
-        let _idle = connection.pause_idle().await;
+        connection.is_owned().await;
         let arena = map_arena_first(&connection, pid).await?;
         let task = self.renewed(arena);
         task.registry().told(head);

@@ -68,10 +68,11 @@ impl Task {
         if let Some(stack) = self.space.take_stack() {
             return Ok(stack);
         }
-        let mapping = self.mmap_anonymous(Stack::MAPPED, None).await?;
+        let mapping = self.mmap_anonymous(Stack::MAPPED, None).await;
+        let mapping = mapping.map_err(Error::of_preparation)?;
         let none = ProtFlags::PROT_NONE.bits() as u64;
         let guard = [mapping.address(), GUARD as u64, none, 0, 0, 0];
-        self.syscall(Sysno::mprotect, guard).await?;
+        self.syscall(Sysno::mprotect, guard).await.map_err(Error::of_preparation)?;
         Ok(Stack::new(mapping))
     }
 

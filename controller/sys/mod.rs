@@ -280,7 +280,8 @@ impl Task {
             Some(piece) => Ok(Buffer::Arena(piece)),
             None => {
                 let weight = self.connection.weigh(size);
-                Ok(Buffer::Mapped(self.mmap_anonymous(size, Some(weight)).await?))
+                let mapped = self.mmap_anonymous(size, Some(weight)).await;
+                Ok(Buffer::Mapped(mapped.map_err(Error::of_preparation)?))
             }
         }
     }

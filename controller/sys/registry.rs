@@ -139,7 +139,9 @@ impl Task {
         loop {
             match self.registry.prepare(count, names) {
                 Ok(slots) => return Ok(slots),
-                Err(unready) => self.ready(unready, count).await?,
+                Err(unready) => {
+                    self.ready(unready, count).await.map_err(Error::of_preparation)?;
+                }
             }
         }
     }
@@ -150,7 +152,7 @@ impl Task {
         loop {
             match self.registry.kept() {
                 Ok(kept) => return Ok(kept),
-                Err(unready) => self.ready(unready, 0).await?,
+                Err(unready) => self.ready(unready, 0).await.map_err(Error::of_preparation)?,
             }
         }
     }

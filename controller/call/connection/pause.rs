@@ -75,6 +75,15 @@ impl Connection {
         }
     }
 
+    /// Returns when what has been answered so far is owned by its handles.
+    pub(crate) async fn is_owned(&self) {
+        let mut changed = self.watch();
+        while self.shared().lock().completing > 0 {
+            // The sender lives in what `self` holds.
+            let _ = changed.changed().await;
+        }
+    }
+
     /// A pause, if nothing is unanswered.
     pub(crate) fn try_pause_idle(&self) -> Option<Pause> {
         let mut state = self.shared().lock();

@@ -1,6 +1,7 @@
 //! `farcall torture`: controllers die at any instant, and the process loses nothing and doubles nothing.
 
 mod controller;
+mod guest;
 mod random;
 mod recover;
 mod running;
@@ -35,8 +36,8 @@ const NAME: &str = "tortured";
 ///
 /// Each controller attaches, learns from the process alone what there is, and goes on: it appends
 /// numbered records to a file, opens files, sockets and pipes with names, maps memory, keeps bytes,
-/// starts children, gives all of that up again, makes rings, loses its link and attaches again, and
-/// upgrades the process. It is killed while it does so, or while it attaches; or another controller takes the process over, from one
+/// starts children, gives all of that up again, makes rings, loses its link and attaches again, with or
+/// without another controller in between, and upgrades the process. It is killed while it does so, or while it attaches; or another controller takes the process over, from one
 /// that works, is stopped, or hears nothing. What they say over a pipe of their own is compared with what
 /// there is. What is not as it must be is told on standard error.
 ///

@@ -30,7 +30,8 @@ const POINT: Duration = Duration::from_secs(3);
 /// A process is tortured for so many kills, and looked at after so many.
 const PROCESS: u64 = 100;
 const LOOK: u64 = 20;
-/// One round in so many is about a controller that wakes up later, and one about links that are lost.
+/// One round in so many is about a controller that wakes up later, one about links that are lost, and one
+/// about other controllers that come meanwhile.
 const TURNS: u64 = 8;
 /// So many controllers in a row may die before they have recovered. See `workload::UNCOUNTED`.
 const UNRECOVERED: u32 = 2;
@@ -356,13 +357,22 @@ impl<'s> Supervisor<'s> {
     /// Kills a controller at any instant.
     fn kill_one(&mut self, rounds: u64) -> Result<(), Failure> {
         let loses_links = rounds % TURNS == 5;
+        let has_guests = rounds % TURNS == 3;
+        let first = match (loses_links, has_guests) {
+            (true, _) => "cut,cut,cut",
+            (_, true) => "guest,guest",
+            _ => "",
+        };
         let from_the_start =
-            !loses_links && self.random.one_in(3) && self.unrecovered < UNRECOVERED;
-        let first = if loses_links { "cut,cut,cut" } else { "" };
+            first.is_empty() && self.random.one_in(3) && self.unrecovered < UNRECOVERED;
         self.start(How { first, ..How::default() })?;
         let most = if loses_links || self.random.one_in(5) { 40_000 } else { 4_000 };
         if from_the_start {
             thread::sleep(Duration::from_micros(self.random.below(20_000)));
+        } else if has_guests && !self.random.one_in(3) {
+            self.expect("had guests", |one| one.begun)?;
+        } else if has_guests {
+            thread::sleep(Duration::from_micros(self.random.below(200_000)));
         } else if self.expect("recovered", |one| one.recovered)? {
             thread::sleep(Duration::from_micros(self.random.below(most)));
         }
@@ -464,6 +474,7 @@ impl<'s> Supervisor<'s> {
             Some("registry") => "grow",
             Some("release") => "release",
             Some("ring") => "ring",
+            Some("reconnect") if point == "reconnect.renewed" => "guest",
             Some("reconnect") => "cut",
             Some("detach") => "detach",
             Some("child") => "named,child",

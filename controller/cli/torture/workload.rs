@@ -40,19 +40,19 @@ const MANY: usize = 60;
 /// So many of them are large.
 const MANY_LARGE: usize = 10;
 /// Records that are appended together. No more calls are under way than the log remembers.
-const TOGETHER: u64 = 24;
+pub(super) const TOGETHER: u64 = 24;
 /// Records that are appended by one chain.
 const IN_ONE: u64 = 4;
 /// After so many calls the number of records is kept: what the log forgets is behind it then, also if
 /// a few controllers in a row die before they have read it.
-const UNCOUNTED: u64 = 56;
+pub(super) const UNCOUNTED: u64 = 56;
 /// Records that one appends before it stops to hear anything, the threads that make calls then besides
 /// the one that appends, and how long it goes on without hearing anything.
 const BEFORE: u64 = 10;
 const OTHERS: u64 = 4;
 const DEAF: Duration = Duration::from_millis(20);
 /// How long the process is kept from what is handed over to it before its link is cut.
-const PAUSE: Duration = Duration::from_micros(500);
+pub(super) const PAUSE: Duration = Duration::from_micros(500);
 
 /// One thing that a controller does. A new feature that must survive the death of its controller at
 /// any instant gets its line here.
@@ -96,6 +96,8 @@ pub enum Op {
     Cut,
     /// Ends the connection in good order and attaches again
     Detach,
+    /// Loses the link in the midst of calls, and another controller works before it attaches again
+    Guest,
     /// The process goes on as another image
     Upgrade,
     /// Hands over calls and does not listen, so that it does not hear that the process is lost
@@ -105,7 +107,7 @@ pub enum Op {
 }
 
 /// Those that are done at any time.
-const RANDOM: &[Op] = &[
+pub(super) const RANDOM: &[Op] = &[
     Op::Append,
     Op::Append,
     Op::Pipeline,
@@ -129,11 +131,12 @@ const RANDOM: &[Op] = &[
     Op::Reconnect,
     Op::Cut,
     Op::Detach,
+    Op::Guest,
     Op::Upgrade,
 ];
 
 /// Those of them that end the link, which may be another controller's by then.
-const LINK: &[Op] = &[Op::Reconnect, Op::Cut, Op::Detach];
+pub const LINK: &[Op] = &[Op::Reconnect, Op::Cut, Op::Detach, Op::Guest];
 
 /// What kind of thing has that name.
 pub fn kind(name: &str) -> &str {
@@ -153,28 +156,28 @@ pub fn bytes(name: &str, version: u64) -> Vec<u8> {
     bytes
 }
 
-type Step<'w> = Pin<Box<dyn Future<Output = Result<(), Error>> + 'w>>;
+pub(super) type Step<'w> = Pin<Box<dyn Future<Output = Result<(), Error>> + 'w>>;
 
 /// A controller at work.
 pub struct Workload {
-    process: Process,
-    place: Place,
-    directory: PathBuf,
-    random: Random,
+    pub(super) process: Process,
+    pub(super) place: Place,
+    pub(super) directory: PathBuf,
+    pub(super) random: Random,
     /// Of which controller the names are that are new, and how many there are.
-    id: u64,
-    made: u64,
+    pub(super) id: u64,
+    pub(super) made: u64,
     /// The number of the next record.
-    next: u64,
-    file: Fd,
+    pub(super) next: u64,
+    pub(super) file: Fd,
     /// What has names, and their versions.
-    names: BTreeMap<String, u64>,
+    pub(super) names: BTreeMap<String, u64>,
     /// Calls since the number of records was kept.
-    uncounted: u64,
+    pub(super) uncounted: u64,
     /// Another controller may take the process over: what ends the link is left out.
     gentle: bool,
     /// What the process goes on as, if not as the image that is built in.
-    image: Option<Vec<u8>>,
+    pub(super) image: Option<Vec<u8>>,
 }
 
 impl Workload {
@@ -250,11 +253,11 @@ impl Workload {
         }
     }
 
-    async fn execute(&mut self, op: Op) -> Result<(), Error> {
+    pub(super) async fn execute(&mut self, op: Op) -> Result<(), Error> {
         let calls = match op {
             Op::Append | Op::Unnamed | Op::Block => 2,
             Op::Pipeline | Op::Ring | Op::Reconnect | Op::Cut => TOGETHER + 16,
-            Op::Deaf => UNCOUNTED,
+            Op::Deaf | Op::Guest => UNCOUNTED,
             _ => 24,
         };
         if self.uncounted + calls > UNCOUNTED {
@@ -280,6 +283,8 @@ impl Workload {
                 self.process.prepare_for_reconnect().await?;
                 self.process.reconnect().await
             }
+            // Its own kind of controller does the same in there.
+            Op::Guest => Box::pin(self.guest()).await,
             Op::Deaf => self.deaf().await,
             Op::Block => self.process.nanosleep(Duration::from_secs(3600)).await,
             Op::Unnamed => {
@@ -321,18 +326,18 @@ impl Workload {
         }
     }
 
-    fn new_name(&mut self, kind: &str) -> String {
+    pub(super) fn new_name(&mut self, kind: &str) -> String {
         self.made += 1;
         format!("{kind}-{}-{}", self.id, self.made)
     }
 
-    fn one_of(&mut self, kinds: &[&str]) -> Option<String> {
+    pub(super) fn one_of(&mut self, kinds: &[&str]) -> Option<String> {
         let names: Vec<&String> =
             self.names.keys().filter(|name| kinds.contains(&kind(name))).collect();
         self.random.pick(&names).map(|name| (*name).clone())
     }
 
-    fn keeping(&self, names: &[&str], version: u64) {
+    pub(super) fn keeping(&self, names: &[&str], version: u64) {
         for name in names {
             say(&Word::Keeping((*name).into(), version));
         }
@@ -556,7 +561,7 @@ fn appended(first: u64, mut results: Vec<(usize, Result<(), Error>)>) -> Result<
 }
 
 /// Polls all that are not complete, in order. Returns the results that are new, with their places.
-fn poll_all(
+pub(super) fn poll_all(
     steps: &mut [Option<Step<'_>>],
     context: &mut Context<'_>,
 ) -> Vec<(usize, Result<(), Error>)> {
@@ -574,7 +579,7 @@ fn poll_all(
 
 /// Appends a record. Its number is also an argument of the call, one that write(2) does not have: so
 /// it stands in the process's log.
-async fn append(process: &Process, file: &Fd, number: u64) -> Result<(), Error> {
+pub(super) async fn append(process: &Process, file: &Fd, number: u64) -> Result<(), Error> {
     let mut chain = process.chain();
     let written = write_record(&mut chain, file, number);
     let written = chain.run().await?.value(written)?;
@@ -587,7 +592,7 @@ fn write_record(chain: &mut Chain<'_>, file: &Fd, number: u64) -> Later<u64> {
     chain.syscall(Sysno::write, [file, bytes, len, number.into(), zero, zero])
 }
 
-async fn open(
+pub(super) async fn open(
     process: &Process,
     name: Option<&str>,
     path: &Path,
@@ -602,7 +607,7 @@ async fn open(
 }
 
 /// Ends the connection, by duplicates of the server's sockets. Where these can't be had it goes on.
-fn cut(process: &Process) {
+pub(super) fn cut(process: &Process) {
     for number in process.server_descriptors() {
         let pidfd = process.pidfd().as_raw_fd();
         // SAFETY: the call has no pointers.

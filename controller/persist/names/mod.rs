@@ -273,7 +273,7 @@ impl Process {
                 let reason = "a handle to the descriptor is in use: drop it first";
                 return Err(Error::Name { name: name.into(), reason });
             }
-            kind::FD if matches!(process.check(&given.kept).await?, Sameness::Changed(_)) => {
+            kind::FD if process.has_changed(&given.kept).await? => {
                 let reason = "it is not what got the name any more: forget the name";
                 return Err(Error::Name { name: name.into(), reason });
             }
@@ -285,6 +285,12 @@ impl Process {
             _ => ("getpid", Call::syscall(Sysno::getpid, [0; 6])),
         };
         process.give_up(given, call_name, call).await
+    }
+
+    /// Whether what has a name is not what got it, before it is given up.
+    async fn has_changed(&self, kept: &Kept) -> Result<bool> {
+        let state = self.check(kept).await.map_err(Error::of_preparation)?;
+        Ok(matches!(state, Sameness::Changed(_)))
     }
 
     /// Takes the name away and leaves what had it as it is.
