@@ -287,48 +287,53 @@ async fn persistent(side: Side, root: &Process, home: &Home) {
     })
     .await;
     with_few("upgrade", side, &process, || Box::pin(process.upgrade())).await;
-    if side == Side::Controller {
-        with_few("reconnect", side, &process, || Box::pin(process.reconnect())).await;
-        for free in 0..=ENOUGH {
-            let what =
-                format!("reconnect after a lost link, {free} free on the side of the {side:?}");
-            let there = match side {
-                Side::Target => Some(Full::but(free, side, &process).await),
-                Side::Controller => None,
-            };
-            cut(&process);
-            until_async("the link is lost", || !process.connection().is_connected()).await;
-            let here = match side {
-                Side::Target => None,
-                Side::Controller => Some(Full::but(free, side, &process).await),
-            };
-            let result = within(&what, process.reconnect()).await;
-            drop(here);
-            if let Err(error) = result {
-                assert!(side == Side::Controller && says_so(&error), "{what}: {error:?}");
-                within(&what, process.reconnect()).await.unwrap();
-            }
-            within(&what, process.getpid()).await.unwrap();
-            if let Some(there) = there {
-                there.end().await;
-            }
-        }
-        for free in 0..=ENOUGH {
-            let what = format!("take over, {free} free on the side of the {side:?}");
-            let full = Full::but(free, side, &process).await;
-            let taken = within(&what, Attach::default().take_over().to(Place::clone(&place))).await;
-            if side == Side::Controller {
-                full.end().await;
-            }
-            match taken {
-                Ok(other) => {
-                    within(&what, other.getpid()).await.unwrap();
-                    other.prepare_for_reconnect().await.unwrap();
-                }
-                Err(error) => assert!(says_so(&error), "{what}: {error:?}"),
-            }
+    with_few("reconnect", side, &process, || Box::pin(process.reconnect())).await;
+    for free in 0..=ENOUGH {
+        let what = format!("reconnect after a lost link, {free} free on the side of the {side:?}");
+        let there = match side {
+            Side::Target => Some(Full::but(free, side, &process).await),
+            Side::Controller => None,
+        };
+        cut(&process);
+        until_async("the link is lost", || !process.connection().is_connected()).await;
+        let here = match side {
+            Side::Target => None,
+            Side::Controller => Some(Full::but(free, side, &process).await),
+        };
+        let result = within(&what, process.reconnect()).await;
+        drop(here);
+        if let Err(error) = result {
+            assert!(side == Side::Controller && says_so(&error), "{what}: {error:?}");
             within(&what, process.reconnect()).await.unwrap();
-            within(&what, process.getpid()).await.unwrap();
+        }
+        within(&what, process.getpid()).await.unwrap();
+        if let Some(there) = there {
+            there.end().await;
+        }
+    }
+    for free in 0..=ENOUGH {
+        let what = format!("take over, {free} free on the side of the {side:?}");
+        let full = Full::but(free, side, &process).await;
+        let taken = within(&what, Attach::default().take_over().to(Place::clone(&place))).await;
+        // Handles from before are stale afterwards.
+        let numbers: Vec<i32> = match full {
+            Full::Here(taken) => {
+                drop(taken);
+                Vec::new()
+            }
+            Full::There(taken) => taken.into_iter().map(Fd::into_raw).collect(),
+        };
+        match taken {
+            Ok(other) => {
+                within(&what, other.getpid()).await.unwrap();
+                other.prepare_for_reconnect().await.unwrap();
+            }
+            Err(error) => assert!(says_so(&error), "{what}: {error:?}"),
+        }
+        within(&what, process.reconnect()).await.unwrap();
+        within(&what, process.getpid()).await.unwrap();
+        for number in numbers {
+            process.syscall(Sysno::close, [number as u64, 0, 0, 0, 0, 0]).await.unwrap();
         }
     }
     process.exit(0).await.unwrap();

@@ -26,6 +26,7 @@ mod interrupt;
 mod long;
 mod misuse;
 mod names;
+mod overdue;
 mod persistent;
 mod place;
 #[cfg(feature = "cli")]

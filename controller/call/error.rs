@@ -52,6 +52,17 @@ pub enum Error {
     /// The process is gone.
     #[error("the process is gone: the call was not executed")]
     Gone,
+    /// The main thread of the process, in which its server ran, has exited, and another thread of it goes
+    /// on: it makes no call any more, and does not end by itself.
+    #[error(
+        "the main thread of the process (pid {pid}), in which its server ran, has exited, and another thread of it goes on: the call was {outcome}, and no other can be made; `kill -KILL {pid}` ends it"
+    )]
+    LeaderExited {
+        /// Its pid.
+        pid: i32,
+        /// What has become of the call.
+        outcome: Outcome,
+    },
     /// What a server sent does not follow the protocol.
     #[error("the server does not speak farcall's protocol: {0}")]
     Protocol(&'static str),
@@ -271,7 +282,9 @@ impl Error {
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {
         match self {
-            Self::Lost(outcome) | Self::Superseded { outcome, .. } => Some(*outcome),
+            Self::Lost(outcome)
+            | Self::LeaderExited { outcome, .. }
+            | Self::Superseded { outcome, .. } => Some(*outcome),
             Self::Gone | Self::TimedOut { begun: false, .. } => Some(Outcome::NotExecuted),
             _ => None,
         }

@@ -6,7 +6,7 @@ mod polling;
 mod steps;
 
 pub(crate) use connection::{
-    Bell, DataSocket, Inbox, Interrupts, Past, Pause, Socket, Successor, ThroughStream,
+    Bell, DataSocket, Inbox, Interrupts, Past, Pause, Socket, Successor, ThroughStream, Watch,
     WeakConnection, Weight, WhenBusy, take,
 };
 pub use connection::{Connection, Interrupter, Receipt};

@@ -50,6 +50,13 @@ impl Lent {
         self.table.tenure() != self.tenure
     }
 
+    /// The child has closed these in `table`.
+    pub(crate) fn take_back(&self, table: &Arc<FdTable>, numbers: &[i32]) {
+        if Arc::ptr_eq(table, &self.table) {
+            self.lock().numbers.retain(|number| !numbers.contains(number));
+        }
+    }
+
     /// The child uses its parent's table no more, and what it had there has been closed.
     pub(crate) fn left_table(&self) {
         self.lock().numbers.clear();

@@ -123,6 +123,7 @@ impl Local {
             image: server.image,
             fds: server.fds,
             pidfd,
+            leads: true,
             remains: None,
             life: Some(Box::new(child)),
             token: random_token()?,

@@ -19,7 +19,7 @@ use crate::fault;
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::{ARENA_SIZE, Arena};
-use crate::process::{Parts, Process, Sockets, random_token};
+use crate::process::{Parts, Process, Sockets, random_token, threads};
 use crate::sys::{Buffer, Guardian, ServerFds, last};
 
 /// Where the arenas of attached processes lie: see [`arena_address`].
@@ -109,6 +109,7 @@ impl Attach {
         if let Some(standing) = standing {
             standing.admits(&place, here)?;
         }
+        let leads = leads(&connection, here, pid).await?;
         crate::process::watch_attached(&pidfd, &connection)?;
         let process = Process::new(Parts {
             space: AddressSpace::new(&connection),
@@ -120,6 +121,7 @@ impl Attach {
             image,
             fds,
             pidfd,
+            leads,
             remains: None,
             life: None,
             token,
@@ -135,6 +137,19 @@ impl Attach {
         process.set_place(place);
         fault::point("attach.attached");
         Ok(process)
+    }
+}
+
+/// Whether the server runs in the main thread of its process: it does in one that has no other, which
+/// nobody has to ask it.
+async fn leads(connection: &Connection, here: Option<i32>, pid: i32) -> Result<bool> {
+    match here.and_then(threads) {
+        Some(1) => Ok(true),
+        None => Ok(false),
+        Some(_) => {
+            let gettid = Call::syscall(Sysno::gettid, [0; 6]);
+            Ok(connection.call("gettid", gettid).await? == pid as u64)
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use syscalls::Sysno;
 
 use super::cgroup;
 use super::home::{Place, Record};
+use crate::process::is_leaderless;
 
 /// What a persistent process is doing, as far as that can be seen from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,6 +183,12 @@ pub(super) fn why_silent(place: &Place) -> String {
             return "the process is blocked in a call or stopped; which, this process can't see: it is \
                     in another pid namespace, or there is no /proc of this one"
                 .into();
+        }
+        Some(false) if is_leaderless(pid) => {
+            return format!(
+                "the main thread of the process (pid {pid}), in which its server ran, has exited, and \
+                 another thread of it goes on: `kill -KILL {pid}` ends it"
+            );
         }
         Some(false) => {
             return format!(

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
+use syscalls::Sysno;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep};
 
@@ -14,7 +15,7 @@ use super::attach::{Taken, find_image_first, map_arena_first, refused, taken};
 use super::home::Place;
 use super::meet::{Heard, Manner, PAUSE, meet, shake_hands};
 use crate::abi::log::LogHead;
-use crate::call::{Connection, DataSocket, Error, Past, Result, to_the_end};
+use crate::call::{Call, Connection, DataSocket, Error, Past, Result, to_the_end};
 use crate::fault;
 use crate::handle::{FdTable, Unready};
 use crate::process::{Process, Sockets};
@@ -217,6 +218,9 @@ impl Process {
 /// Closes what no handle knows, if nothing is in flight in any server of the table: a call that is
 /// may just have made a descriptor whose handle does not exist yet. Returns a connection on which
 /// something is.
+///
+/// The socket of a client whose handshake is under way is closed by that, too. The server sees that when
+/// it waits for its next request: before, nobody is to open anything under that number.
 async fn try_sweep(table: &FdTable, connection: &Connection) -> Result<Option<Connection>> {
     let mut pauses = Vec::new();
     for member in table.members() {
@@ -225,7 +229,9 @@ async fn try_sweep(table: &FdTable, connection: &Connection) -> Result<Option<Co
             None => return Ok(Some(member)),
         }
     }
-    connection.submit_first(table.sweep(), |_| Ok(())).await.map(|()| None)
+    connection.submit_first(table.sweep(), |_| Ok(())).await?;
+    let getpid = vec![Call::syscall(Sysno::getpid, [0; 6])];
+    connection.submit_first(getpid, |_| Ok(())).await.map(|()| None)
 }
 
 /// Sweeps at the first moment at which nothing is in flight, and returns then.

@@ -279,6 +279,7 @@ impl ChildBuilder {
             image,
             fds: ServerFds::new(input, -1),
             pidfd: here,
+            leads: true,
             remains: Some(remains),
             life: None,
             token: parent.inner().token,

@@ -8,6 +8,7 @@ mod exec;
 mod guard;
 mod naming;
 mod numbers;
+mod overdue;
 mod ring;
 mod start;
 mod tenure;
@@ -33,6 +34,7 @@ pub(crate) use child::watch_attached;
 pub use children::{ChildState, Children, ListedChild};
 pub use clone::ChildBuilder;
 pub(crate) use clone::{Extent, Legacy};
+pub(crate) use overdue::{is_leaderless, threads};
 pub(crate) use start::madvise;
 
 use crate::abi::handshake::Token;
@@ -119,6 +121,8 @@ pub(crate) struct Parts {
     pub(crate) image: Loaded,
     pub(crate) fds: ServerFds,
     pub(crate) pidfd: Arc<OwnedFd>,
+    /// The server runs in the main thread.
+    pub(crate) leads: bool,
     pub(crate) remains: Option<Arc<child::Remains>>,
     pub(crate) life: Option<Box<dyn Send + Sync>>,
     pub(crate) token: Token,
@@ -149,6 +153,7 @@ impl Process {
     pub(crate) fn new(parts: Parts) -> Self {
         let polling = parts.polling.filter(|_| parts.connection.version() > 0);
         let connection = parts.connection.clone();
+        let (watched, leads) = (parts.pidfd.clone(), parts.leads);
         let lent = parts.remains.as_ref().map(|remains| remains.lent.clone());
         let ends = Ends::new(parts.table, parts.fds, parts.data, lent);
         let process = Self {
@@ -182,8 +187,10 @@ impl Process {
             }),
             tenure: None,
         };
+        let weak = || Arc::downgrade(&process.inner);
+        connection.watch_over(overdue::watch(weak(), watched, leads));
         if let Some(polling) = polling {
-            connection.when_busy(ring::when_busy(Arc::downgrade(&process.inner), polling));
+            connection.when_busy(ring::when_busy(weak(), polling));
         }
         process
     }

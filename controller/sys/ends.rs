@@ -116,6 +116,14 @@ impl Ends {
         }
     }
 
+    /// The server has closed these, in `table`.
+    pub(crate) fn take_back(&self, table: &Arc<FdTable>, numbers: Vec<i32>) {
+        if let Some(lent) = &self.lent {
+            lent.take_back(table, &numbers);
+        }
+        table.unreserve(numbers);
+    }
+
     /// Nobody makes the data socket while this is held. To be taken before the table is kept quiet.
     pub(crate) async fn settled(&self) -> OwnedMutexGuard<()> {
         self.making.clone().lock_owned().await

@@ -130,6 +130,14 @@ pub struct Pending {
 }
 
 impl Pending {
+    /// There is none any more. Descriptors that have come are not closed.
+    pub fn forget(&mut self) {
+        self.got = 0;
+        self.held = false;
+        self.surplus = 0;
+        self.fds.clear();
+    }
+
     /// How many bytes the handshake has, as far as can be told from those that are here; 0 if it
     /// is none.
     fn size(&self) -> usize {
@@ -300,9 +308,7 @@ impl Server {
     pub fn dismiss(&mut self) {
         self.discard(self.state.watched.client.fd, true);
         self.state.watched.client.fd = -1;
-        self.pending.got = 0;
-        self.pending.held = false;
-        self.pending.surplus = 0;
+        self.pending.forget();
         self.refill();
     }
 

@@ -18,7 +18,8 @@ use crate::copy::{load, store};
 use crate::registry::Prepared;
 use crate::stream::{Buffers, earlier, is_error, is_later};
 use crate::sys::{
-    self, Direction, EAGAIN, ECANCELED, EINTR, EINVAL, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, PollFd,
+    self, Direction, EAGAIN, ECANCELED, EINTR, EINVAL, POLLHUP, POLLIN, POLLNVAL, POLLOUT,
+    POLLRDHUP, PollFd,
 };
 
 /// The connection is over: its other end is gone, or what it said can't be followed any more.
@@ -199,6 +200,10 @@ impl Server {
                 // A version-1 controller that is gone leaves nothing to be executed, even if
                 // requests of its have not been read yet. And it keeps nobody out.
                 self.hang_up();
+            } else if client.revents & POLLNVAL != 0 {
+                // The controller has closed what it does not know: that number will be another's.
+                client.fd = -1;
+                self.pending.forget();
             } else if client.revents != 0 {
                 // The descriptors may be other ones after this.
                 if self.pending.held { self.dismiss() } else { self.progress() }

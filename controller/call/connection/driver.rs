@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
+use tokio::time::{Instant, sleep_until};
 
+use super::overdue::Overdue;
 use super::socket::Socket;
 use super::state::Link;
 use super::{Gathered, Shared};
@@ -24,13 +26,14 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
     let mut at_the_end = false;
     // Calls on threads that have waited for their own replies, when this was looked at last.
     let mut alone = 0;
+    let mut overdue = None;
     loop {
-        let here = {
+        let (here, look_at) = {
             let state = shared.lock();
             if state.epoch != epoch {
                 break;
             }
-            state.alone
+            (state.alone, Overdue::next(&mut overdue, &state))
         };
         if stream.set_waiting(here.is_none()).is_err() {
             break;
@@ -44,6 +47,14 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                     state.alone = None;
                 }
                 alone = state.alone.unwrap_or(0);
+            }
+            () = async { sleep_until(look_at.unwrap_or_else(Instant::now)).await },
+                if look_at.is_some() =>
+            {
+                if let Some(overdue) = &mut overdue {
+                    overdue.look(&shared, epoch);
+                }
+                blocked = flush(&shared, epoch);
             }
             ready = stream.readable() => {
                 let read = if ready.is_err() { Read::Over } else { read(&shared, &stream, epoch) };
@@ -92,6 +103,7 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
     if !state.persistent || state.closing || state.dead {
         failed.extend(state.bury());
     }
+    failed.leaderless = state.leaderless;
     let down =
         state.when_down.clone().filter(|_| matches!(state.link, Link::Down) && !state.leaving);
     drop(state);

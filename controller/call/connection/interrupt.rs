@@ -267,7 +267,7 @@ impl Connection {
             {
                 let mut state = self.shared().lock();
                 if state.dead {
-                    return Err(Error::Gone);
+                    return Err(state.gone());
                 }
                 if !state.is_in(self.tenure) {
                     return Err(Successor::GONE.error(Outcome::NotExecuted));
@@ -288,6 +288,8 @@ impl Connection {
                     continue;
                 }
             }
+            // Nobody else may wait for what is under way.
+            self.shared().work.notify_one();
             // The sender lives in what `self` holds.
             let _ = changed.changed().await;
         }

@@ -18,6 +18,7 @@
 mod blocking;
 mod driver;
 mod interrupt;
+mod overdue;
 mod passing;
 mod pause;
 mod retire;
@@ -45,6 +46,8 @@ use tokio::task::coop::{Coop, cooperative};
 use driver::drive;
 pub use interrupt::Interrupter;
 pub(crate) use interrupt::Interrupts;
+use overdue::Patience;
+pub(crate) use overdue::Watch;
 use passing::Passing;
 pub(crate) use passing::{DataSocket, Inbox, take};
 pub(crate) use pause::Pause;
@@ -232,6 +235,8 @@ pub struct Receipt<R> {
     /// Which lets other tasks have their turn even if it is always here already.
     result: Coop<AsyncReceiver<Result<R>>>,
     until: Until,
+    /// Whoever waits tells the link's task if that takes long.
+    patience: Option<Patience>,
 }
 
 /// What the batch needs of who waits for it.
@@ -241,24 +246,28 @@ enum Until {
     Looked(Waited),
     /// It waits for company.
     Written(Arc<Shared>),
+    /// Nothing, but the link's task has not been told of it.
+    Answered(Arc<Shared>),
 }
 
 impl Until {
-    /// Somebody waits.
-    fn wait(&mut self) {
+    /// Somebody waits. Returns what that one tells the link's task, if that has not been told of the batch.
+    fn wait(&mut self) -> Option<Patience> {
         match std::mem::replace(self, Self::Nothing) {
-            Self::Nothing => {}
-            Self::Looked(waited) => {
-                waited.look();
+            Self::Nothing => None,
+            Self::Looked(waited) => (!waited.look()).then(|| waited.patience()),
+            Self::Written(shared) => {
+                shared.write_gathered();
+                None
             }
-            Self::Written(shared) => shared.write_gathered(),
+            Self::Answered(shared) => Some(Patience::new(shared)),
         }
     }
 
     /// Nobody does any more.
     fn leave(&mut self) {
         match std::mem::replace(self, Self::Nothing) {
-            Self::Nothing => {}
+            Self::Nothing | Self::Answered(_) => {}
             Self::Looked(waited) => waited.leave(),
             Self::Written(shared) => shared.write_gathered(),
         }
@@ -269,11 +278,18 @@ impl<R> Future for Receipt<R> {
     type Output = Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.until.wait();
-        Pin::new(&mut self.result)
-            .poll(context)
-            // A sender that is dropped unused means that the runtime is being shut down.
-            .map(|result| result.unwrap_or(Err(Error::Lost(Outcome::PossiblyExecuted))))
+        if let Some(patience) = self.until.wait() {
+            self.patience = Some(patience);
+        }
+        let result = Pin::new(&mut self.result).poll(context);
+        if result.is_pending()
+            && let Some(patience) = &mut self.patience
+            && patience.poll(context).is_ready()
+        {
+            self.patience = None;
+        }
+        // A sender that is dropped unused means that the runtime is being shut down.
+        result.map(|result| result.unwrap_or(Err(Error::Lost(Outcome::PossiblyExecuted))))
     }
 }
 
@@ -292,7 +308,7 @@ impl<R> Receipt<R> {
     pub fn interrupter(&self) -> Option<Interrupter> {
         match &self.until {
             Until::Looked(waited) => waited.interrupter(),
-            Until::Nothing | Until::Written(_) => None,
+            Until::Nothing | Until::Written(_) | Until::Answered(_) => None,
         }
     }
 
@@ -355,6 +371,9 @@ impl Connection {
                 in_rings: 0,
                 base: 0,
                 leaving: false,
+                uncounted: false,
+                leaderless: None,
+                watch: None,
                 when_down: None,
             }),
             work: Notify::new(),
@@ -412,6 +431,7 @@ impl Connection {
         lost.extend(state.move_to(data));
         state.first = past.map_or(0, |past| past.log.head.calls);
         state.in_rings = 0;
+        state.uncounted = false;
         state.leaving = false;
         state.epoch += 1;
         state.batches = 0;
@@ -717,9 +737,13 @@ impl Shared {
 
     fn fail(&self, lost: Lost) {
         for (batch, outcome) in lost.batches {
-            let successor = lost.successor.map(|successor| successor.error(outcome));
+            let error = match (lost.successor, lost.leaderless) {
+                (Some(successor), _) => successor.error(outcome),
+                (None, Some(pid)) => Error::LeaderExited { pid, outcome },
+                (None, None) => Error::Lost(outcome),
+            };
             drop(batch.of);
-            let done = batch.complete.with(Err(successor.unwrap_or(Error::Lost(outcome))));
+            let done = batch.complete.with(Err(error));
             self.room.leave(done);
         }
     }
@@ -762,8 +786,8 @@ impl Shared {
         let mut state = self.lock_and_count();
         let mut is_over = false;
         let refused = match &state.link {
-            Link::Gone => Some(Err(Error::Gone)),
-            _ if state.dead => Some(Err(Error::Gone)),
+            Link::Gone => Some(Err(state.gone())),
+            _ if state.dead => Some(Err(state.gone())),
             Link::Lost(successor) => Some(Err(successor.error(Outcome::NotExecuted))),
             _ if !state.is_in(only.tenure) => {
                 Some(Err(Successor::GONE.error(Outcome::NotExecuted)))
@@ -834,7 +858,7 @@ impl Shared {
             if complete {
                 self.collect();
             }
-            return Until::Nothing;
+            return Until::Answered(self.clone());
         }
         let gathers = state.gathered == Gathered::Awaited;
         // The task has been told of what is gathered already.
@@ -846,7 +870,11 @@ impl Shared {
         if left {
             self.work.notify_one();
         }
-        if gathers && !told { Until::Written(self.clone()) } else { Until::Nothing }
+        match () {
+            () if gathers && !told => Until::Written(self.clone()),
+            () if at_once && !left => Until::Answered(self.clone()),
+            () => Until::Nothing,
+        }
     }
 
     /// Writes what waits for company: there will be none.
@@ -883,7 +911,7 @@ fn receipt<R: Send + 'static>(
 /// Where the result of a batch goes, and what waits for it.
 fn channel<R>() -> (oneshot::Sender<Result<R>>, Receipt<R>) {
     let (sender, receiver) = oneshot::async_channel();
-    (sender, Receipt { result: cooperative(receiver), until: Until::Nothing })
+    (sender, Receipt { result: cooperative(receiver), until: Until::Nothing, patience: None })
 }
 
 impl Successor {

@@ -30,10 +30,10 @@ impl Drop for Pause {
 impl State {
     pub(super) fn could_begin(&self, own: Option<&Pause>, tenure: Option<u64>) -> Result<bool> {
         match self.link {
-            Link::Gone => Err(Error::Gone),
+            Link::Gone => Err(self.gone()),
             Link::Lost(successor) => Err(successor.error(Outcome::NotExecuted)),
             _ if !self.is_in(tenure) => Err(Successor::GONE.error(Outcome::NotExecuted)),
-            _ if self.dead => Err(Error::Gone),
+            _ if self.dead => Err(self.gone()),
             Link::Down => Err(Error::Lost(Outcome::NotExecuted)),
             Link::Up(_) => {
                 let paused = self.pauses > usize::from(own.is_some());
@@ -70,6 +70,8 @@ impl Connection {
                 self.shared().collect();
                 continue;
             }
+            // Nobody else may wait for what is under way.
+            self.shared().work.notify_one();
             // The sender lives in what `self` holds.
             let _ = changed.changed().await;
         }

@@ -22,6 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::interrupt::{Interrupter, Interruption, Interrupts};
+use super::overdue::Patience;
 use super::state::{Link, State, replied};
 use super::{Batch, Connection, Of, Receipt, Shared, Until, WhenBusy, value};
 use crate::abi::ring::SHARP;
@@ -38,7 +39,7 @@ const BRIEFLY: u32 = SHARP + 50;
 pub(super) struct RingLink {
     pub(super) calls: Ring<Batch>,
     /// Wakes the server.
-    bell: OwnedFd,
+    pub(super) bell: OwnedFd,
     common: Arc<Common>,
     /// The call that the server is told to interrupt.
     pub(super) interruption: Option<Interruption>,
@@ -200,6 +201,15 @@ impl RingLink {
         (self.calls.disconnect(), memory)
     }
 
+    pub(super) fn memory(&self) -> Arc<transport::Shared> {
+        self.calls.memory().clone()
+    }
+
+    /// Some call of it is to be interrupted: the server may wait for that.
+    pub(super) fn is_interrupting(&self) -> bool {
+        self.interruption.is_some()
+    }
+
     /// How many calls the server has answered in it.
     pub(super) fn answered(&self) -> u64 {
         self.calls.answered()
@@ -224,6 +234,11 @@ impl Waited {
             self.shared.collect();
         }
         there
+    }
+
+    /// What tells the link's task when it takes long.
+    pub(super) fn patience(self) -> Patience {
+        Patience::new(self.shared)
     }
 
     /// Nobody waits for it any more.

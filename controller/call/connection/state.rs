@@ -7,6 +7,7 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
+use super::overdue::Watch;
 use super::passing::DataSocket;
 use super::ring::RingLink;
 use super::socket::Socket;
@@ -57,6 +58,12 @@ pub(super) struct State {
     pub(super) in_rings: u64,
     /// The number of the first call that was under way when the last link was lost.
     pub(super) base: u64,
+    /// A ring was left in which calls may have been executed or not: nobody knows their numbers any more.
+    pub(super) uncounted: bool,
+    /// The pid of the process if its server's thread has exited and another one goes on.
+    pub(super) leaderless: Option<i32>,
+    /// What is looked at while replies are outstanding.
+    pub(super) watch: Option<Arc<Watch>>,
     /// The link's end is this side's wish.
     pub(super) leaving: bool,
     /// Told when a link has been lost that the process outlives.
@@ -83,6 +90,8 @@ pub(crate) struct Past {
 #[derive(Default)]
 pub(super) struct Lost {
     pub(super) batches: Vec<(Batch, Outcome)>,
+    /// The pid of the process if its server's thread has exited and another one goes on.
+    pub(super) leaderless: Option<i32>,
     /// Who has the process now, if it is lost to somebody.
     pub(super) successor: Option<Successor>,
     /// Dropping it can make a call: not under the lock.
@@ -93,6 +102,11 @@ impl Lost {
     fn new(batches: Vec<Batch>, outcome: Outcome) -> Self {
         let batches = batches.into_iter().map(|batch| (batch, outcome)).collect();
         Self { batches, ..Self::default() }
+    }
+
+    pub(super) fn possibly_executed(batches: Vec<Batch>) -> Self {
+        batches.iter().for_each(Batch::give_up);
+        Self::new(batches, Outcome::PossiblyExecuted)
     }
 
     pub(super) fn extend(&mut self, other: Self) {
@@ -260,7 +274,7 @@ impl State {
             }
             lost.memory = Some(pages);
         }
-        let logged = self.persistent && self.stream.version() > 0;
+        let logged = self.persistent && self.stream.version() > 0 && !self.uncounted;
         // What is of the link can't go on, and others may wait for it to be over. And a program that
         // was executed instead of the server does not keep its log.
         let given_up = self.stream.give_up(|last, batch| {

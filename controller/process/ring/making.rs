@@ -105,7 +105,10 @@ impl Making {
         let (process, address) = (self.process, mapping.address());
         process.rings().insert(address);
         let memory = Arc::new(self.memory.mapped(address, mapping));
-        process.server_fds().ring = bells.to_vec();
+        let before_these = std::mem::replace(&mut process.server_fds().ring, bells.to_vec());
+        // Those of a ring on the same link, which the server has closed.
+        let closed = before_these.into_iter().filter(|bell| !bells.contains(bell));
+        process.ends.take_back(&self.table, closed.collect());
         process.ends.lend(&self.table, &bells);
         process.forget_ring(before);
         process.set_shared(&memory);
