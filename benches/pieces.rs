@@ -118,7 +118,7 @@ fn handshake(criterion: &mut Criterion) {
         token: Token([1, 2]),
         pid: 4711,
         flags: 0,
-        reserved: 0,
+        from: 0,
     };
     group.bench_function("encode", |bencher| bencher.iter(|| black_box(&hello).to_bytes()));
     let answer = Answer {

@@ -13,8 +13,9 @@ use farcall::abi::handshake::{
     ANSWER_SIZE, Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, HELLO_SIZE, Hello,
 };
 use farcall::abi::log::{LOG_HEAD_SIZE, LogHead};
+use farcall::abi::registry::{ENTRY_SIZE, Entry, NAME_SIZE, USER_SIZE};
 use farcall::abi::wire::STREAM_VERSION;
-use farcall::persist::{Attach, Place, flight};
+use farcall::persist::{Attach, Incarnation, Place, State, flight, names_of};
 use nix::errno::Errno;
 
 /// Answers handshakes as a server of another version would, with those bytes, until somebody connects
@@ -125,4 +126,55 @@ fn what_is_no_server_is_not_taken_for_one_of_another_version() {
     };
     let [attached, _] = told(yes.to_bytes().to_vec());
     assert!(attached.contains("ends before its log"), "{attached}");
+}
+
+#[tokio::test]
+async fn names_of_a_server_that_does_not_tell_them_are_read_from_its_memory() {
+    // The server of an older farcall, and its registry: here, in this process.
+    let mut name = [0; NAME_SIZE];
+    name[..4].copy_from_slice(b"left");
+    let entry = Entry {
+        value: 3,
+        state: Entry::TAKEN,
+        kind: 4,
+        details: [3, 0, 0],
+        name,
+        user: [0; USER_SIZE],
+    };
+    let registry = Box::new([entry.to_bytes(), [0; ENTRY_SIZE]]);
+    let busy = Answer {
+        magic: HANDSHAKE_MAGIC,
+        version: HANDSHAKE_VERSION,
+        status: -(Errno::EBUSY as i32),
+        holder_pid: 4711,
+        holder_since: 1,
+        ..Answer::default()
+    };
+    let refuses = Answer { status: -(Errno::EINVAL as i32), ..busy };
+    let mut head = [0; LOG_HEAD_SIZE];
+    for (at, number) in [(24, registry.as_ptr() as u64), (32, 2), (40, 2)] {
+        head[at..at + 8].copy_from_slice(&u64::to_le_bytes(number));
+    }
+    let home = TestHome::new();
+    let socket = home.file("one.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let server = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut hello = [0; HELLO_SIZE];
+            client.read_exact(&mut hello).unwrap();
+            let asks = Hello::from_bytes(&hello).asks_for_names();
+            let answer = if asks { refuses } else { busy };
+            client.write_all(&[&answer.to_bytes()[..], &head].concat()).unwrap();
+        }
+    });
+    let process = Incarnation::of(std::process::id() as i32).unwrap();
+    let state = State { process, holder: None, since: 0, cgroups: Vec::new(), connection: None };
+    std::fs::write(home.file("one.json"), serde_json::to_vec(&state).unwrap()).unwrap();
+    let seen = names_of(&Place::at(&socket), LIMIT).await.unwrap();
+    server.join().unwrap();
+    assert_eq!(seen.holder, Some((Some(4711), 1)));
+    let [left] = seen.names.as_slice() else { panic!("{seen:?}") };
+    assert_eq!((left.name.as_str(), left.size), ("left", Some(3)));
+    drop(registry);
 }

@@ -41,10 +41,10 @@ pub struct Hello {
     pub token: Token,
     /// The controller's pid as it sees it itself: told to others while it holds the process.
     pub pid: i32,
-    /// [`Hello::TAKE_OVER`] and [`Hello::LOG`], or nothing. Other bits must be zero.
+    /// [`Hello::TAKE_OVER`], [`Hello::LOG`] and [`Hello::NAMES`], or nothing. Other bits must be zero.
     pub flags: u32,
-    /// Must be zero.
-    pub reserved: u64,
+    /// With [`Hello::NAMES`] the first byte of the registry that is asked for, else zero.
+    pub from: u64,
 }
 
 /// Bytes of a [`Hello`].
@@ -89,7 +89,7 @@ const _: () = {
     assert!(HELLO_SIZE == 48);
     assert!(core::mem::offset_of!(Hello, token) == 16);
     assert!(core::mem::offset_of!(Hello, pid) == 32);
-    assert!(core::mem::offset_of!(Hello, reserved) == 40);
+    assert!(core::mem::offset_of!(Hello, from) == 40);
     assert!(ANSWER_SIZE == 72);
     assert!(core::mem::offset_of!(Answer, generation) == 24);
     assert!(core::mem::offset_of!(Answer, fds) == 32);
@@ -107,6 +107,16 @@ impl Hello {
     /// of the call log. One without descriptors asks for nothing else, and is answered `-EBADF`, or
     /// `-EBUSY` where another token holds the process.
     pub const LOG: u32 = 1 << 1;
+    /// Only with [`Hello::LOG`]: behind the log follow the registry's entries, from byte
+    /// [`Hello::from`] on, as far as they are in use and the socket takes them.
+    pub const NAMES: u32 = 1 << 2;
+
+    /// Whether it asks for the names, behind the log.
+    #[must_use]
+    pub fn asks_for_names(&self) -> bool {
+        const BOTH: u32 = Hello::LOG | Hello::NAMES;
+        self.flags & BOTH == BOTH
+    }
 
     /// The bytes that travel.
     #[must_use]
@@ -120,7 +130,7 @@ impl Hello {
         put.bytes(&self.token.0[1].to_le_bytes());
         put.bytes(&self.pid.to_le_bytes());
         put.bytes(&self.flags.to_le_bytes());
-        put.bytes(&self.reserved.to_le_bytes());
+        put.bytes(&self.from.to_le_bytes());
         bytes
     }
 
@@ -135,7 +145,7 @@ impl Hello {
             token: Token([u64::from_le_bytes(take.bytes()), u64::from_le_bytes(take.bytes())]),
             pid: i32::from_le_bytes(take.bytes()),
             flags: u32::from_le_bytes(take.bytes()),
-            reserved: u64::from_le_bytes(take.bytes()),
+            from: u64::from_le_bytes(take.bytes()),
         }
     }
 }

@@ -13,9 +13,9 @@ prop_compose! {
         token: [u64; 2],
         pid: i32,
         flags: u32,
-        reserved: u64,
+        from: u64,
     ) -> Hello {
-        Hello { magic, version, stream_version, token: Token(token), pid, flags, reserved }
+        Hello { magic, version, stream_version, token: Token(token), pid, flags, from }
     }
 }
 
@@ -59,7 +59,7 @@ proptest! {
         prop_assert_eq!(u64::from_le_bytes(at(&bytes, 24)), hello.token.0[1]);
         prop_assert_eq!(i32::from_le_bytes(at(&bytes, 32)), hello.pid);
         prop_assert_eq!(u32::from_le_bytes(at(&bytes, 36)), hello.flags);
-        prop_assert_eq!(u64::from_le_bytes(at(&bytes, 40)), hello.reserved);
+        prop_assert_eq!(u64::from_le_bytes(at(&bytes, 40)), hello.from);
     }
 
     #[test]

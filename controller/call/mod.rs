@@ -145,7 +145,8 @@ impl Call {
     }
 
     /// Whether the call may take long: whatever is not known to be quick.
-    pub(crate) fn may_block(&self) -> bool {
+    #[must_use]
+    pub fn may_block(&self) -> bool {
         let word = self.request.word;
         let number = (word & Word::NUMBER) as usize;
         // An argument that says how the call is made, if it is not another call's result.

@@ -52,6 +52,11 @@ constants! {
     LOCK_SH LOCK_EX LOCK_NB LOCK_UN
 }
 
+/// The names that are known.
+pub fn constants() -> impl Iterator<Item = &'static str> {
+    CONSTANTS.iter().map(|(name, _)| *name)
+}
+
 /// The value of a constant.
 pub fn constant(name: &str) -> Option<i64> {
     if name == "NULL" {

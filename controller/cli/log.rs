@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::output::{print, print_json};
+use crate::reach::seconds;
 use crate::{Done, Failure};
 
 /// Shows what a persistent process has executed last, the latest call at the end.
@@ -31,8 +32,8 @@ pub struct LogCommand {
     #[arg(short = 'n', long, value_name = "COUNT")]
     lines: Option<usize>,
     /// Wait so many seconds for a process that is busy with a call
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    timeout: u64,
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    timeout: Duration,
     /// Print one object: name, holder {pid, since} or null, calls (how many there were), controllers
     /// (how many there were) and records, an array of {number, call, args, result, errno, controller,
     /// own}; controller counts them from 1, 0 is who came without a token, null is not known any more;
@@ -70,7 +71,8 @@ struct Row {
 impl LogCommand {
     pub async fn run(self) -> Done {
         let place = Home::find()?.place(&self.name);
-        let flight = flight(&place, Duration::from_secs(self.timeout)).await?;
+        let told = flight(&place, self.timeout).await;
+        let flight = told.map_err(|error| Failure::new(format!("{}: {error}", self.name)))?;
         let head = flight.log.head;
         if head.memory == 0 {
             return Err(Failure::new(format!(
@@ -87,7 +89,7 @@ impl LogCommand {
             let holder = flight.holder.map(|(pid, since)| Holder { pid, since });
             let (name, LogHead { calls, controllers, .. }) = (self.name.to_string(), head);
             print_json(&Report { name, holder, calls, controllers, records: rows })?;
-        } else if rows.is_empty() {
+        } else if rows.is_empty() && self.lines != Some(0) {
             eprintln!("{}: no call is on record", self.name);
         } else {
             print(&text(&flight, &rows))?;

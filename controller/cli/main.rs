@@ -11,9 +11,11 @@ mod log;
 mod names;
 mod output;
 mod progress;
+mod reach;
 mod restore;
 mod start;
 mod stop;
+mod suggest;
 mod torture;
 mod upgrade;
 

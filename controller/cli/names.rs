@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
-use farcall::persist::{Attach, Home, Kind, Name, Named, Resource, Sameness, Unclaimed};
+use farcall::persist::{
+    Home, Kind, Name, NameSeen, Named, NamesSeen, Resource, Sameness, Unclaimed, names_of,
+};
 use farcall::{Error, Process};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::output::{columns, print, warn};
+use crate::reach::Reach;
 use crate::{Done, Failure};
 
 /// Shows what a persistent process keeps under names, and whether it is still what got the name.
@@ -20,6 +22,9 @@ use crate::{Done, Failure};
 /// unmapped, and a child or bytes lose their name.
 ///
 /// With --release, --forget or --close-unclaimed it is told what was done, and nothing is listed.
+///
+/// While another controller holds the process, it is asked and goes on; whether descriptors and children
+/// are still the same is looked up in /proc then, and nothing can be given up.
 #[derive(Args)]
 pub struct Names {
     /// The process
@@ -36,22 +41,14 @@ pub struct Names {
     /// Take the name away and leave what has it as it is; may be repeated
     #[arg(long, value_name = "RESOURCE")]
     forget: Vec<String>,
-    /// Take the process over if another controller holds it; what it is blocked in is interrupted
-    #[arg(long)]
-    take_over: bool,
-    /// How long to wait for a process that is busy with a call of its last controller
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
-    timeout: Duration,
-    /// Print {"names", "unclaimed"} instead of text, each an array of objects: name, kind, number,
-    /// pid, address, size, now, state, reason; and number, now. Of what was done it is {"released",
-    /// "forgotten", "closed"}. What is not known, was not asked for or has no meaning is null
+    #[command(flatten)]
+    reach: Reach,
+    /// Print {"names", "unclaimed", "holder"} instead of text: two arrays of objects, with name, kind,
+    /// number, pid, address, size, now, state, reason, and with number, now; and {pid, since} of another
+    /// controller that holds the process. Of what was done it is {"released", "forgotten", "closed"}.
+    /// What is not known, was not asked for or has no meaning is null
     #[arg(long)]
     json: bool,
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "it is not a number".to_owned())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 #[derive(Default, Serialize)]
@@ -83,16 +80,21 @@ impl From<Unclaimed> for Nameless {
 
 impl Names {
     pub async fn run(self) -> Done {
-        let mut attach = Attach::default().timeout(self.timeout);
-        if self.take_over {
-            attach = attach.take_over();
-        }
-        let process = attach.to(Home::find()?.place(&self.name)).await?;
-        let told = if self.close_unclaimed || !(self.release.is_empty() && self.forget.is_empty()) {
-            self.change(&process).await?
-        } else {
-            self.list(&process).await?
+        let place = Home::find()?.place(&self.name);
+        let changes = self.close_unclaimed || !(self.release.is_empty() && self.forget.is_empty());
+        let process = match self.reach.attach(&place).await {
+            Ok(process) => process,
+            Err(Error::Held { .. } | Error::Inherited { .. })
+                if !changes && !self.unclaimed && !self.reach.wait =>
+            {
+                let seen = names_of(&place, self.reach.timeout()).await;
+                let seen = seen.map_err(|error| self.reach.explain(&self.name, &place, error))?;
+                print(&self.seen(seen)?)?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(error) => return Err(self.reach.explain(&self.name, &place, error)),
         };
+        let told = if changes { self.change(&process).await? } else { self.list(&process).await? };
         process.prepare_for_reconnect().await?;
         warn(&process);
         print(&told)?;
@@ -110,7 +112,7 @@ impl Names {
             None
         };
         if self.json {
-            return line(&json!({ "names": rows, "unclaimed": unclaimed }));
+            return line(&json!({ "names": rows, "unclaimed": unclaimed, "holder": null }));
         }
         let unclaimed = unclaimed.unwrap_or_default();
         if rows.is_empty() && unclaimed.is_empty() {
@@ -119,6 +121,23 @@ impl Names {
             return Ok(String::new());
         }
         Ok(table(&rows, &unclaimed))
+    }
+
+    /// What a process tells that another controller holds.
+    fn seen(&self, seen: NamesSeen) -> Result<String, Failure> {
+        let rows: Vec<Row> = seen.names.into_iter().map(Row::from).collect();
+        if self.json {
+            let holder = seen.holder.map(|(pid, since)| json!({ "pid": pid, "since": since }));
+            return line(&json!({ "names": rows, "unclaimed": null, "holder": holder }));
+        }
+        let pid = seen.holder.and_then(|(pid, _)| pid);
+        let by = pid.map_or("another controller".into(), |pid| format!("pid {pid}"));
+        eprintln!("{}: held by {by}, which goes on", self.name);
+        if rows.is_empty() {
+            eprintln!("{}: nothing has a name", self.name);
+            return Ok(String::new());
+        }
+        Ok(table(&rows, &[]))
     }
 
     /// Gives up what is to be given up, in the order of the options in the help text.
@@ -175,13 +194,35 @@ fn told(now: Option<&str>) -> String {
     now.map_or(String::new(), |now| format!(" ({})", plain(now)))
 }
 
-async fn row(process: &Process, named: Named) -> Result<Row, Failure> {
-    let Named { name, kind, what, state } = named;
-    let (state, reason) = match state {
+/// A state in a word, and why it is that.
+fn judged(state: Sameness) -> (&'static str, Option<String>) {
+    match state {
         Sameness::Same => ("same", None),
         Sameness::Unverified(why) => ("unverified", Some(why.to_owned())),
         Sameness::Changed(why) => ("changed", Some(why)),
-    };
+    }
+}
+
+impl From<NameSeen> for Row {
+    fn from(seen: NameSeen) -> Self {
+        let NameSeen { name, kind, value, size, now, state } = seen;
+        let (state, reason) = judged(state);
+        let size = size.and_then(|size| usize::try_from(size).ok());
+        let mut row = Self { name, now, size, state, reason, ..Self::default() };
+        match kind {
+            Kind::Fd => (row.kind, row.number) = ("fd", Some(value as i32)),
+            Kind::Child => (row.kind, row.pid) = ("child", Some(value as i32)),
+            Kind::Mapping => (row.kind, row.address) = ("memory", Some(value)),
+            Kind::Bytes => row.kind = "bytes",
+            _ => row.kind = "unknown",
+        }
+        row
+    }
+}
+
+async fn row(process: &Process, named: Named) -> Result<Row, Failure> {
+    let Named { name, kind, what, state } = named;
+    let (state, reason) = judged(state);
     let mut row = Row { name, state, reason, ..Row::default() };
     // The number that is left where the resource is not there any more.
     let left = match what {

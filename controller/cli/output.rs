@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, ErrorKind, StdoutLock, Write};
 
 use farcall::Process;
+use nix::libc;
 use serde::Serialize;
 
 use crate::Failure;
@@ -26,8 +27,36 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(&format!("{}\n", serde_json::to_string(value)?))
 }
 
-/// Lines of a table, its header the first, with columns to the left or to the right.
+/// Lines of a table, its header the first, with columns to the left or to the right. On a terminal that
+/// is too narrow for it each line becomes a list.
 pub fn columns<const N: usize>(lines: &[[String; N]], left: [bool; N]) -> String {
+    let table = table(lines, left);
+    let widest = table.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    match terminal_width() {
+        Some(width) if width < widest => lists(lines),
+        _ => table,
+    }
+}
+
+/// A line for each cell, behind the header's word for it.
+fn lists<const N: usize>(lines: &[[String; N]]) -> String {
+    let [header, rows @ ..] = lines else { return String::new() };
+    let width = header.iter().map(|word| word.chars().count()).max().unwrap_or(0);
+    let list = |row: &[String; N]| -> String {
+        header.iter().zip(row).map(|(word, cell)| format!("{word:<width$}  {cell}\n")).collect()
+    };
+    rows.iter().map(list).collect::<Vec<_>>().join("\n")
+}
+
+/// The columns of the terminal that is standard output, if it is one and says so.
+pub fn terminal_width() -> Option<usize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request fills such a structure, or nothing where there is no terminal.
+    let told = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    Some(usize::from(size.ws_col)).filter(|width| told == 0 && *width > 0)
+}
+
+fn table<const N: usize>(lines: &[[String; N]], left: [bool; N]) -> String {
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
     let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
     lines.iter().fold(String::new(), |mut text, line| {

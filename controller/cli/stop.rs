@@ -4,12 +4,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use farcall::persist::{Attach, Files, Home, Incarnation, Name, Place, State};
-use farcall::{Error, Process};
+use farcall::Error;
+use farcall::persist::{Condition, Files, Home, Incarnation, Name, Place, State};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::output::{print, print_json, warn};
+use crate::reach::Reach;
 use crate::{Done, Failure};
 
 /// Ends a persistent process and removes its socket, and its cgroup if it was started with one.
@@ -19,11 +20,10 @@ use crate::{Done, Failure};
 pub struct Stop {
     /// Its name
     name: Name,
-    /// Take the process over if another controller holds it; what it is blocked in is interrupted
-    #[arg(long)]
-    take_over: bool,
+    #[command(flatten)]
+    reach: Reach,
     /// Send SIGKILL instead of attaching: for a process that can't be taken over either
-    #[arg(long, conflicts_with = "take_over")]
+    #[arg(long, conflicts_with_all = ["take_over", "wait", "timeout"])]
     kill: bool,
     /// Print {"name", "pid", "stopped"} instead of text; "stopped" is false if it was gone already
     #[arg(long)]
@@ -84,18 +84,11 @@ impl Stop {
 
     /// Lets the process exit. False: it was gone.
     async fn exit(&self, place: &Place, files: &Files, alive: bool) -> Result<bool, Failure> {
-        let attach = if self.take_over { Attach::default().take_over() } else { Attach::default() };
-        let process: Process = match attach.to(place.clone()).await {
+        let process = match self.reach.attach(place).await {
             Ok(process) => process,
             // Only a socket that refuses connections belongs to nobody.
             Err(Error::Attach { .. }) if !alive && files.is_left_behind() => return Ok(false),
-            Err(error) => {
-                return Err(Failure::new(format!(
-                    "{error}\n  `farcall stop --take-over {0}` takes it over first, and \
-                     `farcall stop --kill {0}` ends it all the same",
-                    self.name
-                )));
-            }
+            Err(error) => return Err(self.reach.explain(&self.name, place, error)),
         };
         warn(&process);
         process.exit(0).await?;
@@ -147,7 +140,10 @@ pub async fn until_gone(process: &Incarnation, limit: Duration) -> Result<(), Fa
     let end = Instant::now() + limit;
     while process.is_alive() {
         if Instant::now() > end {
-            return Err(Failure::new(format!("pid {} does not end", process.pid)));
+            let pid = process.pid;
+            let condition = Condition::of(pid).unwrap_or(Condition::Unknown);
+            let advice = condition.advice(pid).map_or(String::new(), |what| format!(": {what}"));
+            return Err(Failure::new(format!("pid {pid} does not end: it is {condition}{advice}")));
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

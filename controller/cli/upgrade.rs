@@ -1,17 +1,18 @@
 //! `farcall upgrade`: another server image for a process that goes on.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
 use farcall::image::{IMAGE, table_of};
-use farcall::persist::{Attach, Home, Name};
+use farcall::persist::{Home, Name};
 use serde_json::{Value, json};
 
 use crate::image::sha256;
 use crate::output::{print, print_json, warn};
+use crate::reach::Reach;
 use crate::{Done, Failure};
 
 /// Lets a persistent process go on as the server image of this farcall, or as another one.
@@ -21,17 +22,13 @@ use crate::{Done, Failure};
 /// of that farcall, writes an image.
 #[derive(Args)]
 pub struct Upgrade {
-    /// Take the process over if another controller holds it; what it is blocked in is interrupted
-    #[arg(long)]
-    take_over: bool,
+    #[command(flatten)]
+    reach: Reach,
     /// The process
     name: Name,
-    /// The image, instead of this farcall's own
+    /// The image, instead of this farcall's own; with '-' from standard input
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// Wait so many seconds for a process that is busy with a call
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-    timeout: u64,
     /// Print {"name", "pid", "upgraded", "from", "to"} instead of text; from and to are {"version",
     /// "size", "sha256"}, and upgraded is false if it ran that image already
     #[arg(long)]
@@ -60,18 +57,29 @@ impl Described {
     }
 }
 
+/// What is in a file, or comes from standard input.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    if path != Path::new("-") {
+        return fs::read(path);
+    }
+    let mut bytes = Vec::new();
+    io::stdin().take(MOST).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// More bytes than an image can have.
+const MOST: u64 = 1 << 20;
+
 impl Upgrade {
     pub async fn run(self) -> Done {
         let image = match &self.image {
-            Some(path) => fs::read(path).map_err(|error| self.cannot_use(error))?,
+            Some(path) => read(path).map_err(|error| self.cannot_use(error))?,
             None => IMAGE.to_vec(),
         };
         let to = Described::of(&image).map_err(|error| self.cannot_use(error))?;
-        let mut attach = Attach::default().timeout(Duration::from_secs(self.timeout));
-        if self.take_over {
-            attach = attach.take_over();
-        }
-        let process = attach.to(Home::find()?.place(&self.name)).await?;
+        let place = Home::find()?.place(&self.name);
+        let attached = self.reach.attach(&place).await;
+        let process = attached.map_err(|error| self.reach.explain(&self.name, &place, error))?;
         let from = Described::of(&process.read_image().await?)?;
         let upgraded = from.sha256 != to.sha256;
         if upgraded {

@@ -11,6 +11,6 @@ pub(crate) use fd::close_others;
 pub use fd::{Fd, FdTable};
 pub(crate) use lent::Lent;
 pub use mapping::{AddressSpace, Mapping};
-pub(crate) use registry::{Kept, Registry, Slots, Tag, Unready, kind};
+pub(crate) use registry::{Kept, Registry, Slots, Tag, Unready, kind, taken_in};
 pub(crate) use spare::Spare;
 pub(crate) use stack::{GUARD, Stack};

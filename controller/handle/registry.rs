@@ -181,26 +181,7 @@ impl Registry {
 
     /// What lies in its first entries.
     pub(crate) fn read(&self, bytes: &[u8]) {
-        let (entries, _) = bytes.as_chunks::<ENTRY_SIZE>();
-        let mut taken = BTreeMap::new();
-        let mut slot = 0;
-        while let Some(bytes_of) = entries.get(slot) {
-            let entry = Entry::from_bytes(bytes_of);
-            let size = if entry.state == Entry::TAKEN { Kept::size(&entry) } else { 1 };
-            // What claims more than there is has what there is.
-            let end = usize::try_from(size).map_or(entries.len(), |size| slot.saturating_add(size));
-            let behind = entries.get(slot + 1..end.min(entries.len())).unwrap_or_default();
-            if entry.state == Entry::TAKEN {
-                let parts = behind.iter().map(|entry| &entry[ENTRY_SIZE - PART..]);
-                let mut bytes: Vec<u8> = parts.flatten().copied().collect();
-                if entry.kind == kind::BYTES {
-                    bytes.truncate(usize::try_from(entry.details[0]).unwrap_or(usize::MAX));
-                }
-                taken.insert(slot as u64, Kept { entry, bytes });
-            }
-            slot += 1 + behind.len();
-        }
-        self.lock().taken = Some(taken);
+        self.lock().taken = Some(taken_in(bytes));
     }
 
     /// What is in it.
@@ -246,6 +227,30 @@ impl Registry {
         state.used = state.used.max(end);
         Ok(Slots { registry: self.clone(), first, count, names: names.to_vec() })
     }
+}
+
+/// What is taken in these first entries of a registry.
+pub(crate) fn taken_in(bytes: &[u8]) -> BTreeMap<u64, Kept> {
+    let (entries, _) = bytes.as_chunks::<ENTRY_SIZE>();
+    let mut taken = BTreeMap::new();
+    let mut slot = 0;
+    while let Some(bytes_of) = entries.get(slot) {
+        let entry = Entry::from_bytes(bytes_of);
+        let size = if entry.state == Entry::TAKEN { Kept::size(&entry) } else { 1 };
+        // What claims more than there is has what there is.
+        let end = usize::try_from(size).map_or(entries.len(), |size| slot.saturating_add(size));
+        let behind = entries.get(slot + 1..end.min(entries.len())).unwrap_or_default();
+        if entry.state == Entry::TAKEN {
+            let parts = behind.iter().map(|entry| &entry[ENTRY_SIZE - PART..]);
+            let mut bytes: Vec<u8> = parts.flatten().copied().collect();
+            if entry.kind == kind::BYTES {
+                bytes.truncate(usize::try_from(entry.details[0]).unwrap_or(usize::MAX));
+            }
+            taken.insert(slot as u64, Kept { entry, bytes });
+        }
+        slot += 1 + behind.len();
+    }
+    taken
 }
 
 impl State {

@@ -81,7 +81,7 @@ impl Attach {
     pub async fn to(self, place: Place) -> Result<Process> {
         let sockets = Sockets::new()?;
         let token = random_token()?;
-        let how = Manner { token, take_over: self.take_over };
+        let how = Manner { take_over: self.take_over, ..Manner::again(token) };
         let Heard { hold, log, standing } = meet(&place, how, &sockets, self.timeout).await?;
         let Sockets { stream, data, stream_there, data_there } = sockets;
         // A copy here would hide the process's end from the connection.

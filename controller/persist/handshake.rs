@@ -13,6 +13,16 @@ use crate::abi::wire::{STREAM_VERSION, Spares};
 /// the log. With `take_over` it is meant also where another controller holds the process.
 #[must_use]
 pub fn hello(token: Token, take_over: bool) -> [u8; HELLO_SIZE] {
+    Hello { flags: Hello::LOG | if take_over { Hello::TAKE_OVER } else { 0 }, ..own(token) }
+        .to_bytes()
+}
+
+/// The same, which asks as well for the names from that byte of the registry on.
+pub(super) fn asking_for_names(token: Token, from: u64) -> [u8; HELLO_SIZE] {
+    Hello { flags: Hello::LOG | Hello::NAMES, from, ..own(token) }.to_bytes()
+}
+
+fn own(token: Token) -> Hello {
     Hello {
         magic: HANDSHAKE_MAGIC,
         version: HANDSHAKE_VERSION,
@@ -20,10 +30,9 @@ pub fn hello(token: Token, take_over: bool) -> [u8; HELLO_SIZE] {
         token,
         // Pids are below 2^22.
         pid: std::process::id() as i32,
-        flags: Hello::LOG | if take_over { Hello::TAKE_OVER } else { 0 },
-        reserved: 0,
+        flags: 0,
+        from: 0,
     }
-    .to_bytes()
 }
 
 /// What an answer says.

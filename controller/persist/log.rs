@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::attach::refused;
 use super::handshake::Hold;
 use super::home::Place;
-use super::meet::{Heard, ask};
+use super::meet::{Heard, ask, deadline};
 use crate::call::Result;
 use crate::process::{Process, random_token};
 use crate::runtime;
@@ -31,7 +29,7 @@ pub struct Flight {
 /// not answer within `timeout`: a process that is blocked in a call answers when that has returned.
 pub async fn flight(place: &Place, timeout: Duration) -> Result<Flight> {
     runtime::check()?;
-    let Heard { hold, log, .. } = ask(place, random_token()?, Instant::now() + timeout).await?;
+    let Heard { hold, log, .. } = ask(place, random_token()?, deadline(timeout)).await?;
     let holder = match hold {
         Hold::Nobody { .. } => None,
         Hold::Theirs { pid, since } => Some((pid, since)),

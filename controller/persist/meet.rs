@@ -20,7 +20,7 @@ use super::condition::why_silent;
 use super::handshake::{self, Hold};
 use super::home::Place;
 use super::target::Standing;
-use crate::abi::handshake::{ANSWER_SIZE, Token};
+use crate::abi::handshake::{ANSWER_SIZE, HELLO_SIZE, Token};
 use crate::abi::log::{LOG_HEAD_SIZE, LOG_SIZE};
 use crate::call::{Error, Result};
 use crate::descriptor::off_standard_streams;
@@ -34,8 +34,18 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How often a handshake is tried again that was closed.
 const TRIES: u32 = 4;
 
+/// The most bytes of an answer with all that may be behind it.
+const MOST: usize = 16 << 20;
+
 /// How long to wait before the next try, where there is nothing to wait for.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
+
+/// The instant that is so far away, or so far that nobody waits for it.
+pub(super) fn deadline(timeout: Duration) -> Instant {
+    /// Instants can't be told for all of time.
+    const FAR: Duration = Duration::from_secs(10 * 365 * 86_400);
+    Instant::now() + timeout.min(FAR)
+}
 
 /// As whom to come, and how.
 #[derive(Clone, Copy)]
@@ -43,12 +53,21 @@ pub(super) struct Manner {
     pub(super) token: Token,
     /// Whoever else holds the process loses it.
     pub(super) take_over: bool,
+    /// The byte of the registry from which on it is to be told.
+    pub(super) names: Option<u64>,
 }
 
 impl Manner {
     /// As the controller that holds the process, or held it last.
     pub(super) fn again(token: Token) -> Self {
-        Self { token, take_over: false }
+        Self { token, take_over: false, names: None }
+    }
+
+    fn hello(self) -> [u8; HELLO_SIZE] {
+        match self.names {
+            Some(from) => handshake::asking_for_names(self.token, from),
+            None => handshake::hello(self.token, self.take_over),
+        }
     }
 }
 
@@ -70,7 +89,7 @@ pub(super) async fn meet(
     timeout: Duration,
 ) -> Result<Heard> {
     let begin = Instant::now();
-    let end = begin + timeout;
+    let end = deadline(timeout);
     let mut tries = TRIES;
     loop {
         let heard = meet_once(place, how, sockets, end).await?;
@@ -157,7 +176,7 @@ fn say_hello(
             format!("it belongs to uid {}: only that user, or root, may attach", owner.uid()),
         ));
     }
-    let hello = handshake::hello(how.token, how.take_over);
+    let hello = how.hello();
     let rights = [ControlMessage::ScmRights(fds)];
     // A fresh socket's buffer takes it as a whole.
     let sent = sendmsg::<()>(
@@ -177,11 +196,33 @@ fn say_hello(
 /// Asks, without attaching, who holds the process and what it has executed last. Waits until the
 /// server has time to answer.
 pub(super) async fn ask(place: &Place, token: Token, end: Instant) -> Result<Heard> {
+    asked(place, Manner::again(token), end, read_answer).await.map(heard)
+}
+
+/// Asks for the registry from that byte on. What comes is an answer, the log, and a part of the registry,
+/// of which the first byte may be the last; nothing if the server closes the connection.
+pub(super) async fn ask_for_names(
+    place: &Place,
+    token: Token,
+    from: u64,
+    end: Instant,
+) -> Result<Vec<u8>> {
+    let how = Manner { names: Some(from), ..Manner::again(token) };
+    asked(place, how, end, read_to_the_end).await.map(io::Result::unwrap_or_default)
+}
+
+/// Sends a handshake without descriptors, and reads what is answered; again if that fails.
+async fn asked<T>(
+    place: &Place,
+    how: Manner,
+    end: Instant,
+    read: impl AsyncFn(&UnixStream) -> io::Result<T>,
+) -> Result<io::Result<T>> {
     let mut tries = TRIES;
     loop {
         let (client, _) = connect_to(place, end).await?;
-        let answered = match say_hello(place, Manner::again(token), &[], client)? {
-            Some(client) => timeout_at(end, read_answer(&client)).await,
+        let answered = match say_hello(place, how, &[], client)? {
+            Some(client) => timeout_at(end, read(&client)).await,
             None => Ok(Err(io::ErrorKind::BrokenPipe.into())),
         };
         match answered {
@@ -189,10 +230,28 @@ pub(super) async fn ask(place: &Place, token: Token, end: Instant) -> Result<Hea
                 tries -= 1;
                 sleep(PAUSE).await;
             }
-            Ok(answered) => return Ok(heard(answered)),
+            Ok(answered) => return Ok(answered),
             Err(_) => return Err(no_answer(place)),
         }
     }
+}
+
+/// All that comes, of which a server sends no more at once than fits into a socket.
+async fn read_to_the_end(stream: &UnixStream) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while bytes.len() < MOST {
+        stream.readable().await?;
+        match stream.try_read_buf(&mut bytes) {
+            Ok(0) if bytes.len() < ANSWER_SIZE => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // It has closed the socket with bytes of ours unread.
+            Err(error) if bytes.len() < ANSWER_SIZE => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(bytes)
 }
 
 fn no_answer(place: &Place) -> Error {

@@ -32,6 +32,8 @@ pub use home::{Files, Home, Name, Place, Reserved, State};
 pub use incarnation::Incarnation;
 pub use log::{Flight, flight};
 pub use make::SharedMemory;
-pub use names::{Kind, MAX_BYTES, Named, Resource, Sameness, Unclaimed};
+pub use names::{
+    Kind, MAX_BYTES, NameSeen, Named, NamesSeen, Resource, Sameness, Unclaimed, names_of,
+};
 pub use target::Target;
 pub use warning::Warning;

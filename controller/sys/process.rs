@@ -191,7 +191,7 @@ pub(crate) fn pid_of_siginfo(info: &[u8]) -> i32 {
 
 impl WaitStatus {
     /// From the status that wait(2) gives, and PIDFD_GET_INFO.
-    pub(super) fn from_wait(status: i32) -> Self {
+    pub(crate) fn from_wait(status: i32) -> Self {
         match status & 0x7f {
             0 => Self::Exited(status >> 8 & 0xff),
             signal => Self::Signaled { signal, core_dumped: status & 0x80 != 0 },

@@ -17,7 +17,8 @@ use farcall_abi::handshake::{
     ANSWER_SIZE, HANDSHAKE_MAGIC, HANDSHAKE_V0_SIZE, HANDSHAKE_VERSION, HELLO_SIZE, Hello, MAX_FDS,
     MIN_FDS, Token,
 };
-use farcall_abi::log::{LOG_HEAD_SIZE, LOG_SIZE, PAST, Tenure};
+use farcall_abi::log::{LOG_HEAD_SIZE, LOG_SIZE, LogHead, PAST, Tenure};
+use farcall_abi::registry::ENTRY_SIZE;
 use farcall_abi::wire::{LOG_OFFSET, Spares};
 
 use crate::arch;
@@ -403,8 +404,13 @@ impl Server {
     fn judge(&self) -> i64 {
         let hello = &self.pending.hello;
         // Zeros are no token: they stand for the controllers that have none.
-        let reserved = u64::from(hello.flags & !(Hello::TAKE_OVER | Hello::LOG)) | hello.reserved;
         let takes_over = hello.flags & Hello::TAKE_OVER != 0;
+        let known = Hello::TAKE_OVER | Hello::LOG;
+        let (known, from) = match hello.asks_for_names() {
+            true => (known | Hello::NAMES, 0),
+            false => (known, hello.from),
+        };
+        let reserved = u64::from(hello.flags & !known) | from;
         if hello.magic != HANDSHAKE_MAGIC || reserved != 0 || hello.token == Token([0; 2]) {
             EINVAL
         } else if hello.version != HANDSHAKE_VERSION {
@@ -423,6 +429,8 @@ impl Server {
         self.answer.fds = [-1; MAX_FDS];
         self.answer.spares = 0;
         let asks = self.pending.hello.flags & Hello::LOG != 0;
+        let names = self.pending.hello.asks_for_names();
+        let from = self.pending.hello.from;
         if status == 0 && !self.pending.counts() {
             status = EBADF;
         }
@@ -442,6 +450,12 @@ impl Server {
             self.reply((&raw const self.state.log).cast(), LOG_HEAD_SIZE);
             if self.state.log.memory != 0 {
                 self.reply((self.state.log.memory as *const u8).wrapping_add(LOG_OFFSET), LOG_SIZE);
+            }
+            if names {
+                // Only the kernel looks there: a controller may have named any place.
+                let LogHead { registry, used, .. } = self.state.log;
+                let size = used.wrapping_mul(ENTRY_SIZE as u64).saturating_sub(from);
+                self.reply(registry.wrapping_add(from) as *const u8, size as usize);
             }
         }
         if status == 0 {

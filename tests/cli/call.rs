@@ -243,7 +243,7 @@ fn a_call_into_a_process_that_another_controller_holds_names_that_one() {
 }
 
 #[test]
-fn a_call_that_blocks_can_be_ended_with_the_process_only() {
+fn a_process_that_is_blocked_can_be_ended_by_force() {
     let test = TestHome::new();
     let pid = start(&test, "one");
     let call = Running::start(&mut farcall(&test, &["call", "one", "pause"]));
@@ -255,4 +255,34 @@ fn a_call_that_blocks_can_be_ended_with_the_process_only() {
     let ran = call.finish();
     assert_eq!(ran.status.code(), Some(1), "{ran:?}");
     assert!(ran.stderr.contains("pause did not return"), "{ran:?}");
+}
+
+#[test]
+fn what_is_no_name_and_no_number_is_told_as_what_it_is() {
+    let test = TestHome::new();
+    start(&test, "one");
+    for (call, told) in [
+        ("openta", "did you mean openat"),
+        ("raed", "did you mean read"),
+        ("recv", "recvfrom"),
+        ("xyzzy", "xyzzy is no system call of this architecture\n"),
+        ("999999", "999999 is too large"),
+        ("99999999999999999999999", "is too large"),
+        ("12monkeys", "neither the number of a system call nor the name"),
+    ] {
+        let message = fail(&test, 2, &["call", "one", call]);
+        assert!(message.contains(told), "{call}: {message}");
+    }
+    for (argument, told) in [
+        ("O_RDOLNY", "did you mean O_RDONLY?"),
+        ("O_RDWR|O_CLOEXCE", "did you mean O_CLOEXEC?"),
+        ("18446744073709551616", "18446744073709551616 is too large"),
+        ("-9223372036854775809", "is too large"),
+        ("0x10000000000000000", "is too large"),
+        ("O_RDONLY|18446744073709551616", "18446744073709551616 is too large"),
+        ("@2147483648", "up to 2^30"),
+    ] {
+        let message = fail(&test, 2, &["call", "one", "umask", argument]);
+        assert!(message.contains(told), "{argument}: {message}");
+    }
 }

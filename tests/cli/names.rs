@@ -1,15 +1,15 @@
 //! `farcall names`.
 
 use farcall::Process;
-use farcall::persist::{Home, Name, attach};
+use farcall::persist::{Home, Kind, Name, Sameness, attach, names_of};
 use farcall::sys::Sysno;
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
-use super::command::{Running, fail, farcall, keys, start, succeed, succeed_json};
-use crate::common::{Role, TestHome, blocked_in, hear, role, tell, until};
+use super::command::{Running, fail, farcall, keys, run, start, succeed, succeed_json};
+use crate::common::{LIMIT, Role, TestHome, blocked_in, hear, role, tell, until};
 
 /// Does something as a controller of the process of that name, and lets go of it.
 fn control(test: &TestHome, name: &str, what: impl AsyncFnOnce(&Process)) {
@@ -55,7 +55,8 @@ fn what_has_a_name_is_shown_and_whether_it_is_still_that() {
     start(&test, "one");
     keep(&test, "one");
     let listed = succeed_json(&test, &["names", "one", "--json"]);
-    assert_eq!(keys(&listed), ["names", "unclaimed"]);
+    assert_eq!(keys(&listed), ["holder", "names", "unclaimed"]);
+    assert_eq!(listed["holder"], Value::Null);
     assert_eq!(listed["unclaimed"], Value::Null);
     let rows = listed["names"].as_array().unwrap();
     let all: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
@@ -144,7 +145,7 @@ fn names_are_released_and_forgotten() {
     // It stays open when it is forgotten.
     assert_eq!(succeed(&test, &["call", "one", "fcntl", &log, "F_GETFD"]), "1\n");
     let listed = succeed_json(&test, &["names", "one", "--json"]);
-    assert_eq!(listed, json!({ "names": [], "unclaimed": null }));
+    assert_eq!(listed, json!({ "names": [], "unclaimed": null, "holder": null }));
     let ran = super::command::run(&test, &["names", "one"]);
     assert_eq!((ran.status.code(), ran.stdout.as_str()), (Some(0), ""));
     assert!(ran.stderr.contains("nothing has a name"), "{ran:?}");
@@ -178,9 +179,20 @@ fn who_holds_the_process_is_told_and_can_be_taken_over_from() {
     let test = TestHome::new();
     start(&test, "one");
     keep(&test, "one");
+    let before = succeed_json(&test, &["names", "one", "--json"]);
+    let table = succeed(&test, &["names", "one"]);
     let mut holder = Role::start(TEST, test.path());
     assert_eq!(holder.told(), "attached");
-    for arguments in [&["names", "one"][..], &["names", "one", "--json", "--release", "log"]] {
+    // It is only asked, and its holder goes on. All is known of it that was known before.
+    let seen = succeed_json(&test, &["names", "one", "--json"]);
+    assert_eq!(seen["holder"]["pid"], holder.pid());
+    assert_eq!(seen["names"], before["names"]);
+    let ran = run(&test, &["names", "one"]);
+    assert!(ran.stderr.contains(&format!("one: held by pid {}", holder.pid())), "{ran:?}");
+    assert_eq!(ran.stdout, table);
+    for arguments in
+        [&["names", "one", "--unclaimed"][..], &["names", "one", "--json", "--release", "log"]]
+    {
         let error = fail(&test, 1, arguments);
         assert!(error.contains(&format!("held by pid {}", holder.pid())), "{error}");
     }
@@ -218,4 +230,40 @@ fn a_process_that_is_busy_is_waited_for_as_long_as_is_said() {
     assert!(error.contains("one.sock"), "{error}");
     let listed = succeed_json(&test, &["names", "one", "--take-over", "--json"]);
     assert_eq!(listed["names"], json!([]));
+}
+
+#[test]
+fn names_of_any_size_are_read_while_a_controller_is_attached() {
+    let test = TestHome::new();
+    let pid = start(&test, "one");
+    let names: Vec<String> = (0..10).map(|n| format!("bytes {n}")).collect();
+    let size = |n: usize| 60_000 + n;
+    control(&test, "one", async |process| {
+        for (n, name) in names.iter().enumerate() {
+            process.keep_bytes(name, &vec![n as u8; size(n)]).await.unwrap();
+        }
+        let fd = process.openat(None, "/dev/null", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+        process.keep_fd("null", &fd).await.unwrap();
+        let place = test.home.place(&"one".parse().unwrap());
+        let seen = names_of(&place, LIMIT).await.unwrap();
+        assert_eq!(seen.holder.unwrap().0, Some(std::process::id() as i32));
+        let told: Vec<&str> = seen.names.iter().map(|name| name.name.as_str()).collect();
+        assert_eq!(told[..10], names.iter().map(String::as_str).collect::<Vec<_>>());
+        for (n, name) in seen.names[..10].iter().enumerate() {
+            assert_eq!((name.size, &name.kind), (Some(size(n) as u64), &Kind::Bytes));
+        }
+        let null = &seen.names[10];
+        assert_eq!((null.name.as_str(), null.state.clone()), ("null", Sameness::Same));
+        // Something else has its number: that is seen in the process's /proc.
+        let number = null.value as i32;
+        let stolen = process.openat(None, "/", OFlag::O_PATH, Mode::empty()).await.unwrap();
+        let args = [stolen.number() as u64, number as u64, 0, 0, 0, 0];
+        process.syscall(Sysno::dup3, args).await.unwrap();
+        let null = names_of(&place, LIMIT).await.unwrap().names.swap_remove(10);
+        assert!(matches!(null.state, Sameness::Changed(_)), "{null:?}");
+        assert_eq!(null.now.as_deref(), Some("/"));
+        assert_eq!(process.getpid().await.unwrap(), pid);
+        process.forget("null").await.unwrap();
+        let _ = (fd.into_raw(), stolen.into_raw());
+    });
 }

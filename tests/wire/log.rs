@@ -485,7 +485,7 @@ fn whoever_asks_is_told_and_who_brings_no_descriptors_changes_nothing() {
     let open = process.server.fds();
     let ends = Ends::new();
     let mut wrong = asking(&OTHER, 0, 1);
-    wrong[36] |= 4;
+    wrong[36] |= 8;
     let cases = [
         (ask(&TOKEN, &[]), libc::EBADF),
         (ask(&OTHER, &[]), libc::EBUSY),

@@ -4,11 +4,11 @@ use std::sync::atomic::Ordering;
 
 use nix::libc;
 
-use crate::client::{Attached, OTHER, TOKEN, attach};
+use crate::client::{Attached, Client, OTHER, TOKEN, attach};
 use crate::ring::{FLUSH, LINK, Ring, SIZE};
 use crate::ring_random::{Random, confine};
 use crate::server::{Persistent, Server};
-use crate::stream::{KEEP, OP, REGISTRY, SERVE, Stream, UNKNOWN, request};
+use crate::stream::{KEEP, OP, REGISTRY, SERVE, Stream, UNKNOWN, read_up_to, request};
 use crate::vectors;
 
 const REF0: u64 = 1 << 35;
@@ -552,4 +552,39 @@ fn random_bytes_all_over_a_ring_leave_the_registry_as_it_is() {
     drop((attached, ring));
     let Attached { stream, .. } = attach(&process.path, &OTHER);
     assert!(registry.entries(&stream) == before, "the registry has changed");
+}
+
+#[test]
+fn whoever_asks_is_told_the_registry_from_the_byte_on_that_it_names() {
+    let (process, attached, registry) = with_a_registry();
+    let stream = &attached.stream;
+    for slot in 0..3 {
+        let args = registry.keep(stream, slot, &entry(1, "a file"), 0);
+        assert_eq!(stream.ask(KEEP, &args), 0);
+        assert!(stream.ask(DUP, &[0]) > 0);
+    }
+    let entries = registry.entries(stream);
+    let ask = |flags: u8, from: u64| {
+        let mut hello = crate::client::hello(&OTHER);
+        hello[36] = flags;
+        hello[40..].copy_from_slice(&from.to_le_bytes());
+        let client = Client::connect(&process.path);
+        assert!(client.send(&hello, &[]));
+        read_up_to(&client.0, 1 << 20)
+    };
+    let log = ask(2, 0).len();
+    for from in [0, ENTRY, ENTRY + 5, 3 * ENTRY, 3 * ENTRY + 1, u64::MAX] {
+        let told = ask(6, from);
+        let expected: Vec<u8> = entries[..3].concat().into_iter().skip(from as usize).collect();
+        assert_eq!(told[log..], expected, "from {from}");
+    }
+    // Without the log, and without the bit, that is no handshake.
+    for (flags, from) in [(4, 0), (2, 1), (0, 1), (5, 0)] {
+        let told = ask(flags, from);
+        assert_eq!(told[8..12], (-libc::EINVAL).to_le_bytes(), "{flags} {from}");
+    }
+    // Where it can't be read nothing is told of it, and the process serves on.
+    stream.ask(REGISTRY, &[0x1000, CAPACITY]);
+    assert_eq!(ask(6, 0).len(), log);
+    stream.is_in_step();
 }

@@ -74,7 +74,7 @@ fn hello() -> Hello {
         token: TOKEN,
         pid: 4711,
         flags: 0,
-        reserved: 0,
+        from: 0,
     }
 }
 
@@ -135,6 +135,7 @@ fn encoded() -> Vec<(&'static str, Vec<u8>)> {
         ("answer-version-0", vec![0; 8]),
         ("handshake-version-1", hello().to_bytes().to_vec()),
         ("handshake-log", asking().to_bytes().to_vec()),
+        ("handshake-names", asking_for_names().to_bytes().to_vec()),
         (
             "log-head",
             numbers(&[6, 4, 0, 0x7f00_0002_0000, 64, 0, 2], &[[0; 3], [0; 3], OTHER, [0; 3]]),
@@ -154,6 +155,11 @@ fn encoded() -> Vec<(&'static str, Vec<u8>)> {
 /// The handshake that asks for the log.
 fn asking() -> Hello {
     Hello { stream_version: 1, flags: Hello::LOG, ..hello() }
+}
+
+/// The handshake that asks for the names as well.
+fn asking_for_names() -> Hello {
+    Hello { flags: Hello::LOG | Hello::NAMES, from: 128, ..asking() }
 }
 
 /// The past controller of the document: its token, and its end.
@@ -221,6 +227,7 @@ fn every_vector_is_what_abi_decodes() {
     let hello = HelloResult(i64::from_le_bytes(zeroed("result-hello")));
     assert_eq!((hello.version(), hello.features()), (0, HelloResult::OFFERED));
     assert_eq!(Hello::from_bytes(&zeroed("handshake-log")), asking());
+    assert_eq!(Hello::from_bytes(&zeroed("handshake-names")), asking_for_names());
     let other = Tenure { token: Token([OTHER[0], OTHER[1]]), end: OTHER[2] };
     let nobody = Tenure::default();
     let head = LogHead {

@@ -260,8 +260,13 @@ impl Connection {
         }
     }
 
-    /// Hands a call over in the ring, once the stream is idle and there is room.
-    async fn call_in_ring(&self, name: &'static str, call: Call) -> Result<Receipt<u64>> {
+    /// Hands a call over in the ring, once the stream is idle and there is room: its receipt has an
+    /// [`Receipt::interrupter`], until it is polled.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotInterruptible`], and nothing is executed, if the process has no ring.
+    pub async fn call_in_ring(&self, name: &'static str, call: Call) -> Result<Receipt<u64>> {
         let mut changed = self.watch();
         loop {
             {

@@ -11,7 +11,7 @@ mod progress;
 mod ring;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
@@ -20,7 +20,7 @@ use farcall::host::local::Stdio;
 use farcall::{Local, Process};
 use serde::Serialize;
 
-use crate::output::{print, print_json};
+use crate::output::{columns, print, print_json};
 use crate::{Done, Failure};
 
 pub use baseline::BenchServer;
@@ -43,7 +43,7 @@ pub struct Bench {
     /// Print one array of {"name", "value", "unit", "baseline", "baseline_value", "ratio"}
     #[arg(long)]
     json: bool,
-    /// Also draw the ratios as a picture
+    /// Also draw the ratios as a picture; with '-' on standard output, and the table on standard error
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// Measure only these groups
@@ -100,14 +100,24 @@ impl Row {
 
 impl Bench {
     pub async fn run(self) -> Done {
+        if self.json && self.svg.as_deref() == Some(Path::new("-")) {
+            return Err(Failure::usage("--json and --svg -: both are standard output"));
+        }
         // As a task: whoever makes calls in a program is one.
         let rows = tokio::spawn(measured(self.only)).await??;
         if let Some(path) = &self.svg {
-            fs::write(path, plot::ratios(&rows)?)
-                .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+            let picture = plot::ratios(&rows)?;
+            if path == Path::new("-") {
+                print(&picture)?;
+            } else {
+                fs::write(path, picture)
+                    .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+            }
         }
         if self.json {
             print_json(&rows)?;
+        } else if self.svg.as_deref() == Some(Path::new("-")) {
+            eprint!("{}", table(&rows));
         } else {
             print(&table(&rows))?;
         }
@@ -171,24 +181,22 @@ fn number(text: &str, field: &str) -> Option<u64> {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut text = format!(
-        "{:<24} {:>12} {:>5} {:<6} {:>12} {:>5}  {:>7}  {}\n",
-        "NAME", "VALUE", "+-", "UNIT", "BASELINE", "+-", "RATIO", "AGAINST"
-    );
-    for row in rows {
-        let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
-        let spread = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}%"));
-        text.push_str(&format!(
-            "{:<24} {:>12.2} {:>5} {:<6} {:>12} {:>5}  {:>7}  {}\n",
-            row.name,
-            row.value,
+    let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
+    let spread = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0}%"));
+    let header = ["NAME", "VALUE", "+-", "UNIT", "BASELINE", "+-", "RATIO", "AGAINST"];
+    let mut lines = vec![header.map(String::from)];
+    lines.extend(rows.iter().map(|row| {
+        [
+            row.name.into(),
+            number(Some(row.value)),
             spread(row.spread),
-            row.unit,
+            row.unit.into(),
             number(row.baseline_value),
             spread(row.baseline_spread),
             number(row.ratio),
-            row.baseline.unwrap_or("-"),
-        ));
-    }
-    text
+            row.baseline.unwrap_or("-").into(),
+        ]
+    }));
+    // Words to the left, numbers to the right.
+    columns(&lines, [true, false, false, true, false, false, false, true])
 }

@@ -2,7 +2,8 @@
 
 use super::input::Input;
 use crate::Failure;
-use crate::constants::constant;
+use crate::constants::{constant, constants};
+use crate::suggest::suggest;
 
 /// The largest buffer.
 pub const MAX_BUFFER: usize = 1 << 30;
@@ -76,6 +77,9 @@ fn argument(text: &str) -> Result<Argument, Failure> {
     if let Some(number) = integer(text) {
         return Ok(Argument::Number(number));
     }
+    if is_too_large(text) {
+        return Err(too_large(text));
+    }
     let words: Vec<&str> = text.split('|').map(str::trim).collect();
     let values: Option<Vec<i64>> =
         words.iter().map(|word| constant(word).or_else(|| integer(word))).collect();
@@ -86,10 +90,15 @@ fn argument(text: &str) -> Result<Argument, Failure> {
         word.starts_with(|c: char| c.is_ascii_uppercase())
             && word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
     };
+    if let Some(word) = words.iter().find(|word| words.len() > 1 && is_too_large(word)) {
+        return Err(too_large(word));
+    }
     if words.iter().all(like_a_constant) || text.starts_with(|c: char| c.is_ascii_digit()) {
+        let unknown = words.iter().find(|word| constant(word).or_else(|| integer(word)).is_none());
+        let like = unknown.map_or(String::new(), |word| suggest(word, constants()));
         return Err(Failure::usage(format!(
-            "{text} is no number, and no constant that farcall knows: write its value, or for a \
-             string '\"{text}\"'"
+            "{text} is no number, and no constant that farcall knows; write its value, or for a string \
+             '\"{text}\"'{like}"
         )));
     }
     Ok(Argument::Text(text.as_bytes().to_vec()))
@@ -106,18 +115,33 @@ fn integer(text: &str) -> Option<i64> {
         Some(digits) => (true, digits),
         None => (false, text),
     };
-    let (radix, digits) = match digits.as_bytes() {
-        [b'0', b'x' | b'X', ..] => (16, &digits[2..]),
-        [b'0', b'o', ..] => (8, &digits[2..]),
-        [b'0', b'b', ..] => (2, &digits[2..]),
-        [b'0', _, ..] => (8, &digits[1..]),
-        _ => (10, digits),
-    };
-    if digits.starts_with(['+', '-']) {
-        return None;
-    }
+    let (radix, digits) = digits_of(digits)?;
     let number = u64::from_str_radix(digits, radix).ok()?;
     if negative { 0i64.checked_sub_unsigned(number) } else { Some(number.cast_signed()) }
+}
+
+/// What radix a number has, and its digits. None: it has a sign where none belongs.
+fn digits_of(text: &str) -> Option<(u32, &str)> {
+    let (radix, digits) = match text.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (16, &text[2..]),
+        [b'0', b'o', ..] => (8, &text[2..]),
+        [b'0', b'b', ..] => (2, &text[2..]),
+        [b'0', _, ..] => (8, &text[1..]),
+        _ => (10, text),
+    };
+    if digits.starts_with(['+', '-']) { None } else { Some((radix, digits)) }
+}
+
+/// Whether it is written as a number, and has more than 64 bits.
+fn is_too_large(text: &str) -> bool {
+    let Some((radix, digits)) = digits_of(text.strip_prefix('-').unwrap_or(text)) else {
+        return false;
+    };
+    integer(text).is_none() && !digits.is_empty() && digits.chars().all(|c| c.is_digit(radix))
+}
+
+fn too_large(text: &str) -> Failure {
+    Failure::usage(format!("{text} is too large: numbers have 64 bits, from -2^63 up to 2^64 - 1"))
 }
 
 fn unescape(text: &str) -> Option<Vec<u8>> {

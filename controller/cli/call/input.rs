@@ -1,7 +1,8 @@
 //! Files that fill input buffers.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 use farcall::Process;
@@ -14,13 +15,16 @@ use crate::progress::{PIECE, Transfer};
 /// A file whose content a call is to get.
 pub struct Input {
     path: String,
-    file: File,
+    content: Box<dyn Read + Send>,
     size: usize,
 }
 
 impl Input {
     pub fn open(path: &str) -> Result<Self, Failure> {
         let failed = |reason: String| Failure::new(format!("{path}: {reason}"));
+        if path == "-" {
+            return Self::standard_input();
+        }
         // A FIFO would wait for a writer.
         let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let file = opened.map_err(|error| failed(error.to_string()))?;
@@ -31,7 +35,30 @@ impl Input {
         }
         let size = usize::try_from(data.len()).ok().filter(|size| *size <= MAX_BUFFER);
         let size = size.ok_or_else(|| failed("a buffer has up to 2^30 bytes".into()))?;
-        Ok(Self { path: path.into(), file, size })
+        Ok(Self { path: path.into(), content: Box::new(file), size })
+    }
+
+    /// Standard input from where it is on. What is no regular file is read to its end before the buffer is
+    /// made.
+    fn standard_input() -> Result<Self, Failure> {
+        let path = "standard input".to_owned();
+        let failed = |reason: String| Failure::new(format!("{path}: {reason}"));
+        let duplicate = io::stdin().as_fd().try_clone_to_owned();
+        let mut file = File::from(duplicate.map_err(|error| failed(error.to_string()))?);
+        let data = file.metadata().map_err(|error| failed(error.to_string()))?;
+        let at = file.stream_position();
+        let (size, content): (u64, Box<dyn Read + Send>) = match at {
+            Ok(at) if data.is_file() => (data.len().saturating_sub(at), Box::new(file)),
+            _ => {
+                let mut bytes = Vec::new();
+                let read = file.take(MAX_BUFFER as u64 + 1).read_to_end(&mut bytes);
+                read.map_err(|error| failed(error.to_string()))?;
+                (bytes.len() as u64, Box::new(io::Cursor::new(bytes)))
+            }
+        };
+        let size = usize::try_from(size).ok().filter(|size| *size <= MAX_BUFFER);
+        let size = size.ok_or_else(|| failed("a buffer has up to 2^30 bytes".into()))?;
+        Ok(Self { path, content, size })
     }
 
     pub fn size(&self) -> usize {
@@ -51,7 +78,7 @@ impl Input {
             // One byte more than there should be tells that there is more.
             let want = (self.size - at).min(PIECE) as u64;
             let last = at as u64 + want == self.size as u64;
-            let read = (&mut self.file).take(want + u64::from(last)).read_to_end(&mut piece);
+            let read = (&mut self.content).take(want + u64::from(last)).read_to_end(&mut piece);
             let n = read.map_err(|error| self.failed(&error.to_string()))?;
             if n as u64 != want {
                 let size = self.size;

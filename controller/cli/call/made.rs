@@ -1,11 +1,13 @@
 //! Makes the call, with its strings and buffers in memory that is mapped for it.
 
+use farcall::call::{Call, Polling};
 use farcall::sys::Sysno;
 use farcall::{Error, Mapping, Process};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags};
 
 use super::argument::Argument;
+use super::interrupts::Interrupts;
 use crate::Failure;
 use crate::progress::Transfer;
 
@@ -46,11 +48,59 @@ pub struct Filled {
     pub size: usize,
 }
 
+/// Why there is no result.
+pub enum Stopped {
+    Failed(Failure),
+    /// Ctrl-C came before the call.
+    NotCalled,
+    /// The process goes on in the call without this command.
+    Left(String),
+}
+
+impl<E: Into<Failure>> From<E> for Stopped {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 pub async fn make(
     process: &Process,
     call: Sysno,
     arguments: Vec<Argument>,
-) -> Result<Made, Failure> {
+    interrupts: &mut Interrupts,
+) -> Result<Made, Stopped> {
+    let prepared = tokio::select! {
+        prepared = prepare(process, arguments) => prepared?,
+        () = interrupts.next() => return Err(Stopped::NotCalled),
+    };
+    let Prepared { args, mut buffers, memory } = prepared;
+    let result = match execute(process, call, args, interrupts).await? {
+        Ok(value) => Ok(value),
+        Err(Error::Call { errno, .. }) => Err(errno),
+        Err(Error::Lost(_)) => {
+            let name = call.name();
+            return Err(Stopped::Failed(Failure::new(format!(
+                "{name} did not return: the process ended, or its connection did"
+            ))));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if let (true, Ok(count)) = (COUNTED.contains(&call), result) {
+        for buffer in &mut buffers {
+            buffer.size = buffer.size.min(count as usize);
+        }
+    }
+    Ok(Made { call, result, buffers, _memory: memory })
+}
+
+/// Arguments as the call gets them, and where its buffers are.
+struct Prepared {
+    args: [u64; 6],
+    buffers: Vec<Filled>,
+    memory: Option<Mapping>,
+}
+
+async fn prepare(process: &Process, arguments: Vec<Argument>) -> Result<Prepared, Failure> {
     let total: usize = arguments.iter().map(|a| a.size().next_multiple_of(ALIGN)).sum();
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     let memory = match total {
@@ -78,21 +128,79 @@ pub async fn make(
         }
     }
     drop(transfer);
-    let result = match process.syscall(call, args).await {
-        Ok(value) => Ok(value),
-        Err(Error::Call { errno, .. }) => Err(errno),
-        Err(Error::Lost(_)) => {
-            let name = call.name();
-            return Err(Failure::new(format!(
-                "{name} did not return: the process ended, or its connection did"
-            )));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if let (true, Ok(count)) = (COUNTED.contains(&call), result) {
-        for buffer in &mut buffers {
-            buffer.size = buffer.size.min(count as usize);
+    Ok(Prepared { args, buffers, memory })
+}
+
+/// Makes the call so that it can be interrupted, where it may take long.
+async fn execute(
+    process: &Process,
+    number: Sysno,
+    args: [u64; 6],
+    interrupts: &mut Interrupts,
+) -> Result<farcall::Result<u64>, Stopped> {
+    let call = Call::syscall(number, args);
+    let connection = process.connection();
+    let mut why = "it can't be interrupted".to_owned();
+    let mut in_ring = None;
+    if call.may_block() && !AS_THEY_ARE.contains(&number) {
+        // Only in memory in common it is known what the process is executing.
+        let handed_over = async {
+            process.enter_ring(Polling::Never).await?;
+            connection.call_in_ring(number.name(), call.clone()).await
+        };
+        let handed_over = tokio::select! {
+            handed_over = handed_over => handed_over,
+            () = interrupts.next() => return Err(Stopped::NotCalled),
+        };
+        match handed_over {
+            Ok(receipt) => in_ring = Some(receipt),
+            // Nothing was executed: without it the call can be made all the same.
+            Err(error) => why = format!("it can't be interrupted: {error}"),
         }
     }
-    Ok(Made { call, result, buffers, _memory: memory })
+    let receipt = in_ring.unwrap_or_else(|| connection.call(number.name(), call));
+    let interrupter = receipt.interrupter();
+    tokio::pin!(receipt);
+    tokio::select! {
+        result = &mut receipt => return Ok(result),
+        () = interrupts.next() => {}
+    }
+    let Some(interrupter) = interrupter else {
+        eprintln!("farcall: {why}; Ctrl-C again leaves the process in {}", number.name());
+        tokio::select! {
+            result = &mut receipt => return Ok(result),
+            () = interrupts.next() => return Err(Stopped::Left(why)),
+        }
+    };
+    let interrupted = async {
+        match interrupter.interrupt().await {
+            // Its result is here, or about to be.
+            Ok(()) => std::future::pending().await,
+            Err(error) => error,
+        }
+    };
+    tokio::select! {
+        result = &mut receipt => Ok(result),
+        error = interrupted => Err(Stopped::Left(error.to_string())),
+        () = interrupts.next() => Err(Stopped::Left("it does not return".into())),
+    }
 }
+
+/// Calls that do not wait for events, and what they do to descriptors, signals or processes would meet what
+/// it takes to interrupt them.
+const AS_THEY_ARE: [Sysno; 14] = [
+    Sysno::close,
+    Sysno::close_range,
+    Sysno::execve,
+    Sysno::execveat,
+    Sysno::exit,
+    Sysno::exit_group,
+    Sysno::fork,
+    Sysno::vfork,
+    Sysno::clone,
+    Sysno::clone3,
+    Sysno::unshare,
+    Sysno::setns,
+    Sysno::rt_sigprocmask,
+    Sysno::seccomp,
+];

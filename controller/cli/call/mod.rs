@@ -2,21 +2,26 @@
 
 mod argument;
 mod input;
+mod interrupts;
 mod made;
 mod report;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use farcall::Process;
-use farcall::persist::{Attach, Home, Name};
+use farcall::persist::{Home, Name};
 use farcall::sys::Sysno;
 
 use crate::output::{Stdout, warn};
+use crate::reach::{Reach, seconds};
+use crate::suggest::suggest;
 use crate::{Done, Failure};
 use argument::{Argument, arguments};
-use made::make;
+use interrupts::Interrupts;
+use made::{Stopped, make};
 use report::{Format, Target};
 
 /// Makes one system call in a persistent process and prints its result.
@@ -27,7 +32,8 @@ use report::{Format, Target};
 ///   "text"   a string, in double quotes of its own ('"text"' in a shell), with \n, \t, \0, \", \\
 ///            and \xNN; the quotes can be left out where it is not a number, and not all capitals
 ///   @N       the address of a buffer of N bytes, printed after the call, or put into a file
-///   @@FILE   the address of a buffer with the content of a regular file of this machine
+///   @@FILE   the address of a buffer with the content of a regular file of this machine; @@- with that
+///            of standard input, to its end
 ///   @len     the length of the string or buffer that stands before it
 ///
 /// Examples:
@@ -39,13 +45,15 @@ use report::{Format, Target};
 ///   farcall call web write 5 @@disk.img @len
 ///
 /// Data go through in pieces: this command needs little memory for much data (the process needs it
-/// all at once). Exits with 1 if the call failed.
+/// all at once), but for what comes by a pipe. Exits with 1 if the call failed.
+///
+/// Ctrl-C interrupts the call, as a signal would: it returns EINTR, or how far it came. A second one
+/// ends the command and leaves the process in its call.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct CallCommand {
-    /// Take the process over if another controller holds it; what it is blocked in is interrupted
-    #[arg(long)]
-    take_over: bool,
+    #[command(flatten)]
+    reach: Reach,
     /// The process
     name: Name,
     /// The call's name in its man page, or its number
@@ -53,7 +61,8 @@ pub struct CallCommand {
     /// Up to six arguments; those left out are 0
     #[arg(allow_hyphen_values = true)]
     arguments: Vec<String>,
-    /// Put what is in output buffers into a file, one behind the other, instead of printing it
+    /// Put what is in output buffers into a file, one behind the other, instead of printing it; with '-'
+    /// standard output gets it, and nothing else, and the result goes to standard error
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Print {"call", "result", "errno", "error", "buffers"} instead of text
@@ -70,11 +79,29 @@ impl CallCommand {
         if self.output.is_some() && !has_output {
             return Err(Failure::usage("--output: the call has no output buffer (@N)"));
         }
+        if self.json && self.output.as_deref() == Some(Path::new("-")) {
+            return Err(Failure::usage("--json and --output -: both are standard output"));
+        }
         let target = self.output.take().map(Target::open).transpose()?;
-        let attach = if self.take_over { Attach::default().take_over() } else { Attach::default() };
-        let process = attach.to(Home::find()?.place(&self.name)).await?;
+        let place = Home::find()?.place(&self.name);
+        let mut interrupts = Interrupts::new()?;
+        let attached = tokio::select! {
+            attached = self.reach.attach(&place) => attached,
+            () = interrupts.next() => return Err(Failure::new("interrupted: nothing was called")),
+        };
+        let process = attached.map_err(|error| self.reach.explain(&self.name, &place, error))?;
         spare_the_server(&process, syscall, &arguments)?;
-        let made = make(&process, syscall, arguments).await?;
+        let made = match make(&process, syscall, arguments, &mut interrupts).await {
+            Ok(made) => made,
+            Err(Stopped::Failed(failure)) => return Err(failure),
+            Err(Stopped::NotCalled) => {
+                // What was mapped for it is given back.
+                process.prepare_for_reconnect().await?;
+                return Err(Failure::new("interrupted: nothing was called"));
+            }
+            Err(Stopped::Left(why)) => return Err(self.left(syscall, &why)),
+        };
+        drop(interrupts);
         // What is short is printed when the process is free for the next command.
         let mut stdout = Stdout::new();
         let format = if self.json { Format::Json } else { Format::Text };
@@ -93,6 +120,16 @@ impl CallCommand {
         while let Some(text) = given.next() {
             if text == "--json" {
                 self.json = true;
+            } else if text == "--take-over" {
+                self.reach.take_over = true;
+            } else if text == "--wait" {
+                self.reach.wait = true;
+            } else if text == "--timeout" {
+                let number =
+                    given.next().ok_or_else(|| Failure::usage("--timeout needs SECONDS"))?;
+                self.reach.timeout = Some(timeout(&number)?);
+            } else if let Some(number) = text.strip_prefix("--timeout=") {
+                self.reach.timeout = Some(timeout(number)?);
             } else if text == "--output" {
                 let path = given.next().ok_or_else(|| Failure::usage("--output needs a FILE"))?;
                 self.output = Some(path.into());
@@ -105,16 +142,50 @@ impl CallCommand {
         if self.arguments.len() > 6 {
             return Err(Failure::usage("a system call has at most six arguments"));
         }
+        if self.reach.take_over && self.reach.wait {
+            return Err(Failure::usage("--take-over and --wait: one of the two"));
+        }
         Ok(())
+    }
+
+    /// A call that goes on without this command.
+    fn left(&self, call: Sysno, why: &str) -> Failure {
+        let (name, call) = (&self.name, call.name());
+        Failure::new(format!(
+            "{name} is still in {call}: {why}\n  `farcall call --take-over {name} getpid` interrupts \
+             it, and `farcall stop --kill {name}` ends the process"
+        ))
     }
 }
 
+fn timeout(text: &str) -> Result<Duration, Failure> {
+    seconds(text).map_err(|error| Failure::usage(format!("--timeout {text}: {error}")))
+}
+
 fn number(text: &str) -> Result<Sysno, Failure> {
-    let known = match text.parse::<usize>() {
-        Ok(number) => Sysno::new(number),
-        Err(_) => text.parse().ok(),
+    let known = if text.starts_with(|c: char| c.is_ascii_digit()) {
+        let Ok(number) = text.parse::<usize>() else {
+            let what = if text.bytes().all(|byte| byte.is_ascii_digit()) {
+                "is too large: numbers of system calls are small"
+            } else {
+                "is neither the number of a system call nor the name of one"
+            };
+            return Err(Failure::usage(format!("{text} {what}")));
+        };
+        let last = Sysno::iter().map(|call| call.id() as usize).max().unwrap_or(0);
+        if number > last {
+            return Err(Failure::usage(format!(
+                "{text} is too large: the last system call that farcall knows is {last}"
+            )));
+        }
+        Sysno::new(number)
+    } else {
+        text.parse().ok()
     };
-    known.ok_or_else(|| Failure::usage(format!("{text} is no system call of this architecture")))
+    known.ok_or_else(|| {
+        let like = suggest(text, Sysno::iter().map(|call| call.name()));
+        Failure::usage(format!("{text} is no system call of this architecture{like}"))
+    })
 }
 
 /// Refuses what would close or replace what the server runs on.

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use farcall::Process;
@@ -24,14 +25,22 @@ pub enum Format {
 pub struct Target {
     path: PathBuf,
     file: File,
+    /// It is standard output, which gets nothing else then.
+    is_stdout: bool,
 }
 
 impl Target {
     /// Opens it, so that this fails before the call is made. Its content stays until the call has
     /// succeeded.
     pub fn open(path: PathBuf) -> Result<Self, Failure> {
-        match OpenOptions::new().write(true).create(true).truncate(false).open(&path) {
-            Ok(file) => Ok(Self { path, file }),
+        let is_stdout = path == Path::new("-");
+        let opened = if is_stdout {
+            io::stdout().as_fd().try_clone_to_owned().map(File::from)
+        } else {
+            OpenOptions::new().write(true).create(true).truncate(false).open(&path)
+        };
+        match opened {
+            Ok(file) => Ok(Self { path, file, is_stdout }),
             Err(error) => Err(failed(&path, &error)),
         }
     }
@@ -39,6 +48,7 @@ impl Target {
     /// What is said of a buffer whose content is in it.
     fn told(&self, Filled { argument, size, .. }: &Filled, format: Format) -> String {
         let path = self.path.display().to_string();
+        let path = if self.is_stdout { "standard output".into() } else { path };
         match format {
             Format::Text => format!("argument {argument}: {size} bytes in {path}\n"),
             Format::Json => {
@@ -49,7 +59,9 @@ impl Target {
 
     /// Makes a regular file empty.
     fn clear(&self) -> io::Result<()> {
-        if self.file.metadata()?.is_file() { self.file.set_len(0) } else { Ok(()) }
+        // What is before in the file that is standard output is others'.
+        let clears = !self.is_stdout && self.file.metadata()?.is_file();
+        if clears { self.file.set_len(0) } else { Ok(()) }
     }
 }
 
@@ -74,7 +86,9 @@ pub async fn print(
     let shown = target.is_some() || !io::stdout().is_terminal();
     let transfer = Transfer::new("received", if shown { total } else { 0 })?;
     let fetch = Fetch { process, transfer: &transfer };
+    let aside = target.as_ref().is_some_and(|target| target.is_stdout);
     match format {
+        Format::Text if aside => eprint!("{}", result(made.result)),
         Format::Text => stdout.write_all(result(made.result).as_bytes())?,
         Format::Json => stdout.write_all(b"{\"buffers\":[")?,
     }
@@ -87,7 +101,12 @@ pub async fn print(
             (None, Format::Json) => fetch.as_json(buffer, stdout).await?,
             (Some(target), _) => {
                 fetch.to_file(buffer, target).await?;
-                stdout.write_all(target.told(buffer, format).as_bytes())?;
+                let told = target.told(buffer, format);
+                if aside {
+                    eprint!("{told}");
+                } else {
+                    stdout.write_all(told.as_bytes())?;
+                }
             }
         }
     }
@@ -140,7 +159,7 @@ impl Fetch<'_> {
     }
 
     async fn to_file(&self, buffer: &Filled, target: &mut Target) -> Result<(), Failure> {
-        let Target { path, file } = target;
+        let Target { path, file, .. } = target;
         let take = |piece: &[u8]| {
             file.write_all(piece).map_err(|error| failed(path, &error))?;
             self.transfer.add(piece.len());

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, terminal_width};
 use crate::{Done, Failure};
 
 pub use first::FirstController;
@@ -89,7 +89,12 @@ impl Report {
     fn add(&mut self, step: Step) -> Result<(), Failure> {
         self.since = Instant::now();
         if !self.json {
-            print(&format!("{:>8.1} ms  {:<44}  {}\n", step.ms, step.step, step.checked))?;
+            let mut text = format!("{:>8.1} ms  {:<44}  {}\n", step.ms, step.step, step.checked);
+            if terminal_width().is_some_and(|width| width < text.trim_end().chars().count()) {
+                text =
+                    format!("{:>8.1} ms  {}\n             {}\n", step.ms, step.step, step.checked);
+            }
+            print(&text)?;
         }
         self.steps.push(step);
         Ok(())

@@ -14,18 +14,18 @@ use crate::process::Process;
 use crate::sys::Task;
 
 /// PID_FS_MAGIC of linux/magic.h, which libc does not have.
-const PIDFS_MAGIC: i64 = 0x5049_4446;
+pub(super) const PIDFS_MAGIC: i64 = 0x5049_4446;
 
 /// What a descriptor is open on: device, inode and type.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Identity {
+pub(super) struct Identity {
     device: u64,
     inode: u64,
     kind: u32,
 }
 
 impl Identity {
-    fn new(device: u64, inode: u64, mode: u64) -> Self {
+    pub(super) fn of(device: u64, inode: u64, mode: u64) -> Self {
         Self { device, inode, kind: mode as u32 & libc::S_IFMT }
     }
 
@@ -35,7 +35,7 @@ impl Identity {
             let bytes = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
             bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
         };
-        Self::new(
+        Self::of(
             field(std::mem::offset_of!(libc::stat, st_dev)),
             field(std::mem::offset_of!(libc::stat, st_ino)),
             field(std::mem::offset_of!(libc::stat, st_mode)) & u64::from(u32::MAX),
@@ -44,7 +44,23 @@ impl Identity {
 
     /// From what stands in an entry, if anything does.
     fn of_details([device, inode, mode]: [u64; 3]) -> Option<Self> {
-        ([device, inode, mode] != [0; 3]).then(|| Self::new(device, inode, mode))
+        ([device, inode, mode] != [0; 3]).then(|| Self::of(device, inode, mode))
+    }
+
+    /// Whether it is an anonymous inode, or one of pidfs.
+    pub(super) fn has_no_type(&self) -> bool {
+        self.kind == 0
+    }
+
+    /// Whether it is what an entry says; of anonymous inodes that means nothing.
+    pub(super) fn compared(&self, details: [u64; 3]) -> Sameness {
+        match Self::of_details(details) {
+            None => Sameness::Unverified("nobody wrote down what it was"),
+            Some(before) if before != *self => {
+                Sameness::Changed(format!("it was {before}, and is {self}"))
+            }
+            Some(_) => Sameness::Same,
+        }
     }
 }
 
@@ -59,6 +75,15 @@ fn is_pidfs(statfs: &[u8]) -> bool {
     // f_type is the first of its fields.
     statfs.first_chunk().is_some_and(|bytes| i64::from_le_bytes(*bytes) == PIDFS_MAGIC)
 }
+
+/// What is said of them.
+pub(super) const ANONYMOUS: Sameness = Sameness::Unverified("all anonymous inodes are one");
+/// What is said of a child where pidfds are anonymous inodes.
+pub(super) const CHILDREN_ALIKE: Sameness =
+    Sameness::Unverified("before Linux 6.9 nobody can tell children of one pid apart");
+/// What is said of mapped memory.
+pub(super) const MAPPED: Sameness =
+    Sameness::Unverified("memory is mapped there; by whom, nobody can tell");
 
 impl std::fmt::Display for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,14 +125,7 @@ impl Process {
             (kind::BYTES, _) => Resource::Bytes(kept.bytes),
             _ => nothing,
         };
-        let kind = match kind {
-            kind::FD => Kind::Fd,
-            kind::CHILD => Kind::Child,
-            kind::MAPPING => Kind::Mapping,
-            kind::BYTES => Kind::Bytes,
-            other => Kind::Unknown(other),
-        };
-        Ok(Named { name, kind, what, state })
+        Ok(Named { name, kind: Kind::of(kind), what, state })
     }
 
     /// Whether what is there is what got the name.
@@ -142,16 +160,11 @@ impl Process {
             Err(error) => return Err(error),
         };
         let now = Identity::of_stat(&bytes);
-        let Some(before) = Identity::of_details(details) else {
-            return Ok(Sameness::Unverified("nobody wrote down what it was"));
-        };
-        if now != before {
-            return Ok(Sameness::Changed(format!("it was {before}, and is {now}")));
+        let state = now.compared(details);
+        if state == Sameness::Same && now.kind == 0 && !self.is_on_pidfs(number).await? {
+            return Ok(ANONYMOUS);
         }
-        if now.kind == 0 && !self.is_on_pidfs(number).await? {
-            return Ok(Sameness::Unverified("all anonymous inodes are one"));
-        }
-        Ok(Sameness::Same)
+        Ok(state)
     }
 
     /// Whether a descriptor is a pidfd of a kernel that has an inode for each process (Linux 6.9).
@@ -229,9 +242,7 @@ impl Process {
             Sameness::Changed(_) => {
                 Sameness::Changed(format!("{pid} is another child: the one that was is reaped"))
             }
-            Sameness::Unverified(_) => {
-                Sameness::Unverified("before Linux 6.9 nobody can tell children of one pid apart")
-            }
+            Sameness::Unverified(_) => CHILDREN_ALIKE,
             Sameness::Same => Sameness::Same,
         })
     }
@@ -239,7 +250,7 @@ impl Process {
     async fn check_mapping(&self, address: u64, size: u64) -> Result<Sameness> {
         let args = [address, size, libc::MS_ASYNC as u64, 0, 0, 0];
         match self.syscall(Sysno::msync, args).await {
-            Ok(_) => Ok(Sameness::Unverified("memory is mapped there; by whom, nobody can tell")),
+            Ok(_) => Ok(MAPPED),
             Err(Error::Call { errno: Errno::ENOMEM, .. }) => {
                 Ok(Sameness::Changed("not all of it is mapped".into()))
             }

@@ -5,8 +5,10 @@
 //! resource without its name, or a name without its resource.
 
 mod check;
+mod seen;
 mod unclaimed;
 
+pub use seen::{NameSeen, NamesSeen, names_of};
 pub use unclaimed::Unclaimed;
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -52,6 +54,19 @@ pub enum Kind {
     Bytes,
     /// Something that another farcall has kept and this one does not know.
     Unknown(u64),
+}
+
+impl Kind {
+    /// As an entry of the registry says it.
+    fn of(kind: u64) -> Self {
+        match kind {
+            kind::FD => Self::Fd,
+            kind::CHILD => Self::Child,
+            kind::MAPPING => Self::Mapping,
+            kind::BYTES => Self::Bytes,
+            other => Self::Unknown(other),
+        }
+    }
 }
 
 /// What a name stands for. Dropping a handle in here does not give up the resource:
