@@ -138,7 +138,7 @@ unsafe fn passed(environment: *const *const u8) -> Option<Result<(i32, u32), i64
     // Neither inherited by a program that is run, nor waited on for a client that has gone again.
     sys::fcntl(LISTEN_FDS_START, F_SETFD, FD_CLOEXEC);
     sys::fcntl(LISTEN_FDS_START, F_SETFL, SOCK_NONBLOCK);
-    Some(if sys::may_listen(LISTEN_FDS_START) { Ok((LISTEN_FDS_START, 0)) } else { Err(EINVAL) })
+    Some(if sys::listens(LISTEN_FDS_START) { Ok((LISTEN_FDS_START, 0)) } else { Err(EINVAL) })
 }
 
 /// The number in the variable whose entry starts with `name`, if there is one.

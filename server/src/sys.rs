@@ -362,14 +362,22 @@ pub fn getsockopt<T>(fd: i32, option: usize, value: &mut T) -> i64 {
     }
 }
 
-/// Whether a descriptor may be a listening socket: false only if the kernel says that it is none.
-pub fn may_listen(fd: i32) -> bool {
+/// Whether a socket is known to listen. gVisor says of none that it does.
+pub fn listens(fd: i32) -> bool {
     let mut listens = 0i32;
-    match getsockopt(fd, SO_ACCEPTCONN, &mut listens) {
-        0 => listens != 0,
-        EBADF | ENOTSOCK => false,
-        _ => true,
-    }
+    getsockopt(fd, SO_ACCEPTCONN, &mut listens);
+    listens != 0
+}
+
+/// Whether a descriptor may be a listening socket: it is a socket, and not one that has a peer. One that has
+/// not, and does not listen, polls as one whose other end is gone.
+pub fn may_listen(fd: i32) -> bool {
+    let mut address = SockAddr { family: 0, path: [MaybeUninit::uninit(); 108] };
+    let mut len = size_of::<SockAddr>() as u32;
+    // SAFETY: the kernel writes no more than `len` bytes to the address.
+    let result =
+        unsafe { raw_syscall!(Sysno::getpeername, fd, &raw mut address, &raw mut len) as i64 };
+    !matches!(result, 0 | EBADF | ENOTSOCK)
 }
 
 /// The uid of who is at the other end of a socket of unix(7), or of who has called listen on it; a
@@ -470,10 +478,10 @@ pub unsafe fn sigaction(signal: usize, action: *const SigAction, before: *mut Si
 }
 
 /// listen(2), on a socket that listens already: SO_PEERCRED of its clients names this process from here on.
-/// The longest queue that the system allows is not shorter than what there was.
+/// The queue is as long as the longest that Linux allows unless it is told otherwise.
 pub fn listen_again(fd: i32) {
     // SAFETY: touches no memory.
-    unsafe { raw_syscall!(Sysno::listen, fd, u32::MAX) };
+    unsafe { raw_syscall!(Sysno::listen, fd, 4096) };
 }
 
 /// A listening socket of unix(7) at the first `len` bytes of `address`, for the owner alone.
