@@ -326,7 +326,7 @@ fn calls_before_the_hello_have_records_of_zeros_and_the_hello_has_its_own() {
         assert_eq!(words(log.record(number)), [0; 8], "call {number}");
     }
     let args = [1, log.memory(), 16_384];
-    assert_eq!(words(log.record(3)), words(&record(HELLO, &args, 0xff_0001)));
+    assert_eq!(words(log.record(3)), words(&record(HELLO, &args, crate::vectors::offered() | 1)));
     // They lie in the memory that HELLO gave, where this question finds itself as well.
     let own = attached.stream.copy_out(log.memory() + 8192, 5 * RECORD).0;
     assert_eq!(words(&own[..4 * RECORD]), words(&log.records[..4 * RECORD]));

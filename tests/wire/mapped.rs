@@ -181,7 +181,7 @@ fn everything_works(stream: &Stream, pid: i32) {
     assert_eq!(stream.copy_in(memory + 8000, &[8; 1000]), -i64::from(libc::EFAULT));
     let (bytes, real) = stream.copy_out(memory, 10_000);
     assert_eq!((bytes.len(), real), (10_000, 8192));
-    assert_eq!(stream.ask(crate::stream::HELLO, &[1]), 255 << 16);
+    assert_eq!(stream.ask(crate::stream::HELLO, &[1]), crate::vectors::offered());
     stream.is_in_step();
 }
 
@@ -238,7 +238,7 @@ fn an_entry_begins_in_version_1_where_out_says_so() {
     let linked = crate::ring::LINK | libc::SYS_getpid as u64;
     stream.send(&[request(libc::SYS_getpid as u64, &[]), request(linked, &[])].concat());
     assert_eq!([stream.result(), stream.result()], [i64::from(copy.pid); 2]);
-    assert_eq!(stream.ask(crate::stream::HELLO, &[1]), 255 << 16 | 1);
+    assert_eq!(stream.ask(crate::stream::HELLO, &[1]), crate::vectors::offered() | 1);
     // It has a copy of this memory.
     assert_eq!(stream.copy_out(at, 8).0, 1u64.to_le_bytes());
     // The log is behind what is read ahead.

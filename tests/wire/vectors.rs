@@ -58,6 +58,11 @@ pub fn assert_matches(bytes: &[u8], name: &str) {
     assert!(same, "{bytes:02x?} is not {name}: {pattern:02x?}");
 }
 
+/// What a server of the document answers to HELLO in version 0: all that it offers.
+pub fn offered() -> i64 {
+    i64::from_le_bytes(bytes("result-hello").try_into().unwrap())
+}
+
 /// Zeros where a vector's bytes vary.
 fn zeroed<const N: usize>(name: &str) -> [u8; N] {
     let bytes: Vec<u8> = pattern(name).iter().map(|byte| byte.unwrap_or_default()).collect();
