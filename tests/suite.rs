@@ -24,6 +24,7 @@ mod forbidden;
 mod image;
 mod interrupt;
 mod long;
+mod mappings;
 mod misuse;
 mod names;
 mod overdue;

@@ -10,12 +10,13 @@
 //! also if nobody waits for that any more. A pipe in which something may be left is not used again.
 
 use std::io::IoSlice;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, vmsplice};
-use nix::unistd::{pipe2, read};
+use nix::libc;
+use nix::unistd::pipe2;
 use syscalls::Sysno;
 use tokio::sync::OwnedMutexGuard;
 
@@ -136,7 +137,9 @@ impl Task {
         Ok(Ok(()))
     }
 
-    /// The bytes of the target's memory, or `None` if there can be no pipe.
+    /// The bytes of the target's memory, or `None` if they can't come through a pipe: where there can be
+    /// none, and from memory whose pages the kernel puts into none, such as memfd_secret(2)'s or what may
+    /// only be written. What can be read there the stream finds out.
     pub(super) async fn bulk_out(&self, address: u64, len: usize) -> Result<Option<Vec<u8>>> {
         let Some(mut held) = self.pipe(Here::Reads).await? else { return Ok(None) };
         let mut bytes = Vec::new();
@@ -160,23 +163,26 @@ impl Task {
             let complete = move |replies: Vec<Reply>| {
                 let _used = used;
                 let spliced = last(&replies)?.value();
-                if let Err(errno) = spliced.as_ref()
-                    && is_forbidden(*errno)
-                {
-                    return Ok(None);
-                }
                 held.empty = match (&*held.pipe, spliced) {
                     (Some(pipe), Ok(n)) if n == piece as u64 => drain(pipe, &mut bytes, piece),
+                    // Nothing has come into it.
+                    (_, Err(_)) => true,
                     _ => false,
                 };
-                let whole = held.empty.then_some((held, bytes));
-                whole.ok_or(Error::Fault { address, len }).map(Some)
+                match spliced {
+                    Ok(_) if held.empty => Ok(Ok((held, bytes))),
+                    other => Ok(Err(other.err())),
+                }
             };
-            let Some(next) = self.connection.submit(calls, complete).await? else {
-                self.pipes.refused.store(true, Ordering::Relaxed);
-                return Ok(None);
-            };
-            (held, bytes) = next;
+            match self.connection.submit(calls, complete).await? {
+                Ok(next) => (held, bytes) = next,
+                Err(why) => {
+                    if why.is_some_and(is_forbidden) {
+                        self.pipes.refused.store(true, Ordering::Relaxed);
+                    }
+                    return Ok(None);
+                }
+            }
         }
         Ok(Some(bytes))
     }
@@ -245,22 +251,23 @@ fn drain(pipe: &Pipe, bytes: &mut Vec<u8>, piece: usize) -> bool {
     let mut got = 0;
     while got < piece {
         let room = &mut bytes.spare_capacity_mut()[..piece - got];
-        // SAFETY: read(2) writes bytes there and reads none, so that they need not be initialized.
-        let room = unsafe { &mut *(std::ptr::from_mut(room) as *mut [u8]) };
-        match read(&pipe.here, room) {
-            Ok(n) if n > 0 => {
-                got += n;
-                // SAFETY: the kernel has just filled as many behind those that there were.
-                unsafe { bytes.set_len(before + got) };
-            }
-            _ => return false,
+        // SAFETY: read(2) writes at most as many bytes there, and reads none: they need not be
+        // initialized, and no reference to them is made.
+        let n = unsafe { libc::read(pipe.here.as_raw_fd(), room.as_mut_ptr().cast(), room.len()) };
+        if n <= 0 {
+            return false;
         }
+        got += n as usize;
+        // SAFETY: the kernel has just filled as many behind those that there were.
+        unsafe { bytes.set_len(before + got) };
     }
     true
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::read;
+
     use super::*;
 
     #[test]
