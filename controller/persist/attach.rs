@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use syscalls::Sysno;
 
 use super::handshake::Hold;
-use super::home::Place;
 use super::meet::{Heard, Manner, holder_is_dead, meet};
+use super::place::Place;
 use super::target::Target;
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::wire::{AHEAD_SIZE, Operation, STREAM_VERSION};

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use syscalls::Sysno;
 
 use super::cgroup;
-use super::home::{Place, Record};
+use super::place::Place;
+use super::record::Record;
 use crate::process::is_leaderless;
 
 /// What a persistent process is doing, as far as that can be seen from outside.

@@ -6,7 +6,7 @@
 //! what a file says is the word of the user whose file it is: see [`Directory::author`].
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -37,6 +37,7 @@ pub(super) enum Author {
 pub(super) struct Directory {
     fd: OwnedFd,
     stat: FileStat,
+    path: PathBuf,
 }
 
 /// A file of a directory, by a descriptor with O_PATH: while it is held no other file has its inode.
@@ -69,16 +70,6 @@ impl Pinned {
     pub(super) fn path(&self) -> PathBuf {
         Path::new("/proc/self/fd").join(self.fd.as_raw_fd().to_string())
     }
-
-    pub(super) fn set_mode(&self, mode: u32) -> io::Result<()> {
-        // fchmod(2) refuses O_PATH, and fchmodat(2) has no empty path.
-        Ok(fchmodat(
-            AT_FDCWD,
-            &self.path(),
-            Mode::from_bits_truncate(mode),
-            FchmodatFlags::FollowSymlink,
-        )?)
-    }
 }
 
 impl AsFd for Pinned {
@@ -95,6 +86,16 @@ fn is_trusted(uid: u32) -> bool {
         || fstatat(AT_FDCWD, "/", AtFlags::empty()).is_ok_and(|root| root.st_uid == uid)
 }
 
+/// A part of the way to a directory: a directory or a symbolic link.
+fn part_of(at: &OwnedFd, part: &OsStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    // With O_DIRECTORY what is mounted on demand is mounted.
+    match openat(at, part, flags | OFlag::O_DIRECTORY, Mode::empty()) {
+        Err(Errno::ENOTDIR | Errno::ELOOP) => openat(at, part, flags, Mode::empty()),
+        opened => opened,
+    }
+}
+
 impl Directory {
     /// Opens it. A symbolic link on the way that belongs to somebody else leads to a directory of
     /// theirs, or nowhere.
@@ -108,7 +109,7 @@ impl Directory {
         let mut rest = parts(path);
         let (mut links, mut strangers) = (0, Vec::new());
         while let Some(part) = rest.pop() {
-            let next = openat(&at, part.as_os_str(), flags | OFlag::O_NOFOLLOW, Mode::empty())?;
+            let next = part_of(&at, &part)?;
             let stat = fstat(&next)?;
             if stat.st_mode & libc::S_IFMT != libc::S_IFLNK {
                 at = next;
@@ -141,7 +142,7 @@ impl Directory {
                 ),
             ));
         }
-        Ok(Self { fd: at, stat })
+        Ok(Self { fd: at, stat, path: path.to_owned() })
     }
 
     /// Opens it, and makes what is missing of it, with mode 0700 whatever the umask is.
@@ -152,11 +153,11 @@ impl Directory {
             if part == Component::CurDir || part == Component::ParentDir {
                 continue;
             }
-            if std::fs::symlink_metadata(&made).is_ok() {
+            if fs::symlink_metadata(&made).is_ok() {
                 continue;
             }
-            match std::fs::create_dir(&made) {
-                Ok(()) => Self::allow_owner(&made)?,
+            match fs::create_dir(&made) {
+                Ok(()) => Self::was_made(&made)?,
                 // By somebody else just now.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
@@ -165,21 +166,28 @@ impl Directory {
         let directory = Self::open(path)?;
         // Made under a umask that keeps its owner out.
         if directory.owner() == geteuid() && directory.mode() & 0o700 != 0o700 {
-            let mode = Mode::from_bits_truncate(directory.mode() | 0o700);
-            fchmodat(AT_FDCWD, &directory.itself(), mode, FchmodatFlags::FollowSymlink)?;
+            directory.set_own_mode(directory.mode() | 0o700)?;
             return Self::open(path);
         }
         Ok(directory)
     }
 
-    /// Gives a directory that was just made its mode, if that is what lies there still.
-    fn allow_owner(path: &Path) -> io::Result<()> {
+    /// Gives a directory that was just made its mode, if it is that still which lies there.
+    fn was_made(path: &Path) -> io::Result<()> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let made = Pinned::new(open(path, flags, Mode::empty())?)?;
-        if made.stat.st_uid == geteuid().as_raw() {
-            made.set_mode(0o700)?;
+        let fd = open(path, flags, Mode::empty())?;
+        let stat = fstat(&fd)?;
+        let made = Self { fd, stat, path: path.to_owned() };
+        if made.owner() == geteuid() { made.set_own_mode(0o700) } else { Ok(()) }
+    }
+
+    fn set_own_mode(&self, mode: u32) -> io::Result<()> {
+        let mode = Mode::from_bits_truncate(mode);
+        match fchmodat(AT_FDCWD, &self.itself(), mode, FchmodatFlags::FollowSymlink) {
+            // Without /proc, and only where it may be entered.
+            Err(Errno::ENOENT) => Ok(fchmodat(&self.fd, ".", mode, FchmodatFlags::FollowSymlink)?),
+            set => Ok(set?),
         }
-        Ok(())
     }
 
     fn itself(&self) -> PathBuf {
@@ -209,6 +217,16 @@ impl Directory {
             Some(Author::User(Uid::from_raw(file.st_uid)))
         } else {
             None
+        }
+    }
+
+    /// Gives a file of that name its mode: this one, or where there is no /proc what has the name.
+    pub(super) fn set_mode(&self, name: &OsStr, file: &Pinned, mode: u32) -> io::Result<()> {
+        let mode = Mode::from_bits_truncate(mode);
+        // fchmod(2) refuses O_PATH, and fchmodat(2) has no empty path.
+        match fchmodat(AT_FDCWD, &file.path(), mode, FchmodatFlags::FollowSymlink) {
+            Err(Errno::ENOENT) => Ok(fchmodat(&self.fd, name, mode, FchmodatFlags::FollowSymlink)?),
+            set => Ok(set?),
         }
     }
 
@@ -293,7 +311,12 @@ impl Directory {
 
     /// The names of all that is in it.
     pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
-        std::fs::read_dir(self.itself())?.map(|entry| Ok(entry?.file_name())).collect()
+        let entries = match fs::read_dir(self.itself()) {
+            // Without /proc.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::read_dir(&self.path),
+            entries => entries,
+        };
+        entries?.map(|entry| Ok(entry?.file_name())).collect()
     }
 
     /// Those who make and remove files of processes take turns: until the lock is dropped, or its

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::attach::refused;
 use super::handshake::Hold;
-use super::home::Place;
 use super::meet::{Heard, ask, deadline};
+use super::place::Place;
 use crate::call::Result;
 use crate::process::{Process, random_token};
 use crate::runtime;

@@ -10,7 +10,7 @@ use nix::sys::stat::Mode;
 use syscalls::Sysno;
 
 use super::attach::reserve_arena;
-use super::home::Reserved;
+use super::reserved::Reserved;
 use crate::abi::handshake::Token;
 use crate::abi::wire::{Operation, Spares};
 use crate::call::{Call, Error, Result, to_the_end};

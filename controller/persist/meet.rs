@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::attach::refused;
 use super::condition::why_silent;
 use super::handshake::{self, Hold};
-use super::home::Place;
+use super::place::Place;
 use super::target::Standing;
 use crate::abi::handshake::{ANSWER_SIZE, HELLO_SIZE, Token};
 use crate::abi::log::{LOG_HEAD_SIZE, LOG_SIZE};
@@ -142,7 +142,7 @@ pub(super) async fn shake_hands(
     let answered = match timeout_at(patience, &mut answer).await {
         Ok(answered) => answered,
         Err(_) if how.take_over => {
-            let answered = timeout_at(end, interrupting(place, &mut answer)).await;
+            let answered = timeout_at(end, interrupting(place, &client, &mut answer)).await;
             answered.map_err(|_| no_answer(place))?
         }
         Err(_) => {
@@ -277,10 +277,14 @@ fn closed() -> Heard {
 ///
 /// The signal has a handler in a server, which does nothing: only the call returns. It may come just
 /// before the call begins, so once is not enough.
-async fn interrupting<T>(place: &Place, answer: &mut (impl Future<Output = T> + Unpin)) -> T {
+async fn interrupting<T>(
+    place: &Place,
+    client: &UnixStream,
+    answer: &mut (impl Future<Output = T> + Unpin),
+) -> T {
     let mut target = None;
     loop {
-        target = target.or_else(|| place.target().ok());
+        target = target.or_else(|| place.target_of(client).ok());
         if let Some(target) = &target {
             // Where that is not allowed, the call may end by itself.
             let _ = target.signal(Signal::SIGPIPE);

@@ -9,6 +9,7 @@ mod attach;
 mod cgroup;
 mod condition;
 mod directory;
+mod files;
 mod handshake;
 mod home;
 mod incarnation;
@@ -17,8 +18,11 @@ mod log;
 mod make;
 mod meet;
 mod names;
+mod place;
 mod reconnect;
+mod record;
 mod removed;
+mod reserved;
 mod rights;
 mod successor;
 mod target;
@@ -27,13 +31,17 @@ mod warning;
 
 pub use attach::{Attach, attach};
 pub use condition::Condition;
+pub use files::Files;
 pub use handshake::{Hold, answer, hello};
-pub use home::{Files, Home, Name, Place, Reserved, State};
+pub use home::{Home, Name};
 pub use incarnation::Incarnation;
 pub use log::{Flight, flight};
 pub use make::SharedMemory;
 pub use names::{
     Kind, MAX_BYTES, NameSeen, Named, NamesSeen, Resource, Sameness, Unclaimed, names_of,
 };
+pub use place::Place;
+pub use record::State;
+pub use reserved::Reserved;
 pub use target::Target;
 pub use warning::Warning;

@@ -12,8 +12,8 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep};
 
 use super::attach::{Taken, find_image_first, map_arena_first, refused, taken};
-use super::home::Place;
 use super::meet::{Heard, Manner, PAUSE, meet, shake_hands};
+use super::place::Place;
 use crate::abi::log::LogHead;
 use crate::call::{Call, Connection, DataSocket, Error, Past, Result, to_the_end};
 use crate::fault;

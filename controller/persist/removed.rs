@@ -17,9 +17,11 @@ use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 
 use super::directory::{Author, Pinned};
-use super::home::{Home, Name, Place, Record};
+use super::home::{Home, Name};
 use super::listener::{has_listener, listens_at, paths_listened_at};
 use super::make::serve;
+use super::place::Place;
+use super::record::Record;
 use super::target::{Standing, user_of};
 use super::warning::Warning;
 use crate::call::{Error, Result, to_the_end};

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::handshake::Hold;
-use super::home::Place;
 use super::meet::{Heard, PAUSE, ask};
+use super::place::Place;
 use crate::abi::handshake::Token;
 use crate::call::{Past, Successor};
 use crate::process::Process;

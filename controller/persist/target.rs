@@ -15,8 +15,9 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, so
 use nix::unistd::geteuid;
 
 use super::directory::{Author, Directory, Pinned};
-use super::home::{Place, Record};
 use super::listener::has_listener;
+use super::place::Place;
+use super::record::Record;
 use super::rights::as_user;
 use crate::call::{Error, Result};
 use crate::process::pidfd_open;
@@ -89,13 +90,28 @@ impl Place {
     ///
     /// [`Error::Attach`] if it is not known which process that is.
     pub fn target(&self) -> Result<Target> {
+        let connected = || {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            self.connect(&client)?;
+            Ok::<_, io::Error>(client)
+        };
+        self.target_or(|| self.target_behind(&connected().map_err(|error| error.to_string())?))
+    }
+
+    /// The same for who is connected already: another connection could take its turn.
+    pub(super) fn target_of(&self, client: &impl AsFd) -> Result<Target> {
+        self.target_or(|| self.target_behind(client))
+    }
+
+    fn target_or(&self, other: impl FnOnce() -> Result<Target, String>) -> Result<Target> {
         let target = || {
             let recorded = match self.directory() {
                 Ok(directory) => self.recorded_target(&directory)?,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => return Err(error.to_string()),
             };
-            recorded.map_or_else(|| self.listening_target(), Ok)
+            recorded.map_or_else(other, Ok)
         };
         target().map_err(|reason| Error::Attach { path: self.socket().to_owned(), reason })
     }
@@ -118,13 +134,9 @@ impl Place {
 
     /// The process that listens, as the kernel tells who connects. Where another process called listen(2)
     /// for it that is not the one that has the socket.
-    fn listening_target(&self) -> Result<Target, String> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let client = socket(AddressFamily::Unix, SockType::Stream, flags, None)
-            .map_err(|errno| errno.to_string())?;
-        let Standing { file, author, closed } =
-            self.connect(&client).map_err(|error| error.to_string())?;
-        let peer = getsockopt(&client, sockopt::PeerCredentials).map_err(|e| e.to_string())?;
+    fn target_behind(&self, client: &impl AsFd) -> Result<Target, String> {
+        let Standing { file, author, closed } = self.look().map_err(|error| error.to_string())?;
+        let peer = getsockopt(client, sockopt::PeerCredentials).map_err(|e| e.to_string())?;
         let (pid, unknown) = (peer.pid(), "no NAME.json says which process it is");
         if pid <= 0 {
             return Err(unknown.into());

@@ -356,3 +356,18 @@ fn a_user_reaches_and_restores_what_is_that_users() {
     assert_eq!(succeed(&test, &["call", "one", "getpid"]), format!("{pid}\n"));
     assert_eq!(succeed(&test, &["stop", "one"]), "one: stopped\n");
 }
+
+#[test]
+fn without_proc_a_process_is_called_and_stopped() {
+    let test = TestHome::new();
+    start(&test, "one");
+    let script = "umount -l /proc || exit 77
+        $f call one getuid && $f stop one && ! $f call one getuid";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]);
+    command.env("f", env!("CARGO_BIN_EXE_farcall")).env("FARCALL_DIR", test.path());
+    let ran = Running::start(&mut command).finish();
+    assert_ne!(ran.status.code(), Some(77), "this test unmounts /proc: run it as root");
+    assert_eq!((ran.status.code(), &*ran.stdout), (Some(0), "0\none: stopped\n"), "{ran:?}");
+    assert_eq!(fs::read_dir(test.path()).unwrap().count(), 0);
+}

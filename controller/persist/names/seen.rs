@@ -21,9 +21,9 @@ use crate::call::{Error, Result};
 use crate::handle::{Kept, kind, taken_in};
 use crate::persist::attach::refused;
 use crate::persist::handshake::{self, Hold};
-use crate::persist::home::Place;
 use crate::persist::log::flight;
 use crate::persist::meet::{ask_for_names, deadline};
+use crate::persist::place::Place;
 use crate::process::{pidfd_open, random_token};
 use crate::sys::WaitStatus;
 
