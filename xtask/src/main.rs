@@ -1,5 +1,6 @@
 //! What developers of farcall run, as `cargo xtask COMMAND`.
 
+mod kernels;
 mod reap;
 mod residue;
 mod test;
@@ -21,6 +22,10 @@ Commands:
           Run what `test` leaves out: container runtimes, security profiles and guests.
   test --long
           Run what `test` leaves out: torture of 2,000 kills with three seeds, and long races.
+  kernels [VERSION...]
+          Boot Debian's kernels of these versions, or of some from 5.10 on, in QEMU with one and two
+          processors, and run the demo, the command line, a short torture and tests in them: as root
+          on Debian, in half an hour or more. Nothing is installed but tools.
   help    Print this.
 
 Exit status: 0 if all is well, 1 if something failed, 2 if the command line makes no sense.
@@ -39,6 +44,15 @@ fn main() -> ExitCode {
             let groups = groups(options).unwrap_or_default();
             let result = if groups.is_empty() { test::run() } else { test::run_groups(&groups) };
             match result {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(problem) => {
+                    eprintln!("xtask: {problem}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        ["kernels", ref series @ ..] if !series.iter().any(|word| word.starts_with('-')) => {
+            match kernels::run(series) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(problem) => {
                     eprintln!("xtask: {problem}");
