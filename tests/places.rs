@@ -3,6 +3,8 @@
 //! and root, and are run by `cargo xtask test --places`.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -213,14 +215,23 @@ impl Bundle {
         self.0.path().into()
     }
 
-    /// Runs it to its end: its output, and what else was said.
-    fn run(&self, runtime: &mut Command) -> (String, String) {
+    /// Runs it to its end with that input: its output, and what else was said.
+    fn run(&self, runtime: &mut Command, input: &[u8]) -> (Vec<u8>, String) {
         let name = format!("farcall-{}", self.path().file_name().unwrap().display());
         let command = runtime.args(["run", "--bundle"]).arg(self.path()).arg(&name);
-        let command = command.stdin(Stdio::null());
-        let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        (text(&output.stdout), text(&output.stderr))
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.stdout, String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// gVisor's runtime.
+    fn gvisor(&self) -> Command {
+        let mut runsc = Command::new("runsc");
+        runsc.arg("--root").arg(self.path().join("state"));
+        runsc.args(["--network=none", "--platform=ptrace", "--ignore-cgroups"]);
+        runsc
     }
 }
 
@@ -230,7 +241,8 @@ fn commands_work(seccomp: Value) {
     let bundle = Bundle::new(&["/bin/sh", "-c", COMMANDS], Some(seccomp));
     let mut runc = Command::new("runc");
     runc.arg("--root").arg(bundle.path().join("state"));
-    let (stdout, stderr) = bundle.run(&mut runc);
+    let (stdout, stderr) = bundle.run(&mut runc, b"");
+    let stdout = String::from_utf8_lossy(&stdout);
     assert!(stdout.ends_with("all done\n"), "{stdout}{stderr}");
 }
 
@@ -250,4 +262,46 @@ fn all_commands_work_under_the_default_profile_of_podman() {
 #[ignore = "cargo xtask test --places"]
 fn all_commands_work_where_no_process_may_be_traced() {
     commands_work(profile(&[&REFUSED_BY_DOCKER, &REFUSED_EARLIER], libc::EPERM));
+}
+
+#[test]
+#[ignore = "cargo xtask test --places"]
+fn the_image_serves_under_gvisor() {
+    let bundle = Bundle::new(&["/image"], None);
+    let image = bundle.path().join("root/image");
+    fs::write(&image, farcall::image::IMAGE).unwrap();
+    fs::set_permissions(image, fs::Permissions::from_mode(0o755)).unwrap();
+    let request = |word: u64, args: [u64; 6]| {
+        let words = [[word].as_slice(), &args].concat();
+        words.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>()
+    };
+    // Where the kernel has mapped memory is not known beforehand.
+    let (at, operation) = (0x1000_0000_u64, 1 << 32);
+    let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+    let mmap = [at, 0x10000, protection, flags, u64::MAX, 0];
+    let input = [
+        request(libc::SYS_getpid as u64, [0; 6]),
+        request(libc::SYS_mmap as u64, mmap),
+        request(operation | 1, [at, 5, 0, 0, 0, 0]),
+        b"hello".to_vec(),
+        request(operation | 2, [at, 5, 0, 0, 0, 0]),
+        request(operation | 5, [at + 8, 4, 7, 0, 0, 0]),
+        request(operation | 4, [at + 8, 4, 0, 0, 0, 0]),
+    ];
+    let (stdout, stderr) = bundle.run(&mut bundle.gvisor(), &input.concat());
+    let result = |number: u64| number.to_le_bytes().to_vec();
+    let hello = [result(5), b"hello".to_vec(), result(5)].concat();
+    let expected = [result(1), result(at), result(5), hello, result(0), result(7)].concat();
+    assert_eq!(stdout, expected, "{stderr}");
+}
+
+#[test]
+#[ignore = "cargo xtask test --places"]
+fn a_controller_under_gvisor_works_or_says_what_is_missing() {
+    let bundle = Bundle::new(&["/farcall/farcall", "start", "one"], None);
+    let (stdout, stderr) = bundle.run(&mut bundle.gvisor(), b"");
+    let works = String::from_utf8_lossy(&stdout).starts_with("one: pid ");
+    let says = ["pidfd_open", "farcall needs"].iter().all(|word| stderr.contains(word));
+    assert!(works || says, "{stdout:?}{stderr}");
 }

@@ -77,7 +77,12 @@ pub fn isolate(command: &mut Command, third: Option<BorrowedFd<'_>>) {
     unsafe {
         command.pre_exec(move || {
             check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
-            check(libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32))?;
+            if libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) != 0 {
+                // Before Linux 5.11. What is not open can't be closed.
+                for fd in 3..4096 {
+                    libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+                }
+            }
             match third {
                 Some(3) => check(libc::fcntl(3, libc::F_SETFD, 0)),
                 Some(fd) => check(libc::dup2(fd, 3)),
