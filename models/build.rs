@@ -50,8 +50,13 @@ const MUTANTS: &[Mutant] = &[
     weak_fence("begin", COMPLETING, DEADLOCK),
     mutant("begin", "cancel > index", "cancel >= index", COMPLETING, "another call"),
     mutant("hold", "store(1", "store(0", COMPLETING, DEADLOCK),
-    mutant("hold", "running.store(0", "running.store(index + 1", NEXT, "has not begun"),
-    mutant("deliver", "running != 0 && running ==", "running !=", BLOCKED, "has not begun"),
+    mutant(
+        "undelivered",
+        "signals != self",
+        "false && signals != self",
+        COMPLETING,
+        "another call",
+    ),
     mutant("claim", ".is_ok()", ".is_ok() || true", WITHDRAWN, DEADLOCK),
     mutant("withdraw", "word | WITHDRAWN", "word", WITHDRAWN, DEADLOCK),
     mutant("begin", "fence(Ordering::SeqCst);", "", WITHDRAWN, DEADLOCK),
@@ -63,7 +68,6 @@ const SERVER_WOKEN: &str = "a_server_that_sleeps_is_woken_by_a_call";
 const CONTROLLER_WOKEN: &str = "a_controller_that_waits_is_woken_by_a_result";
 const BLOCKED: &str = "a_call_that_blocks_is_interrupted";
 const COMPLETING: &str = "a_call_that_completes_meanwhile_is_interrupted_or_complete";
-const NEXT: &str = "the_next_call_can_be_interrupted_too";
 const WITHDRAWN: &str = "a_call_is_either_withdrawn_or_can_be_interrupted";
 const GIVEN_UP: &str = "after_a_signal_that_was_given_up_the_next_call_can_be_interrupted";
 

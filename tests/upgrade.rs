@@ -172,7 +172,7 @@ async fn an_image_that_cannot_be_used_leaves_the_old_one() {
         assert!(matches!(error, Error::Upgrade { .. }), "{error:?}");
     }
     let error = process.upgrade_to(&with(HANDOVER, 300)).await.unwrap_err().to_string();
-    assert!(error.contains("384") && error.contains("300"), "both are named: {error}");
+    assert!(error.contains("392") && error.contains("300"), "both are named: {error}");
     // What the system forbids, in this process, for good: Linux 6.3.
     const PR_SET_MDWE: u64 = 65;
     let refuses = process.syscall(Sysno::prctl, [PR_SET_MDWE, 1, 0, 0, 0, 0]).await;

@@ -64,8 +64,11 @@ pub const MAX_PATIENCE: u32 = 1 << 16;
 /// So many looks are made without a pause between them: what comes at once is seen at once.
 pub const SHARP: u32 = 200;
 
-/// The signal that interrupts a call. It is sent with SI_QUEUE and the ring's address in the server as
-/// its value.
+/// The signal that interrupts a call: SIGIO, from what arrives at the source that RING has named.
+pub const SOURCE_SIGNAL: u32 = 29;
+
+/// The same of a controller, or a server, that knows of no source. It is sent with SI_QUEUE and the
+/// ring's address in the server as its value.
 pub const INTERRUPT_SIGNAL: u32 = 64;
 
 /// Where the arena begins: behind the records.
@@ -79,6 +82,15 @@ const WITHDRAWN: u64 = 1 << 47;
 
 /// Set by the server: it has begun the call, which can't be withdrawn any more.
 const CLAIMED: u64 = 1 << 46;
+
+/// How the signals of an interruption are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// By what is written to the source. The server sees to it that they have been delivered.
+    BySource,
+    /// To the process. The controller waits until the server has counted them.
+    ToBeCounted,
+}
 
 /// What lies at the start of the shared memory. Behind it is the arena.
 #[repr(C, align(64))]
@@ -112,7 +124,8 @@ struct Fixed {
 struct Controller {
     /// The controller sleeps until its bell rings.
     waiting: AtomicU32,
-    /// How many signals will have been delivered when none is on its way.
+    /// How many signals have been sent, or are about to be. Where there is no source: how many will have
+    /// been delivered when none is on its way.
     signals: AtomicU32,
     /// How often the server is to look for a call before it sleeps.
     patience: AtomicU32,
@@ -129,7 +142,7 @@ struct Server {
 /// Not beside `asleep`, which the controller looks at after every call: this changes with every call.
 #[repr(C, align(64))]
 struct Progress {
-    /// How many signals have been delivered to the server.
+    /// How many signals are known to have been delivered to the server.
     delivered: AtomicU32,
     /// One more than the number of the call that is being executed; 0: none is.
     running: AtomicU64,
@@ -279,33 +292,40 @@ impl Ring {
 
     /// Asks for call `index` to be interrupted. If it says that the call is being executed, a signal
     /// is to be sent, before [`Ring::interrupted`].
-    pub fn interrupt(&self, index: u64) -> bool {
-        self.controller.cancel.store(index + 1, Ordering::Relaxed);
+    pub fn interrupt(&self, index: u64, how: Sent) -> bool {
+        // Whoever sees it sees that signals were sent for an earlier one.
+        self.controller.cancel.store(index + 1, Ordering::Release);
         fence(Ordering::SeqCst);
         let runs = self.progress.running.load(Ordering::Relaxed) == index + 1
             && self.result(index).is_none();
         if runs {
             // More than these arrive if the process has blocked some that were given up.
-            let before =
-                if self.is_heard() { &self.progress.delivered } else { &self.controller.signals };
+            let before = if how == Sent::ToBeCounted && self.is_heard() {
+                &self.progress.delivered
+            } else {
+                &self.controller.signals
+            };
             let signals = before.load(Ordering::Relaxed).wrapping_add(1);
             self.controller.signals.store(signals, Ordering::Relaxed);
         }
         runs
     }
 
-    /// Whether the server has heard all signals that were sent.
+    /// Whether the server has counted all signals that were sent.
     pub fn is_heard(&self) -> bool {
         let delivered = self.progress.delivered.load(Ordering::Relaxed);
         let signals = self.controller.signals.load(Ordering::Relaxed);
         delivered.wrapping_sub(signals).cast_signed() >= 0
     }
 
-    /// The call to be interrupted has been answered, and signals that have not been heard by now are
-    /// not waited for. The server may wait for this: it is to be woken if [`Ring::server_sleeps`].
-    pub fn interrupted(&self) {
-        let delivered = self.progress.delivered.load(Ordering::Relaxed);
-        self.controller.signals.store(delivered, Ordering::Relaxed);
+    /// The call to be interrupted has been answered, and all signals for it have been sent; those that
+    /// have not been counted by now are not waited for. The server may wait for this: it is to be woken
+    /// if [`Ring::server_sleeps`].
+    pub fn interrupted(&self, how: Sent) {
+        if how == Sent::ToBeCounted {
+            let delivered = self.progress.delivered.load(Ordering::Relaxed);
+            self.controller.signals.store(delivered, Ordering::Relaxed);
+        }
         self.controller.cancel.store(0, Ordering::Release);
     }
 
@@ -387,7 +407,7 @@ impl Ring {
     }
 
     /// Call `index`, which can be interrupted, is about to be executed. False: not yet, because a
-    /// signal that is meant for an earlier one is still on its way, or may still be sent.
+    /// signal that is meant for an earlier one may still be sent.
     ///
     /// Whether this one is to be interrupted is looked at later, where no signal can be missed.
     ///
@@ -423,12 +443,28 @@ impl Ring {
         (&raw const self.controller.cancel).cast()
     }
 
-    /// A signal was delivered to the server: for its handler. Says whether it means the call that
-    /// is being executed.
-    pub fn deliver(&self) -> bool {
+    /// A signal was delivered to the server that the controller waits for: for its handler.
+    pub fn count_signal(&self) {
         let delivered = self.progress.delivered.load(Ordering::Relaxed);
         self.progress.delivered.store(delivered.wrapping_add(1), Ordering::Relaxed);
-        let running = self.progress.running.load(Ordering::Relaxed);
-        running != 0 && running == self.controller.cancel.load(Ordering::Relaxed)
+    }
+
+    /// How many signals have been sent, if it is not known that all of them have been delivered. For a
+    /// server that may [`Ring::begin`] a call: before it does, it makes a system call of its own, in
+    /// which those are delivered that were sent, and then calls [`Ring::delivered`].
+    ///
+    /// The signals of an interruption are sent before it is [`Ring::interrupted`], and pending from
+    /// then on. But a thread that runs on another processor can see what was written before it is told
+    /// of its signal.
+    #[inline]
+    pub fn undelivered(&self) -> Option<u32> {
+        // Behind the load of `cancel`, which acquires.
+        let signals = self.controller.signals.load(Ordering::Relaxed);
+        (signals != self.progress.delivered.load(Ordering::Relaxed)).then_some(signals)
+    }
+
+    /// So many signals have been delivered.
+    pub fn delivered(&self, signals: u32) {
+        self.progress.delivered.store(signals, Ordering::Relaxed);
     }
 }

@@ -123,6 +123,10 @@ pub struct Handover {
     pub stack: u64,
     /// Where the image lies that hands over.
     pub image: u64,
+    /// One more than the descriptor from which the ring's calls are interrupted; 0: there is none.
+    pub source: u32,
+    /// Always zero.
+    pub reserved_2: u32,
 }
 
 /// Bytes of a [`Handover`].
@@ -133,7 +137,7 @@ pub const STACK_OFFSET: usize = core::mem::offset_of!(Handover, stack);
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(HANDOVER_SIZE == 384);
+    assert!(HANDOVER_SIZE == 392);
     assert!(offset_of!(Handover, watched) == 8);
     assert!(offset_of!(Handover, output) == 40);
     assert!(offset_of!(Handover, data) == 48);
@@ -147,4 +151,5 @@ const _: () = {
     assert!(offset_of!(Handover, holder_pid) == 360);
     assert!(offset_of!(Handover, stack) == 368);
     assert!(offset_of!(Handover, image) == 376);
+    assert!(offset_of!(Handover, source) == 384);
 };

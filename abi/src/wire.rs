@@ -161,10 +161,12 @@ pub enum Operation {
     Serve = 8,
     /// `IMAGE()`: the address at which the image lies in the process.
     Image = 9,
-    /// `RING(addr, server's bell | controller's bell << 32)`: from here on also calls are executed
-    /// that are handed over in shared memory at `addr`, see [`super::ring`]. The bells, of
-    /// eventfd(2), are the server's from here on, and closed when the connection ends. The result is
-    /// where the ring of the connection before was, or 0.
+    /// `RING(addr, server's bell | controller's bell << 32, source, has source)`: from here on also calls
+    /// are executed that are handed over in shared memory at `addr`, see [`super::ring`]. The bells, of
+    /// eventfd(2), are the server's from here on, and closed when the connection ends. If `has source` is
+    /// not 0, so is `source`, a datagram socket of unix(7): what arrives there is SIGIO for the server's
+    /// thread, until the connection ends. The result is where the ring of the connection before was, or
+    /// 0.
     Ring = 10,
     /// `UPGRADE(image)`: the server goes on as the image at that address, see [`super::upgrade`]. The
     /// result, which that one sends, is where the image before lies; or `-EFAULT` or `-EINVAL` if
@@ -238,6 +240,8 @@ impl HelloResult {
     pub const BEGIN: u32 = 1 << 7;
     /// Calls of a ring can be withdrawn.
     pub const WITHDRAW: u32 = 1 << 8;
+    /// RING takes a source of interruptions.
+    pub const SOURCE: u32 = 1 << 9;
     /// What a server built from this source offers.
     pub const OFFERED: u32 = Self::COPY
         | Self::SERVE
@@ -247,7 +251,8 @@ impl HelloResult {
         | Self::KEEP
         | Self::UPGRADE
         | Self::BEGIN
-        | Self::WITHDRAW;
+        | Self::WITHDRAW
+        | Self::SOURCE;
 
     /// The answer of a server that speaks `version` and offers `features`.
     #[must_use]

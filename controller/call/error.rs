@@ -136,7 +136,7 @@ pub enum Error {
     NotInterruptible,
     /// The signal that interrupts a call was sent and never heard.
     #[error(
-        "the process did not hear the signal that interrupts calls, {}: it blocks it, or handles it in another way",
+        "the process did not hear the signal that interrupts calls (SIGIO; {} with an older image): it blocks it or handles it in another way, or is in a call that nothing interrupts",
         crate::abi::ring::INTERRUPT_SIGNAL
     )]
     Signal,

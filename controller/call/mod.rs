@@ -169,11 +169,12 @@ impl Call {
 }
 
 /// Commands of fcntl(2) that never wait.
-const QUICK_FCNTL: [u64; 5] = [
+const QUICK_FCNTL: [u64; 6] = [
     libc::F_DUPFD as u64,
     libc::F_GETFD as u64,
     libc::F_SETFD as u64,
     libc::F_GETFL as u64,
+    libc::F_SETOWN as u64,
     libc::F_DUPFD_CLOEXEC as u64,
 ];
 

@@ -86,6 +86,12 @@ impl Task {
         if !matches!(self.guardian(), Guardian::None) {
             calls.push(super::set_pdeathsig(nix::libc::SIGKILL));
         }
+        if let Some(source) = self.ends.fds().source {
+            // Who may be signalled by what arrives there is judged by the ids of who has said so.
+            let own = [source as u64, nix::libc::F_SETOWN as u64, 0, 0, 0, 0];
+            calls.push(Call::syscall(Sysno::gettid, [0; 6]));
+            calls.push(Call::syscall(Sysno::fcntl, own).referring(2, 1));
+        }
         self.connection
             .submit(calls, move |replies| {
                 let _buffer = buffer;

@@ -32,18 +32,21 @@ pub(crate) struct ServerFds {
     pub(crate) persistent: Vec<i32>,
     /// The bells of a ring.
     pub(crate) ring: Vec<i32>,
+    /// What interrupts its calls.
+    pub(crate) source: Option<i32>,
 }
 
 impl ServerFds {
     /// Those of a connection with the stream `stream` and the data socket `data`.
     pub(crate) fn new(stream: i32, data: i32) -> Self {
         let (persistent, ring) = (Vec::new(), Vec::new());
-        Self { input: stream, output: stream, data, listen: -1, file: -1, persistent, ring }
+        let (listen, file, source) = (-1, -1, None);
+        Self { input: stream, output: stream, data, listen, file, persistent, ring, source }
     }
 
     pub(crate) fn all(&self) -> BTreeSet<i32> {
         let connection = [self.input, self.output, self.data, self.listen, self.file];
-        let more = self.persistent.iter().chain(&self.ring).copied();
+        let more = self.persistent.iter().chain(&self.ring).copied().chain(self.source);
         connection.into_iter().chain(more).filter(|number| *number >= 0).collect()
     }
 }

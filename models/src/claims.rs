@@ -5,7 +5,7 @@ use loom::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
-use super::ring::Ring;
+use super::ring::{Ring, Sent};
 use super::wire::{Request, Word};
 
 const EINTR: i64 = -4;
@@ -226,6 +226,9 @@ struct Interruptible<'a> {
     kernel: &'a Kernel,
     heard: u32,
     signals: Signals,
+    sent: Sent,
+    /// The call that is about to be made, or is being made.
+    executing: Option<u64>,
 }
 
 /// When signals arrive.
@@ -250,10 +253,20 @@ impl Interruptible<'_> {
 
     fn deliver(&mut self) -> bool {
         self.heard += 1;
-        let meant = self.ring.deliver();
-        // A controller that waits for this looks now and then.
-        self.kernel.controller.happen(|happened| happened.rung = true);
-        meant
+        if self.sent == Sent::ToBeCounted {
+            self.ring.count_signal();
+            // A controller that waits for this looks now and then.
+            self.kernel.controller.happen(|happened| happened.rung = true);
+        }
+        self.executing.is_some_and(|index| self.ring.is_canceled(index))
+    }
+
+    /// A system call in which all signals are delivered that are pending.
+    fn flush(&mut self) {
+        let pending = self.kernel.server.wait(|_| true).signals;
+        while self.heard < pending {
+            assert!(!self.deliver(), "a signal means a call that has not begun");
+        }
     }
 
     /// Blocks for a signal or, if that ends it, the bell. Says whether a signal meant the call that
@@ -281,6 +294,12 @@ impl Interruptible<'_> {
                 self.ring.wake();
             }
             self.ring.wake();
+            if self.sent == Sent::BySource
+                && let Some(signals) = self.ring.undelivered()
+            {
+                self.flush();
+                self.ring.delivered(signals);
+            }
             let result = self.call(index, *kind);
             // A signal between the call and its result meets nothing.
             self.look();
@@ -294,6 +313,7 @@ impl Interruptible<'_> {
     /// The call itself.
     fn call(&mut self, index: u64, kind: Kind) -> i64 {
         let heard = self.heard;
+        self.executing = Some(index);
         let canceled = self.ring.is_canceled(index);
         // Until the instruction `syscall` a signal turns the thread back.
         let mut interrupted = canceled | self.look();
@@ -306,6 +326,7 @@ impl Interruptible<'_> {
                 }
             }
         }
+        self.executing = None;
         let met = !interrupted && self.heard != heard;
         assert!(!met || self.signals == Signals::AnyTime, "a signal meets another call");
         if interrupted { EINTR } else { result(index) }
@@ -315,14 +336,18 @@ impl Interruptible<'_> {
 /// Runs the server with calls that have been handed over, against a controller. Says the results.
 fn interrupting(
     calls: &'static [Kind],
-    controller: impl Fn(&Ring, &Kernel) + Send + Sync + 'static,
-    check: impl Fn(&[i64]) + Send + Sync + 'static,
+    controller: impl Fn(&Ring, &Kernel, Sent) + Copy + Send + Sync + 'static,
+    check: impl Fn(&[i64]) + Copy + Send + Sync + 'static,
 ) {
-    interrupting_with(Signals::InTime, calls, controller, check);
+    for sent in [Sent::BySource, Sent::ToBeCounted] {
+        let controller = move |ring: &Ring, kernel: &Kernel| controller(ring, kernel, sent);
+        interrupting_with(Signals::InTime, sent, calls, controller, check);
+    }
 }
 
 fn interrupting_with(
     signals: Signals,
+    sent: Sent,
     calls: &'static [Kind],
     controller: impl Fn(&Ring, &Kernel) + Send + Sync + 'static,
     check: impl Fn(&[i64]) + Send + Sync + 'static,
@@ -335,7 +360,8 @@ fn interrupting_with(
         let server = shared.clone();
         let server = thread::spawn(move || {
             let (ring, kernel) = &*server;
-            Interruptible { ring, kernel, heard: 0, signals }.serve(calls);
+            let (heard, executing) = (0, None);
+            Interruptible { ring, kernel, heard, signals, sent, executing }.serve(calls);
         });
         let (ring, kernel) = &*shared;
         controller(ring, kernel);
@@ -350,21 +376,21 @@ fn interrupting_with(
 }
 
 /// Interrupts one call.
-fn interrupt(ring: &Ring, kernel: &Kernel, index: u64) {
-    if ring.interrupt(index) {
+fn interrupt(ring: &Ring, kernel: &Kernel, sent: Sent, index: u64) {
+    if ring.interrupt(index, sent) {
         kernel.send_signal();
     }
     sleep_until_complete(ring, kernel, index);
-    while !ring.is_heard() {
+    while sent == Sent::ToBeCounted && !ring.is_heard() {
         kernel.controller.wait(|happened| happened.rung);
     }
-    ring.interrupted();
+    ring.interrupted(sent);
     wake_server(ring, kernel);
 }
 
 pub fn a_call_that_blocks_is_interrupted() {
     let check = |results: &[i64]| assert_eq!(results, [EINTR, result(1)]);
-    interrupting(&[Blocks, Ends], |ring, kernel| interrupt(ring, kernel, 0), check);
+    interrupting(&[Blocks, Ends], |ring, kernel, sent| interrupt(ring, kernel, sent, 0), check);
 }
 
 pub fn a_call_that_completes_meanwhile_is_interrupted_or_complete() {
@@ -372,30 +398,30 @@ pub fn a_call_that_completes_meanwhile_is_interrupted_or_complete() {
         assert!([EINTR, result(0)].contains(&results[0]), "{results:?}");
         assert_eq!(results[1], result(1));
     };
-    interrupting(&[Ends, Ends], |ring, kernel| interrupt(ring, kernel, 0), check);
+    interrupting(&[Ends, Ends], |ring, kernel, sent| interrupt(ring, kernel, sent, 0), check);
 }
 
 pub fn a_call_that_has_not_begun_is_not_executed() {
     let check = |results: &[i64]| assert_eq!(results, [result(0), EINTR]);
-    interrupting(&[Ends, Blocks], |ring, kernel| interrupt(ring, kernel, 1), check);
+    interrupting(&[Ends, Blocks], |ring, kernel, sent| interrupt(ring, kernel, sent, 1), check);
 }
 
 pub fn the_next_call_can_be_interrupted_too() {
     let check = |results: &[i64]| assert_eq!(results, [EINTR, EINTR]);
-    let controller = |ring: &Ring, kernel: &Kernel| {
-        interrupt(ring, kernel, 0);
-        interrupt(ring, kernel, 1);
+    let controller = |ring: &Ring, kernel: &Kernel, sent| {
+        interrupt(ring, kernel, sent, 0);
+        interrupt(ring, kernel, sent, 1);
     };
     interrupting(&[Blocks, Blocks], controller, check);
 }
 
 pub fn a_signal_that_never_arrives_holds_nothing_up() {
     let check = |results: &[i64]| assert_eq!(results[1], result(1));
-    let controller = |ring: &Ring, kernel: &Kernel| {
+    let controller = |ring: &Ring, kernel: &Kernel, sent| {
         // It may be that it is meant to be sent: the process blocks it.
-        ring.interrupt(0);
+        ring.interrupt(0, sent);
         sleep_until_complete(ring, kernel, 0);
-        ring.interrupted();
+        ring.interrupted(sent);
         wake_server(ring, kernel);
     };
     interrupting(&[Ends, Ends], controller, check);
@@ -403,9 +429,9 @@ pub fn a_signal_that_never_arrives_holds_nothing_up() {
 
 /// Interrupts a call of a process that has blocked the signal, and lets it through later.
 fn interrupt_late(ring: &Ring, kernel: &Kernel, index: u64) {
-    let sent = ring.interrupt(index);
+    let sent = ring.interrupt(index, Sent::ToBeCounted);
     sleep_until_complete(ring, kernel, index);
-    ring.interrupted();
+    ring.interrupted(Sent::ToBeCounted);
     wake_server(ring, kernel);
     if sent {
         kernel.send_signal();
@@ -415,16 +441,16 @@ fn interrupt_late(ring: &Ring, kernel: &Kernel, index: u64) {
 pub fn a_signal_that_arrives_after_it_was_given_up_holds_nothing_up() {
     let check = |results: &[i64]| assert_eq!(results[1], result(1));
     let controller = |ring: &Ring, kernel: &Kernel| interrupt_late(ring, kernel, 0);
-    interrupting_with(Signals::AnyTime, &[Ends, Ends], controller, check);
+    interrupting_with(Signals::AnyTime, Sent::ToBeCounted, &[Ends, Ends], controller, check);
 }
 
 pub fn after_a_signal_that_was_given_up_the_next_call_can_be_interrupted() {
     let check = |results: &[i64]| assert_eq!(results[1], EINTR);
     let controller = |ring: &Ring, kernel: &Kernel| {
         interrupt_late(ring, kernel, 0);
-        interrupt(ring, kernel, 1);
+        interrupt(ring, kernel, Sent::ToBeCounted, 1);
     };
-    interrupting_with(Signals::AnyTime, &[Ends, Blocks], controller, check);
+    interrupting_with(Signals::AnyTime, Sent::ToBeCounted, &[Ends, Blocks], controller, check);
 }
 
 pub fn a_call_is_either_withdrawn_or_can_be_interrupted() {
@@ -445,7 +471,7 @@ pub fn a_call_is_either_withdrawn_or_can_be_interrupted() {
         });
         let (ring, kernel) = &*shared;
         let withdrawn = ring.withdraw(0);
-        if !withdrawn && ring.interrupt(0) {
+        if !withdrawn && ring.interrupt(0, Sent::BySource) {
             kernel.send_signal();
         }
         server.join().unwrap();

@@ -11,20 +11,21 @@
 
 use core::hint::spin_loop;
 
-use farcall_abi::ring::{ARENA_OFFSET, RING_MAGIC, Ring, SHARP};
+use farcall_abi::ring::{ARENA_OFFSET, RING_MAGIC, Ring, SHARP, SOURCE_SIGNAL};
 use farcall_abi::upgrade::Queue;
 use farcall_abi::wire::{STREAM_VERSION, Word};
 
 use crate::arch;
 use crate::copy::whole;
 use crate::serve::Server;
+use crate::start::handle_interrupt;
 use crate::sys::{self, EFAULT, EINTR, EINVAL, Patience, SI_QUEUE, SigInfo};
 
 /// After so many calls in a row the server looks at its descriptors, even if there are more: what
 /// that costs is then less than a hundredth of what the calls do.
 const LOOK: u32 = 128;
 
-/// The signal INTERRUPT_SIGNAL: makes the call that is meant return EINTR, unless it has returned by
+/// The signals that interrupt: make the call that is meant return EINTR, unless it has returned by
 /// itself.
 ///
 /// A call that blocks comes here by the signal, and the kernel would go on with it afterwards, or has
@@ -34,22 +35,23 @@ const LOOK: u32 = 128;
 pub extern "C" fn interrupt(_: i32, info: *const SigInfo, context: *mut u8) {
     // SAFETY: the kernel passes both with SA_SIGINFO.
     let info = unsafe { &*info };
-    if info.code != SI_QUEUE {
-        return;
+    if info.code == SI_QUEUE {
+        count_signal(info.value);
     }
+    // SAFETY: as above.
+    unsafe { arch::turn_back(context) };
+}
+
+/// Counts a signal in the ring at that address, for a controller that waits for that.
+fn count_signal(address: usize) {
     // A controller that was stopped may name a ring that is gone: the one after it unmaps it.
     let mut magic = 0u64;
     let size = size_of_val(&magic);
-    let copied = sys::copy(&raw mut magic as u64, info.value as u64, size as u64);
-    if copied != size as i64 || magic != RING_MAGIC || !info.value.is_multiple_of(64) {
-        return;
-    }
-    // SAFETY: who may send this signal may end the process, and promises with SI_QUEUE that its value
-    // is where a ring is or was; what is there begins as a ring does.
-    let ring = unsafe { &*(info.value as *const Ring) };
-    if ring.deliver() {
-        // SAFETY: as above, and nobody else has a reference to it.
-        unsafe { arch::turn_back(context) };
+    let copied = sys::copy(&raw mut magic as u64, address as u64, size as u64);
+    if copied == size as i64 && magic == RING_MAGIC && address.is_multiple_of(64) {
+        // SAFETY: who may send this signal may end the process, and promises with SI_QUEUE that its value
+        // is where a ring is or was; what is there begins as a ring does.
+        unsafe { &*(address as *const Ring) }.count_signal();
     }
 }
 
@@ -81,6 +83,12 @@ impl Server {
                         return Patience::Endless;
                     }
                     ring.wake();
+                    if self.state.source != 0
+                        && let Some(signals) = ring.undelivered()
+                    {
+                        sys::drain(self.source());
+                        ring.delivered(signals);
+                    }
                     withdrawn = !ring.claim(next, word);
                 }
                 self.cancel = ring.cancel();
@@ -122,7 +130,7 @@ impl Server {
 
     /// The operation RING: the address of the ring before, or 0.
     pub fn enter_ring(&mut self) -> i64 {
-        let [address, bells, ..] = self.state.request.args;
+        let [address, bells, source, has_source, ..] = self.state.request.args;
         let size = ARENA_OFFSET as u64;
         if self.state.log.memory == 0 {
             // Nowhere to remember results that others refer to.
@@ -136,7 +144,17 @@ impl Server {
         if error != 0 {
             return error;
         }
+        let source = if has_source == 0 { -1 } else { source as i32 };
+        if has_source != 0 {
+            let error = sys::arm(source);
+            if error != 0 {
+                return error;
+            }
+            // An image that was entered by a program, or by one that knew of no source, has none.
+            handle_interrupt(0, SOURCE_SIGNAL);
+        }
         self.leave_ring();
+        self.state.source = (source + 1) as u32;
         let before = self.state.ring.address;
         let bell = (bells >> 32) as i32;
         self.state.ring = Queue { address, bell, ..Queue::default() };
@@ -150,6 +168,19 @@ impl Server {
             sys::close(self.state.watched.bell.fd);
             sys::close(self.state.ring.bell);
             self.state.watched.bell.fd = -1;
+            self.disarm();
+            sys::close(self.source());
+            self.state.source = 0;
         }
+    }
+
+    /// No signal comes from the ring's controller from here on, whoever has duplicates of the source.
+    pub fn disarm(&self) {
+        sys::disarm(self.source());
+    }
+
+    /// What interrupts calls of the ring; negative if nothing does.
+    fn source(&self) -> i32 {
+        self.state.source as i32 - 1
     }
 }

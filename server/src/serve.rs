@@ -136,6 +136,8 @@ impl Server {
         loop {
             if n <= 0 && !is_later(n) || self.execute_all().is_err() {
                 if self.state.watched.listen.fd < 0 {
+                    // The descriptors are left as they are, and who called goes on.
+                    self.disarm();
                     return;
                 }
                 self.hang_up();

@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 use core::ptr;
 
 use farcall_abi::entry::IMAGE_MAX_SIZE;
-use farcall_abi::ring::INTERRUPT_SIGNAL;
+use farcall_abi::ring::{INTERRUPT_SIGNAL, SOURCE_SIGNAL};
 
 use crate::arch;
 use crate::ring;
@@ -69,8 +69,14 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
 pub fn handle_signals(left: usize) {
     let ignore = arch::ignore_signal as *const () as usize;
     handle_signal(left, SIGPIPE, ignore, arch::SA_RESTORER);
+    handle_interrupt(left, INTERRUPT_SIGNAL);
+    handle_interrupt(left, SOURCE_SIGNAL);
+}
+
+/// The same of a signal that interrupts calls.
+pub fn handle_interrupt(left: usize, signal: u32) {
     let interrupt = ring::interrupt as *const () as usize;
-    handle_signal(left, INTERRUPT_SIGNAL as usize, interrupt, arch::SA_INTERRUPT);
+    handle_signal(left, signal as usize, interrupt, arch::SA_INTERRUPT);
 }
 
 /// Installs the handler of SIGPIPE where there is none, also where it is ignored: a child would inherit

@@ -18,6 +18,9 @@ errnos! {
 pub const F_GETFD: usize = 1;
 pub const F_SETFD: usize = 2;
 pub const F_SETFL: usize = 4;
+pub const F_SETOWN_EX: usize = 15;
+const F_OWNER_TID: i32 = 0;
+const O_ASYNC: usize = 0o20000;
 pub const F_DUPFD_CLOEXEC: usize = 1030;
 pub const FD_CLOEXEC: usize = 1;
 pub const POLLIN: i16 = 1;
@@ -314,6 +317,28 @@ pub fn make_blocking(fd: i32) {
     }
 }
 
+/// From here on this thread gets SIGIO whenever something arrives at the socket. 0, or why not.
+pub fn arm(source: i32) -> i64 {
+    let owner = [F_OWNER_TID, gettid()];
+    match fcntl(source, F_SETOWN_EX, owner.as_ptr() as usize) {
+        0 => fcntl(source, F_SETFL, O_ASYNC | SOCK_NONBLOCK),
+        error => error,
+    }
+}
+
+/// Neither it nor any duplicate of it that somebody has is the source of signals any more, and those that
+/// were sent have been delivered: on the way out of the call.
+pub fn disarm(source: i32) {
+    fcntl(source, F_SETFL, 0);
+}
+
+/// Takes all that has arrived at the socket, and with it signals that are pending, on the way out of the
+/// last call.
+pub fn drain(source: i32) {
+    let mut bytes = 0u64;
+    while read(source, &raw mut bytes as u64, size_of::<u64>()) > 0 {}
+}
+
 /// Takes what an eventfd(2) that is ready has counted.
 pub fn hear(bell: i32) {
     let mut count = 0u64;
@@ -340,9 +365,9 @@ pub fn accept(listen: i32) -> i64 {
     unsafe { raw_syscall!(Sysno::accept4, listen, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC) as i64 }
 }
 
-/// fcntl(2) with a number as its argument.
+/// fcntl(2) with a number as its argument, or the address of something to read.
 pub fn fcntl(fd: i32, command: usize, argument: usize) -> i64 {
-    // SAFETY: touches no memory.
+    // SAFETY: changes no memory with the commands that are used here.
     unsafe { raw_syscall!(Sysno::fcntl, fd, command, argument) as i64 }
 }
 
@@ -458,6 +483,12 @@ pub fn limit_of_fds(new: Option<&[u64; 2]>) -> [u64; 2] {
 pub fn getpid() -> i32 {
     // SAFETY: touches no memory.
     unsafe { raw_syscall!(Sysno::getpid) as i32 }
+}
+
+/// gettid(2).
+fn gettid() -> i32 {
+    // SAFETY: touches no memory.
+    unsafe { raw_syscall!(Sysno::gettid) as i32 }
 }
 
 /// mprotect(2): makes memory readable and executable.

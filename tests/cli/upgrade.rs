@@ -74,7 +74,7 @@ fn a_bad_image_is_named_and_the_old_one_goes_on() {
     for (file, said) in [
         (version.as_str(), &["version 2", "version 1", version.as_str()][..]),
         (&entry, &["outside", &entry]),
-        (&forgets, &["384 bytes", "takes 8"]),
+        (&forgets, &["392 bytes", "takes 8"]),
         ("/bin/sh", &["/bin/sh", "no server image"]),
         ("/dev/null", &["/dev/null", "no server image"]),
         (&missing, &[&missing, "No such file"]),

@@ -129,6 +129,9 @@ pub struct Ring {
     /// The server's bell and the controller's, here and by their numbers in the server.
     pub bells: [OwnedFd; 2],
     pub numbers: [i32; 2],
+    /// From where calls are interrupted, and the server's end by its number there; without one a signal
+    /// is sent to the process.
+    pub source: Option<(OwnedFd, i32)>,
     next: u64,
     /// How often the server's bell was rung.
     rung: u32,
@@ -143,14 +146,30 @@ impl Ring {
 
     /// The same where the server has that memory.
     pub fn beside(pid: i32, stream: &Stream) -> Self {
+        Self::interrupted_by(None, pid, stream)
+    }
+
+    /// One whose calls are interrupted from a source.
+    pub fn with_a_source(pid: i32, stream: &Stream) -> Self {
+        stream.speaks_version_1();
+        Self::beside_with_a_source(pid, stream)
+    }
+
+    /// The same where the server has memory.
+    pub fn beside_with_a_source(pid: i32, stream: &Stream) -> Self {
+        Self::interrupted_by(Some(source(pid, stream)), pid, stream)
+    }
+
+    fn interrupted_by(source: Option<(OwnedFd, i32)>, pid: i32, stream: &Stream) -> Self {
         let memory = Memory::new();
         let address = memory.map(stream, SIZE, libc::PROT_READ | libc::PROT_WRITE);
         let flags = (libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) as u64;
         let numbers = [(); 2].map(|()| stream.done(libc::SYS_eventfd2, &[0, flags]) as i32);
         let bells = numbers.map(|fd| fetch(pid, fd));
-        let before = stream.ask(RING, &[address, pack(numbers)]);
+        let there = source.as_ref().map_or([0, 0], |(_, number)| [*number as u64, 1]);
+        let before = stream.ask(RING, &[address, pack(numbers), there[0], there[1]]);
         assert!(before >= 0, "{before}");
-        Self { memory, address, before: before as u64, bells, numbers, next: 0, rung: 0 }
+        Self { memory, address, before: before as u64, bells, numbers, source, next: 0, rung: 0 }
     }
 
     /// Where a call's record lies.
@@ -248,6 +267,19 @@ impl Ring {
             (says && blocked_in(pid) == Some(libc::SYS_ppoll)).then_some(())
         });
     }
+}
+
+/// A source: the controller's end of a pair of sockets, and the server's end there.
+pub fn source(pid: i32, stream: &Stream) -> (OwnedFd, i32) {
+    let memory = stream.memory(4096);
+    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    stream.done(libc::SYS_socketpair, &[libc::AF_UNIX as u64, kind as u64, 0, memory]);
+    let bytes = stream.copy_out(memory, 8).0;
+    stream.done(libc::SYS_munmap, &[memory, 4096]);
+    let [here, there] = [0, 4].map(|at| i32::from_le_bytes(*bytes[at..].first_chunk().unwrap()));
+    let source = fetch(pid, here);
+    stream.done(libc::SYS_close, &[here as u64]);
+    (source, there)
 }
 
 pub fn pack(numbers: [i32; 2]) -> u64 {

@@ -1,15 +1,19 @@
 //! Interrupting a call that was handed over in a ring.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 
+use nix::errno::Errno;
 use nix::libc;
+use nix::sys::socket::MsgFlags;
 
+use crate::client::{Attached, Client, Ends, hello};
 use crate::ring::{
-    ASLEEP, CANCEL, DELIVERED, FLUSH, LOAD, PATIENCE, RECORDS, RUNNING, Ring, SIGNALS, SIZE, STORE,
-    blocked_in, pipe, with_a_ring,
+    ASLEEP, CANCEL, DELIVERED, FLUSH, LOAD, Memory, PATIENCE, RECORDS, RUNNING, Ring, SIGNALS,
+    SIZE, STORE, blocked_in, fetch, pack, pipe, with_a_ring,
 };
-use crate::server::Server;
-use crate::stream::{Stream, request, until};
+use crate::server::{Persistent, Server};
+use crate::stream::{RING, Stream, request, until};
 use crate::upgrade::upgrade;
 
 const EINTR: i64 = -(libc::EINTR as i64);
@@ -23,7 +27,11 @@ impl Ring {
         let runs = self.memory.u64(RUNNING).load(Ordering::Relaxed) == index + 1
             && self.result(index).is_none();
         if runs {
-            self.memory.u32(SIGNALS).store(self.delivered() + 1, Ordering::Relaxed);
+            let before = match self.source {
+                Some(_) => self.memory.u32(SIGNALS).load(Ordering::Relaxed),
+                None => self.delivered(),
+            };
+            self.memory.u32(SIGNALS).store(before + 1, Ordering::Relaxed);
         }
         runs
     }
@@ -34,13 +42,18 @@ impl Ring {
 
     /// Sends the signal.
     fn signal(&self, pid: i32) {
-        send_signal(pid, self.address);
+        match &self.source {
+            Some((source, _)) => assert_eq!(send(source), Ok(1)),
+            None => send_signal(pid, self.address),
+        }
     }
 
     /// The call has been answered: others may begin.
     fn interrupted(&mut self) {
         let signals = self.memory.u32(SIGNALS).load(Ordering::Relaxed);
-        until("the signal is delivered", || (self.delivered() == signals).then_some(()));
+        if self.source.is_none() {
+            until("the signal is delivered", || (self.delivered() == signals).then_some(()));
+        }
         self.go_on();
     }
 
@@ -60,6 +73,19 @@ impl Ring {
     }
 }
 
+/// Sends a byte to the server's end of a source.
+fn send(source: &OwnedFd) -> nix::Result<usize> {
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    nix::sys::socket::send(source.as_raw_fd(), b"x", flags)
+}
+
+/// A ring whose calls are interrupted by what comes from a source.
+fn with_a_source() -> (Server, Stream, Ring) {
+    let (server, stream) = Server::on_a_socket();
+    let ring = Ring::with_a_source(server.pid(), &stream);
+    (server, stream, ring)
+}
+
 fn send_signal(pid: i32, value: u64) {
     let value = libc::sigval { sival_ptr: value as *mut libc::c_void };
     // SAFETY: touches no memory here; the value is a number, and means something only there.
@@ -68,7 +94,9 @@ fn send_signal(pid: i32, value: u64) {
 
 #[track_caller]
 fn blocks_in(server: &Server, call: libc::c_long) {
-    until("the call blocks", || (blocked_in(server.pid()) == Some(call)).then_some(()));
+    until(&format!("call {call} blocks"), || {
+        (blocked_in(server.pid()) == Some(call)).then_some(())
+    });
 }
 
 /// Calls that block, and whether the kernel would go on with them after a signal handler.
@@ -87,59 +115,65 @@ fn blocking(stream: &Stream) -> [(libc::c_long, Vec<u64>); 4] {
 
 #[test]
 fn a_call_that_blocks_returns_eintr_and_the_next_one_is_executed() {
-    let (server, stream, mut ring) = with_a_ring();
-    for round in 0..50 {
-        for (number, args) in blocking(&stream) {
-            let blocked = ring.write(number as u64 | FLUSH, &args);
-            let next = ring.submit(libc::SYS_getpid as u64 | FLUSH, &[]);
-            // Sometimes when it is certainly blocked, sometimes wherever it is.
-            if round < 3 {
-                blocks_in(&server, number);
+    for with in [with_a_ring, with_a_source] {
+        let (server, stream, mut ring) = with();
+        for round in 0..50 {
+            for (number, args) in blocking(&stream) {
+                let blocked = ring.write(number as u64 | FLUSH, &args);
+                let next = ring.submit(libc::SYS_getpid as u64 | FLUSH, &[]);
+                // Sometimes when it is certainly blocked, sometimes wherever it is.
+                if round < 3 {
+                    blocks_in(&server, number);
+                }
+                assert_eq!(ring.interrupt(server.pid(), blocked), EINTR, "{number}");
+                assert_eq!(ring.wait(next), i64::from(server.pid()), "{number}");
             }
-            assert_eq!(ring.interrupt(server.pid(), blocked), EINTR, "{number}");
-            assert_eq!(ring.wait(next), i64::from(server.pid()), "{number}");
+            stream.is_in_step();
         }
-        stream.is_in_step();
     }
 }
 
 #[test]
 fn after_an_upgrade_the_new_image_is_interrupted() {
-    let (server, stream, mut ring) = with_a_ring();
-    for round in 0..20 {
-        upgrade(&stream);
-        for (number, args) in blocking(&stream) {
-            let blocked = ring.submit(number as u64 | FLUSH, &args);
-            if round < 3 {
-                blocks_in(&server, number);
+    for with in [with_a_ring, with_a_source] {
+        let (server, stream, mut ring) = with();
+        for round in 0..20 {
+            upgrade(&stream);
+            for (number, args) in blocking(&stream) {
+                let blocked = ring.submit(number as u64 | FLUSH, &args);
+                if round < 3 {
+                    blocks_in(&server, number);
+                }
+                assert_eq!(ring.interrupt(server.pid(), blocked), EINTR, "{number}");
             }
-            assert_eq!(ring.interrupt(server.pid(), blocked), EINTR, "{number}");
+            stream.is_in_step();
         }
-        stream.is_in_step();
     }
 }
 
 #[test]
 fn a_call_that_has_not_begun_is_never_executed() {
-    let (mut server, stream, mut ring) = with_a_ring();
-    let [reading, writing] = pipe(&stream);
-    let memory = stream.memory(4096);
-    let read = ring.write(libc::SYS_read as u64 | FLUSH, &[reading, memory, 1]);
-    let exit = ring.write(libc::SYS_exit_group as u64 | FLUSH, &[9]);
-    ring.wake();
-    blocks_in(&server, libc::SYS_read);
-    assert!(!ring.cancel(exit), "another call is being executed");
-    // The read goes on, and ends as it would.
-    let end = std::fs::OpenOptions::new()
-        .write(true)
-        .open(format!("/proc/{}/fd/{writing}", server.pid()))
-        .unwrap();
-    assert_eq!(nix::unistd::write(&end, b"x"), Ok(1));
-    assert_eq!(ring.wait(read), 1);
-    assert_eq!(ring.wait(exit), EINTR);
-    ring.interrupted();
-    ring.is_in_step(server.pid());
-    server.is_alive();
+    for with in [with_a_ring, with_a_source] {
+        let (mut server, stream, mut ring) = with();
+        let [reading, writing] = pipe(&stream);
+        let memory = stream.memory(4096);
+        let read = ring.write(libc::SYS_read as u64 | FLUSH, &[reading, memory, 1]);
+        let exit = ring.write(libc::SYS_exit_group as u64 | FLUSH, &[9]);
+        ring.wake();
+        blocks_in(&server, libc::SYS_read);
+        assert!(!ring.cancel(exit), "another call is being executed");
+        // The read goes on, and ends as it would.
+        let end = std::fs::OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/{}/fd/{writing}", server.pid()))
+            .unwrap();
+        assert_eq!(nix::unistd::write(&end, b"x"), Ok(1));
+        assert_eq!(ring.wait(read), 1);
+        assert_eq!(ring.wait(exit), EINTR);
+        ring.interrupted();
+        ring.is_in_step(server.pid());
+        server.is_alive();
+    }
 }
 
 impl Ring {
@@ -223,18 +257,20 @@ fn a_call_is_withdrawn_or_begins_and_not_both() {
 
 #[test]
 fn a_call_that_is_complete_keeps_its_result() {
-    let (server, _stream, mut ring) = with_a_ring();
-    for _ in 0..1000 {
+    for with in [with_a_ring, with_a_source] {
+        let (server, _stream, mut ring) = with();
+        for _ in 0..1000 {
+            let index = ring.submit(libc::SYS_getpid as u64 | FLUSH, &[]);
+            let result = ring.interrupt(server.pid(), index);
+            assert!([i64::from(server.pid()), EINTR].contains(&result), "{result}");
+            ring.is_in_step(server.pid());
+        }
         let index = ring.submit(libc::SYS_getpid as u64 | FLUSH, &[]);
-        let result = ring.interrupt(server.pid(), index);
-        assert!([i64::from(server.pid()), EINTR].contains(&result), "{result}");
+        assert_eq!(ring.wait(index), i64::from(server.pid()));
+        assert!(!ring.cancel(index), "it is over");
+        ring.interrupted();
         ring.is_in_step(server.pid());
     }
-    let index = ring.submit(libc::SYS_getpid as u64 | FLUSH, &[]);
-    assert_eq!(ring.wait(index), i64::from(server.pid()));
-    assert!(!ring.cancel(index), "it is over");
-    ring.interrupted();
-    ring.is_in_step(server.pid());
 }
 
 #[test]
@@ -378,4 +414,172 @@ fn a_signal_of_a_controller_whose_ring_is_gone_does_no_harm() {
     assert_eq!(stream.copy_out(other, 8192).0, [0; 8192]);
     assert_eq!(ring.delivered(), 0);
     server.is_alive();
+}
+
+/// Calls that return by themselves after a while, and that a signal would end with EINTR.
+fn timed(stream: &Stream) -> [(libc::c_long, Vec<u64>); 4] {
+    let memory = stream.memory(4096);
+    // ppoll writes into its own how much of it is left.
+    let second = [1u64, 0, 1, 0].map(u64::to_le_bytes).concat();
+    assert_eq!(stream.copy_in(memory, &second), 32);
+    let epoll = stream.done(libc::SYS_epoll_create1, &[0]);
+    let (futex, wait) = (memory + 128, libc::FUTEX_WAIT as u64);
+    [
+        (libc::SYS_nanosleep, vec![memory, 0]),
+        (libc::SYS_ppoll, vec![0, 0, memory + 16, 0, 0]),
+        (libc::SYS_epoll_wait, vec![epoll, memory + 64, 1, 1000]),
+        (libc::SYS_futex, vec![futex, wait, 0, memory]),
+    ]
+}
+
+/// As it is after it has taken its time.
+fn in_time(result: i64) -> bool {
+    result == 0 || result == -(libc::ETIMEDOUT as i64)
+}
+
+/// Attaches, also where another controller holds the process.
+fn take_over(process: &Persistent, token: u8) -> Attached {
+    let mut hello = hello(&[token; 16]);
+    hello[36] = 1;
+    let client = Client::connect(&process.path);
+    let ends = Ends::new();
+    assert!(client.send(&hello, &ends.raw()));
+    let answer = client.answer();
+    assert_eq!(answer.status(), 0);
+    let Ends { stream, data, .. } = ends;
+    Attached { stream, data, answer }
+}
+
+#[test]
+fn what_is_sent_after_the_connection_is_over_reaches_no_later_call() {
+    let process = Persistent::new();
+    let pid = process.server.pid();
+    let mut earlier = Vec::new();
+    for token in 1..4 {
+        let attached = take_over(&process, token);
+        let stream = &attached.stream;
+        if token == 1 {
+            stream.speaks_version_1();
+        }
+        if let Some((_, source, _)) = earlier.last() {
+            for (number, args) in timed(stream) {
+                stream.send(&request(number as u64, &args));
+                blocks_in(&process.server, number);
+                // The controller before this one is late.
+                let late = send(source).unwrap_err();
+                assert!([Errno::ECONNREFUSED, Errno::ENOTCONN].contains(&late), "{late}");
+                let result = stream.result();
+                assert!(in_time(result), "{number}: {result}");
+            }
+        }
+        let mut ring = Ring::beside_with_a_source(pid, stream);
+        let blocked = ring.submit(libc::SYS_pause as u64 | FLUSH, &[]);
+        blocks_in(&process.server, libc::SYS_pause);
+        assert_eq!(ring.interrupt(pid, blocked), EINTR);
+        let (source, number) = ring.source.take().unwrap();
+        // It is not gone with the controller, which lives on.
+        earlier.push((attached, source, number));
+    }
+}
+
+#[test]
+fn nor_does_it_where_a_duplicate_of_the_servers_end_is_left_in_another_process() {
+    let process = Persistent::new();
+    let pid = process.server.pid();
+    let first = take_over(&process, 1);
+    let ring = Ring::with_a_source(pid, &first.stream);
+    let (source, number) = ring.source.as_ref().unwrap();
+    // In this one.
+    let duplicate = fetch(pid, *number);
+    let second = take_over(&process, 2);
+    assert!(!process.server.fds().contains_key(number));
+    for (number, args) in timed(&second.stream) {
+        second.stream.send(&request(number as u64, &args));
+        blocks_in(&process.server, number);
+        assert_eq!(send(source), Ok(1), "it arrives, and nobody hears of it");
+        let result = second.stream.result();
+        assert!(in_time(result), "{number}: {result}");
+    }
+    drop(duplicate);
+    send(source).unwrap_err();
+}
+
+#[test]
+fn a_controller_that_closes_its_end_of_the_source_interrupts_nothing() {
+    let (server, stream, mut ring) = with_a_source();
+    for (number, args) in timed(&stream) {
+        let call = ring.submit(number as u64 | FLUSH, &args);
+        blocks_in(&server, number);
+        drop(ring.source.take());
+        let result = ring.wait(call);
+        assert!(in_time(result), "{number}: {result}");
+    }
+}
+
+#[test]
+fn from_a_source_calls_are_interrupted_where_no_signal_can_be_queued_nor_is_handled_yet() {
+    let (server, stream) = Server::on_a_socket();
+    stream.speaks_version_1();
+    let memory = stream.memory(4096);
+    // No signal more: as where the user has used up all that may be pending.
+    let none = [libc::RLIMIT_SIGPENDING as u64, memory];
+    stream.done(libc::SYS_prlimit64, &[0, none[0], none[1], 0]);
+    let value = libc::sigval { sival_ptr: std::ptr::null_mut() };
+    // SAFETY: touches no memory here.
+    assert_eq!(unsafe { libc::sigqueue(server.pid(), INTERRUPT_SIGNAL, value) }, -1);
+    assert_eq!(Errno::last(), Errno::EAGAIN);
+    // The default action, as after execve.
+    stream.done(libc::SYS_rt_sigaction, &[libc::SIGIO as u64, memory, 0, 8]);
+    let mut ring = Ring::with_a_source(server.pid(), &stream);
+    for _ in 0..20 {
+        for (number, args) in blocking(&stream) {
+            let blocked = ring.submit(number as u64 | FLUSH, &args);
+            assert_eq!(ring.interrupt(server.pid(), blocked), EINTR, "{number}");
+        }
+    }
+    ring.is_in_step(server.pid());
+}
+
+#[test]
+fn a_source_that_is_none_is_refused_and_the_ring_before_goes_on() {
+    let (server, stream, mut ring) = with_a_source();
+    let other = Memory::new();
+    let address = other.map(&stream, SIZE, libc::PROT_READ | libc::PROT_WRITE);
+    let before = server.fds();
+    let refused = stream.ask(RING, &[address, pack(ring.numbers), 1000, 1]);
+    assert_eq!(refused, -i64::from(libc::EBADF));
+    let blocked = ring.submit(libc::SYS_pause as u64 | FLUSH, &[]);
+    blocks_in(&server, libc::SYS_pause);
+    assert_eq!(ring.interrupt(server.pid(), blocked), EINTR);
+    assert_eq!(server.fds(), before);
+    // A ring without one leaves this one behind.
+    let (_, number) = ring.source.as_ref().unwrap();
+    let mut second = Ring::new(server.pid(), &stream);
+    second.is_in_step(server.pid());
+    assert!(!server.fds().contains_key(number));
+}
+
+/// Of 10,000 interruptions at any instant, each followed by calls that a signal which comes late would
+/// end.
+#[test]
+fn no_signal_from_a_source_meets_the_next_call() {
+    let (server, stream, mut ring) = with_a_source();
+    ring.memory.u32(PATIENCE).store(65_536, Ordering::Relaxed);
+    let memory = stream.memory(4096);
+    let short = [0u64, 1].map(u64::to_le_bytes).concat();
+    assert_eq!(stream.copy_in(memory, &short), 16);
+    stream.done(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, 1]);
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    for time in 0..10_000 {
+        let victim = ring.write(libc::SYS_nanosleep as u64 | FLUSH, &[memory, 0]);
+        let next = ring.write(libc::SYS_nanosleep as u64 | FLUSH, &[memory, 0]);
+        ring.wake();
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        for _ in 0..1u64 << (random >> 60) {
+            std::hint::spin_loop();
+        }
+        let result = ring.interrupt(server.pid(), victim);
+        assert!([0, EINTR].contains(&result), "{time}: {result}");
+        assert_eq!(ring.wait(next), 0, "{time}");
+    }
 }

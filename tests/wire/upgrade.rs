@@ -73,7 +73,7 @@ fn image_of(code: &[u8]) -> Vec<u8> {
     image[MAGIC..MAGIC + 8].copy_from_slice(b"farcall\0");
     image.extend(code);
     let size = image.len() as u32;
-    for (at, value) in [(VERSION, 1), (SIZE, size), (RESUME, AT), (HANDOVER, 384)] {
+    for (at, value) in [(VERSION, 1), (SIZE, size), (RESUME, AT), (HANDOVER, 392)] {
         image[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
     image
@@ -256,11 +256,11 @@ fn the_results_before_it_are_sent_whatever_becomes_of_it() {
 fn the_handover_is_the_documents() {
     let (mut process, Attached { stream, answer, .. }) = persistent();
     let old = stream.ask(IMAGE, &[]);
-    // write(the output, the handover, 384), exit(0)
+    // write(the output, the handover, 392), exit(0)
     let code = [
         0x48, 0x89, 0xfe, // mov rsi, rdi
         0x8b, 0x7e, 40, // mov edi, [rsi + 40]
-        0xba, 0x80, 0x01, 0, 0, // mov edx, 384
+        0xba, 0x88, 0x01, 0, 0, // mov edx, 392
         0xb8, 1, 0, 0, 0, // mov eax, 1
         0x0f, 0x05, // syscall
         0x31, 0xff, // xor edi, edi
@@ -270,7 +270,7 @@ fn the_handover_is_the_documents() {
     let new = load(&stream, &image_of(&code));
     let calls = look(&process).calls();
     stream.send(&[request(UPGRADE, &[new]), request(GETPID, &[])].concat());
-    let bytes = stream.receive(384);
+    let bytes = stream.receive(392);
     vectors::assert_matches(&bytes, "handover");
     let word = |at: usize| i32::from_le_bytes(*bytes[at..].first_chunk().unwrap());
     let long = |at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().unwrap());
@@ -394,10 +394,10 @@ fn a_ring_goes_on_where_it_was() {
     assert_eq!(ring.before, before, "RING still names the one before");
 }
 
-/// The handlers that a server has for two signals.
-fn handlers(stream: &Stream) -> [u64; 2] {
+/// The handlers that a server has for three signals.
+fn handlers(stream: &Stream) -> [u64; 3] {
     let memory = stream.memory(4096);
-    [libc::SIGPIPE as u64, 64].map(|signal| {
+    [libc::SIGPIPE as u64, libc::SIGIO as u64, 64].map(|signal| {
         stream.done(libc::SYS_rt_sigaction, &[signal, 0, memory, 8]);
         u64::from_le_bytes(*stream.copy_out(memory, 8).0.first_chunk().unwrap())
     })
@@ -408,16 +408,16 @@ fn handlers_in_the_old_image_are_the_new_ones_afterwards_and_others_stay() {
     let (_server, stream) = Server::on_a_socket();
     stream.speaks_version_1();
     let old = stream.ask(IMAGE, &[]) as u64;
-    let [pipe, interrupt] = handlers(&stream);
-    assert!([pipe, interrupt].iter().all(|handler| (old..old + PAGES).contains(handler)));
+    let [pipe, source, interrupt] = handlers(&stream);
+    assert!([pipe, source, interrupt].iter().all(|handler| (old..old + PAGES).contains(handler)));
     let new = upgrade(&stream);
-    assert_eq!(handlers(&stream), [new + pipe - old, new + interrupt - old]);
+    assert_eq!(handlers(&stream), [pipe, source, interrupt].map(|handler| new + handler - old));
     // One that the process has been given since is not the image's.
     let memory = stream.memory(4096);
     for handler in [0, 1, new - 4096] {
         assert_eq!(stream.ask(OP | 5, &[memory, 8, handler]), 0);
         stream.done(libc::SYS_rt_sigaction, &[libc::SIGPIPE as u64, memory, 0, 8]);
         let new = upgrade(&stream);
-        assert_eq!(handlers(&stream), [handler, new + interrupt - old]);
+        assert_eq!(handlers(&stream), [handler, new + source - old, new + interrupt - old]);
     }
 }

@@ -178,7 +178,7 @@ fn numbers(first: &[u64], rest: &[[u64; 3]]) -> Vec<u8> {
 fn handover() -> Vec<u8> {
     let poll = |fd, events| PollFd { fd, events, revents: 0 };
     let handover = Handover {
-        size: 384,
+        size: 392,
         watched: Watched {
             input: poll(0, libc::POLLIN),
             listen: poll(3, libc::POLLIN),
@@ -197,7 +197,7 @@ fn handover() -> Vec<u8> {
     };
     // SAFETY: made of numbers alone, without bytes between them that are not written: `abi` asserts
     // where each of them lies.
-    unsafe { std::mem::transmute::<Handover, [u8; 384]>(handover) }.to_vec()
+    unsafe { std::mem::transmute::<Handover, [u8; 392]>(handover) }.to_vec()
 }
 
 fn entry_table() -> [u8; 40] {

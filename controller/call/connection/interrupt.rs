@@ -23,20 +23,21 @@ use tokio::time::{Instant, timeout_at};
 
 use super::ring::{Common, RingLink};
 use super::{Batch, Complete, Connection, Of, Receipt, Shared, Successor, Until};
+use crate::abi::ring::Sent;
 use crate::call::{Call, Error, Outcome, Replies, Result};
 
 /// How often to look before the next look is left to a timer: an interrupted call is there in some
 /// microseconds.
 const LOOKS: u32 = 2000;
 const PAUSE: Duration = Duration::from_millis(1);
-/// So many pauses a signal may take until it is heard. One that has not been heard by then is blocked
-/// there.
-const PATIENCE: u32 = 1000;
+/// So long a signal may take until it is heard. One that has not been heard by then is blocked there.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How calls of a ring are interrupted.
 pub(crate) struct Interrupts {
-    /// Sends the signal to the process.
+    /// Sends a signal to the process, in this way. It is pending there when this returns.
     pub(crate) signal: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    pub(crate) sent: Sent,
     /// Calls that the server has not begun can be withdrawn.
     pub(crate) withdraws: bool,
 }
@@ -84,8 +85,7 @@ impl Interrupter {
     /// # Errors
     ///
     /// [`Error::Signal`] after a second, while the call goes on, if the process has not heard: it blocks
-    /// the signal or handles it in another way, or is in uninterruptible sleep. And where the signal can't be
-    /// sent: the process has another user's rights now (EPERM).
+    /// the signal or handles it in another way, or is in uninterruptible sleep.
     pub async fn interrupt(&self) -> Result<()> {
         self.end().await.map(|_| ())
     }
@@ -118,23 +118,22 @@ impl Interrupter {
         }
     }
 
-    /// Waits until the call that the signal was sent for is complete and the signal has been heard.
+    /// Waits until the call that the signal was sent for is complete, and the server has counted the
+    /// signal, if it does.
     async fn heard(&self) -> Result<()> {
         let ring = self.common.memory.ring();
+        let counts = self.common.interrupts.sent == Sent::ToBeCounted;
         let is_under_way = || self.shared.is_under_way(&self.common, self.index);
-        let mut pauses = 0;
+        let end = Instant::now() + PATIENCE;
         loop {
             for _ in 0..LOOKS {
-                if ring.is_heard() && !is_under_way() {
+                if (!counts || ring.is_heard()) && !is_under_way() {
                     return Ok(());
                 }
                 std::hint::spin_loop();
             }
-            if !ring.is_heard() {
-                pauses += 1;
-                if pauses > PATIENCE {
-                    return Err(Error::Signal);
-                }
+            if (!counts || !ring.is_heard()) && Instant::now() > end {
+                return Err(Error::Signal);
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -182,7 +181,7 @@ impl Shared {
             Some(earlier) if earlier.index <= index => return Step::Wait,
             _ => {}
         }
-        let signalled = common.memory.ring().interrupt(index);
+        let signalled = common.memory.ring().interrupt(index, common.interrupts.sent);
         ring.interruption = Some(Interruption { index, signalled });
         if signalled { Step::Signal } else { Step::Wait }
     }
@@ -193,7 +192,7 @@ impl Shared {
         if let Some(ring) = state.ring.as_mut().filter(|ring| ring.is_of(common))
             && ring.interruption.take_if(|named| named.index == index).is_some()
         {
-            common.memory.ring().interrupted();
+            common.memory.ring().interrupted(common.interrupts.sent);
             // It may have waited for this.
             ring.wake_server();
             drop(state);

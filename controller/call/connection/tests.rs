@@ -1,6 +1,7 @@
 //! What becomes of calls when links end and change.
 
 use super::*;
+use crate::abi::ring::Sent;
 use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Request, Word};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -226,7 +227,8 @@ fn enter_ring(
     bell: Bell,
     signal: impl Fn() -> Result<()> + Send + Sync + 'static,
 ) {
-    let interrupts = Interrupts { signal: Box::new(signal), withdraws: false };
+    let (signal, sent) = (Box::new(signal), Sent::ToBeCounted);
+    let interrupts = Interrupts { signal, sent, withdraws: false };
     connection.enter_ring(1, memory, Polling::Never, interrupts, eventfd(), bell);
 }
 
@@ -276,7 +278,7 @@ async fn no_signal_that_meant_a_call_of_the_ring_can_meet_one_of_the_stream() {
             std::thread::sleep(Duration::from_millis(50));
             let read = (&server).read(&mut [0; REQUEST_SIZE]);
             *seen.lock().unwrap() = Some(read.map_err(|error| error.kind()));
-            memory.ring().deliver();
+            memory.ring().count_signal();
             Ok(())
         }
     };

@@ -13,7 +13,8 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use syscalls::Sysno;
 use tokio::sync::OwnedMutexGuard;
 
-use super::signal::interrupt;
+use super::signal::{interrupt, signal, source};
+use crate::abi::ring::Sent;
 use crate::abi::wire::{HelloResult, Operation, STREAM_VERSION};
 use crate::call::{
     self, Bell, Call, DataSocket, Error, Interrupts, Pause, Polling, Receipt, Reply, Result,
@@ -34,6 +35,7 @@ pub(super) struct Making {
     memory: Prepared,
     wakes_server: OwnedFd,
     wakes_controller: Bell,
+    source: OwnedFd,
     told: Receipt<Told>,
     /// Until it is in use, neither the link nor the table is exchanged.
     _locks: [OwnedMutexGuard<()>; 2],
@@ -44,6 +46,8 @@ struct Told {
     mapping: Mapping,
     /// Which it waits for, and which it rings.
     bells: [i32; 2],
+    /// What interrupts its calls, if it can have that.
+    source: Option<i32>,
     /// Where its ring was before, or 0.
     before: u64,
     /// What it offers: see [`HelloResult`].
@@ -64,8 +68,10 @@ impl Making {
         let memory = Prepared::new()?;
         fault::point("ring.prepared");
         let (wakes_server, wakes_controller) = (eventfd()?, Bell::new(eventfd()?)?);
+        let (source, source_there) = source()?;
         let told = {
-            let sent = [memory.memfd(), wakes_server.as_fd(), wakes_controller.as_fd()];
+            let bells = [wakes_server.as_fd(), wakes_controller.as_fd()];
+            let sent = [memory.memfd(), bells[0], bells[1], source_there.as_fd()];
             // The order of messages is the order of the calls that take them.
             // Who makes a ring by the way, in the middle of submitting any other batch, may be passing
             // descriptors with that: then this thread has the socket.
@@ -90,6 +96,7 @@ impl Making {
             memory,
             wakes_server,
             wakes_controller,
+            source,
             told,
             _locks: locks,
         }))
@@ -100,23 +107,30 @@ impl Making {
     /// If the reply is lost with the link, the next sweep closes what has come, and the next RING
     /// names the memory.
     pub(super) async fn finish(self) -> Result<()> {
-        let Told { mapping, bells, before, features } = self.told.await?;
+        let Told { mapping, bells, source, before, features } = self.told.await?;
         fault::point("ring.made");
         let (process, address) = (self.process, mapping.address());
         process.rings().insert(address);
         let memory = Arc::new(self.memory.mapped(address, mapping));
-        let before_these = std::mem::replace(&mut process.server_fds().ring, bells.to_vec());
+        let numbers = Vec::from_iter(bells.into_iter().chain(source));
+        let mut fds = process.server_fds();
+        let before_these = std::mem::replace(&mut fds.ring, bells.to_vec());
+        let source_before = std::mem::replace(&mut fds.source, source);
+        drop(fds);
         // Those of a ring on the same link, which the server has closed.
-        let closed = before_these.into_iter().filter(|bell| !bells.contains(bell));
+        let closed = before_these.into_iter().chain(source_before);
+        let closed = closed.filter(|number| !numbers.contains(number));
         process.ends.take_back(&self.table, closed.collect());
-        process.ends.lend(&self.table, &bells);
+        process.ends.lend(&self.table, &numbers);
         process.forget_ring(before);
         process.set_shared(&memory);
         let pidfd = process.shared_pidfd().clone();
-        let interrupts = Interrupts {
-            signal: Box::new(move || interrupt(&pidfd, address)),
-            withdraws: features & HelloResult::WITHDRAW != 0,
+        let (signal, sent): (Box<dyn Fn() -> Result<()> + Send + Sync>, _) = match source {
+            Some(_) => (Box::new(move || interrupt(&self.source)), Sent::BySource),
+            None => (Box::new(move || signal(&pidfd, address)), Sent::ToBeCounted),
         };
+        let interrupts =
+            Interrupts { signal, sent, withdraws: features & HelloResult::WITHDRAW != 0 };
         let (polling, bell, ours) = (self.polling, self.wakes_server, self.wakes_controller);
         process.connection.enter_ring(self.epoch, memory, polling, interrupts, bell, ours);
         fault::point("ring.entered");
@@ -129,7 +143,7 @@ const WRITTEN: usize = 0;
 const RECEIVED: usize = 1;
 const MEMFD: usize = 2;
 const BELLS: usize = 3;
-const LAST: usize = 4;
+const SOURCE: usize = 4;
 const COMPLETE: usize = 5;
 const MAPPED: usize = 6;
 const ENTERED: usize = 8;
@@ -151,19 +165,21 @@ fn calls(data: &DataSocket, address: u64) -> Vec<Call> {
     let getfd = [0, libc::F_GETFD as u64, 0, 0, 0, 0];
     let back = |from: usize, to: usize| from - to;
     vec![
-        Call::copy_in(address, Message::receiving(address, 3)),
+        Call::copy_in(address, Message::receiving(address, 4)),
         data.recvmsg(address).linked(),
         load(0, 4),
         // As RING takes them.
         load(4, 8),
-        load(8, 4),
+        load(12, 4),
         // In a full table fewer have come, and -1 is left in the place of the last.
-        Call::syscall(Sysno::fcntl, getfd).referring(0, back(COMPLETE, LAST)).linked(),
+        Call::syscall(Sysno::fcntl, getfd).referring(0, back(COMPLETE, SOURCE)).linked(),
         Call::syscall(Sysno::mmap, mmap).referring(4, back(MAPPED, MEMFD)).linked(),
         Call::syscall(Sysno::madvise, madvise).referring(0, back(MAPPED + 1, MAPPED)),
-        Call::operation(Operation::Ring, [0; 6])
+        // A server that knows of no source does not look at it.
+        Call::operation(Operation::Ring, [0, 0, 0, 1, 0, 0])
             .referring(0, back(ENTERED, MAPPED))
-            .referring(1, back(ENTERED, BELLS)),
+            .referring(1, back(ENTERED, BELLS))
+            .referring(2, back(ENTERED, SOURCE)),
         // Whatever has failed.
         Call::syscall(Sysno::close, [0; 6]).referring(0, back(CLOSED, MEMFD)),
         // It stays in the version that it speaks.
@@ -178,6 +194,7 @@ fn told(replies: &[Reply], table: &Arc<FdTable>, space: &Arc<AddressSpace>) -> R
         reply.value().map_err(Error::call(name))
     };
     let bells = value(BELLS, "LOAD").map(|bells| [bells as i32, (bells >> 32) as i32]);
+    let source = value(SOURCE, "LOAD").map(|source| source as i32);
     let mapping = value(MAPPED, "mmap").map(|address| Mapping::new(space, address, SHARED_SIZE));
     let entered = || {
         value(WRITTEN, "COPY_IN")?;
@@ -192,11 +209,17 @@ fn told(replies: &[Reply], table: &Arc<FdTable>, space: &Arc<AddressSpace>) -> R
     };
     match (entered(), bells) {
         (Ok((mapping, before, features)), Ok(bells)) => {
-            table.reserve(bells);
-            Ok(Told { mapping, bells, before, features })
+            let (used, unused) = match features & HelloResult::SOURCE {
+                0 => (None, source.ok()),
+                _ => (source.ok(), None),
+            };
+            table.reserve(bells.into_iter().chain(used));
+            table.close_later(unused);
+            Ok(Told { mapping, bells, source: used, before, features })
         }
         (Err(error), bells) => {
-            table.close_later(bells.into_iter().flatten().filter(|fd| *fd >= 0));
+            let numbers = bells.into_iter().flatten().chain(source);
+            table.close_later(numbers.filter(|fd| *fd >= 0));
             Err(error)
         }
         (Ok(_), Err(error)) => Err(error),

@@ -2,7 +2,7 @@
 //! of a C library. Another architecture is another file of this shape beside this one.
 
 use core::arch::{global_asm, naked_asm};
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use farcall_abi::entry::{ENTRY_TABLE_OFFSET, IMAGE_MAGIC, IMAGE_VERSION};
 use farcall_abi::upgrade::{HANDOVER_SIZE, Handover, STACK_OFFSET};
@@ -84,8 +84,8 @@ pub unsafe extern "C" fn raw_syscall(
     naked_asm!("mov rax, [rsp + 8]", "mov r10, rcx", "syscall", "ret")
 }
 
-/// [`raw_syscall`] for a call that can be interrupted: r11 is null or the address of a number, and if
-/// that is the one in r10 the call is not made, and the result is -EINTR.
+/// [`raw_syscall`] for a call that can be interrupted: r12 is null or the address of a number, and if
+/// that is the one in r13 the call is not made, and the result is -EINTR.
 ///
 /// No signal can come too late: up to and including the instruction `syscall`, before which the kernel
 /// also puts a thread that it has woken from a call to make it again, [`turn_back`] finds the thread in
@@ -93,9 +93,9 @@ pub unsafe extern "C" fn raw_syscall(
 #[unsafe(naked)]
 unsafe extern "C" fn interruptible_syscall() {
     naked_asm!(
-        "test r11, r11",
+        "test r12, r12",
         "jz 2f",
-        "cmp [r11], r10",
+        "cmp [r12], r13",
         "je {interrupted}",
         "2:",
         "mov rax, [rsp + 8]",
@@ -115,14 +115,18 @@ unsafe extern "C" fn interrupted() {
     naked_asm!("mov rax, {eintr}", "ret", eintr = const crate::sys::EINTR)
 }
 
-/// Makes a thread that is about to make a call, in [`interruptible_syscall`], not make it.
+/// Makes a thread that is about to make a call, in [`interruptible_syscall`], not make it, if that is the
+/// call to be interrupted. The kernel keeps the registers that say so while it makes a call.
 ///
 /// # Safety
 ///
 /// `context` is what the kernel has passed to the signal handler that calls this.
 pub unsafe fn turn_back(context: *mut u8) {
-    /// uc_mcontext.gregs[REG_RIP].
-    const RIP: usize = 40 + 16 * 8;
+    /// uc_mcontext.gregs, where these have the indices 4, 5 and 16.
+    const GREGS: usize = 40;
+    const R12: usize = GREGS + 4 * 8;
+    const R13: usize = GREGS + 5 * 8;
+    const RIP: usize = GREGS + 16 * 8;
     let (last, end): (usize, usize);
     // SAFETY: only computes addresses relative to the instruction pointer.
     unsafe {
@@ -136,9 +140,17 @@ pub unsafe fn turn_back(context: *mut u8) {
         );
     }
     let first = interruptible_syscall as *const () as usize;
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller's promise, and nobody else has a reference to it.
     let rip = unsafe { &mut *context.add(RIP).cast::<usize>() };
-    if (first..=last).contains(rip) {
+    if !(first..=last).contains(rip) {
+        return;
+    }
+    // SAFETY: as above. In that function r12 is null or where `cancel` of the ring lies, which may be
+    // changed meanwhile.
+    let (cancel, number) = unsafe {
+        ((*context.add(R12).cast::<*const AtomicU64>()).as_ref(), *context.add(R13).cast::<u64>())
+    };
+    if cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed) == number) {
         *rip = end;
     }
 }
@@ -159,10 +171,12 @@ pub unsafe fn turn_back(context: *mut u8) {
 pub unsafe extern "C" fn call(request: &Request, cancel: *const u64, number: u64) -> i64 {
     naked_asm!(
         "push rbx",
+        "push r12",
+        "push r13",
         "mov rbx, [rdi]",
         "push rbx",
-        "mov r11, rsi",
-        "mov r10, rdx",
+        "mov r12, rsi",
+        "mov r13, rdx",
         "mov rax, rdi",
         "mov rdi, [rax + 8]",
         "mov rsi, [rax + 16]",
@@ -181,6 +195,8 @@ pub unsafe extern "C" fn call(request: &Request, cancel: *const u64, number: u64
         "je 3f",
         "2:",
         "pop rbx",
+        "pop r13",
+        "pop r12",
         "pop rbx",
         "ret",
         "3:",
