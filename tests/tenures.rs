@@ -213,6 +213,7 @@ async fn that_is_so_also_if_the_other_one_died_and_by_way_of_another_process() {
         assert!(process.name(&name).await.is_ok());
     }
     assert_eq!(names(&process).await.len(), 3);
+    assert_eq!(process.tenure(), 3);
     process.exit(0).await.unwrap();
 }
 
@@ -546,6 +547,7 @@ async fn who_has_only_asked_or_was_refused_has_not_held_it() {
         assert_eq!(fs::read(home.file("file")).unwrap().len(), round + 1);
     }
     assert!(!file.is_stale());
+    assert_eq!(process.tenure(), 0);
     process.exit(0).await.unwrap();
 }
 
@@ -657,4 +659,57 @@ async fn two_that_take_it_from_each_other_lose_nothing_of_each_other() {
     }
     assert_eq!(fs::read(home.file("log")).unwrap(), (0..6).collect::<Vec<u8>>());
     process.exit(0).await.unwrap();
+}
+
+/// The link is lost again, at many instants while all is looked at anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_is_lost_while_all_is_looked_at_anew_changes_nothing_of_that() {
+    const ROUNDS: usize = 60;
+    let home = TestHome::new();
+    let (process, place) = start(&home).await;
+    let log = open_named(&process, "log", &home.file("log")).await.unwrap();
+    for round in 0..ROUNDS {
+        let unnamed = open(&process, &home.file("unnamed")).await.unwrap();
+        let number = unnamed.number();
+        lose(&process).await;
+        another(&place, async |other| {
+            let of_b = open(other, &home.file("of-B")).await.unwrap().into_raw();
+            other.syscall(Sysno::dup2, [of_b as u64, number as u64, 0, 0, 0, 0]).await.unwrap();
+            other.keep_fd("of-B", &other.adopt_fd(number).unwrap()).await.unwrap();
+            other.syscall(Sysno::close, [of_b as u64, 0, 0, 0, 0, 0]).await.unwrap();
+        })
+        .await;
+        let again = std::thread::spawn({
+            let process = process.process().clone();
+            move || {
+                std::thread::sleep(Duration::from_micros(round as u64 * 30));
+                cut(&process);
+            }
+        });
+        let _ = process.reconnect().await;
+        again.join().unwrap();
+        // Whichever link it was that is lost.
+        until_reconnected(&process).await;
+        assert_eq!(process.tenure(), round + 1);
+        is_stale(process.write(&unnamed, "A").await);
+        drop(unnamed);
+        assert_eq!(process.write(&log, "A").await.unwrap(), 1);
+        assert!(fds(process.pid().unwrap()).contains_key(&number));
+        process.release("of-B").await.unwrap();
+        process.close_unclaimed().await.unwrap();
+    }
+    assert_eq!(fs::read(home.file("log")).unwrap().len(), ROUNDS);
+    assert_eq!(fs::read(home.file("of-B")).unwrap(), b"");
+    process.exit(0).await.unwrap();
+}
+
+async fn until_reconnected(process: &Process) {
+    for _ in 0..100 {
+        let told = process.reconnect().await;
+        if told.is_ok() && process.getpid().await.is_ok() {
+            return;
+        }
+        assert!(!matches!(told, Err(Error::Held { .. })), "{told:?}");
+    }
+    panic!("it can't be reached any more");
 }

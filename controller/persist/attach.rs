@@ -14,7 +14,7 @@ use super::place::Place;
 use super::target::Target;
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::wire::{AHEAD_SIZE, Operation, STREAM_VERSION};
-use crate::call::{Call, Connection, DataSocket, Error, Polling, Reply, Result};
+use crate::call::{Call, Connection, DataSocket, Error, Polling, Receipt, Reply, Result};
 use crate::fault;
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
@@ -235,11 +235,29 @@ fn loaded(base: u64, replies: &[Reply]) -> Result<Loaded> {
 /// A process whose limits (RLIMIT_AS, RLIMIT_DATA) leave it no memory has that of the controller before, or
 /// what was [reserved](reserve_arena): it is used as it is where it can't be replaced.
 async fn map_arena(connection: &Connection, pid: i32) -> Result<Arena> {
+    map_arena_by(pid, |name, call| connection.call(name, call)).await
+}
+
+/// The same ahead of everything that is queued, in a pause of the caller's.
+pub(super) async fn map_arena_first(connection: &Connection, pid: i32) -> Result<Arena> {
+    let first = |name, call| {
+        let value = move |replies: Vec<Reply>| last(&replies)?.value().map_err(Error::call(name));
+        connection.submit_first(vec![call], value)
+    };
+    map_arena_by(pid, first).await
+}
+
+async fn map_arena_by(
+    pid: i32,
+    make: impl Fn(&'static str, Call) -> Receipt<u64>,
+) -> Result<Arena> {
     let address = arena_address(pid);
-    match map(connection, address, ARENA_SIZE).await {
+    match make("mmap", mmap(address, ARENA_SIZE)).await {
         Err(Error::Call { errno: Errno::ENOMEM, .. })
-            if is_usable(connection, address, ARENA_SIZE).await => {}
-        mapped => mapped?,
+            if make("COPY", copy(address, ARENA_SIZE))
+                .await
+                .is_ok_and(|copied| copied == ARENA_SIZE as u64) => {}
+        mapped => drop(mapped?),
     }
     Ok(Arena::new(address, ARENA_SIZE))
 }
@@ -249,10 +267,9 @@ pub(super) async fn reserve_arena(connection: &Connection, pid: i32) -> Result<(
     map(connection, arena_address(pid), ARENA_SIZE).await
 }
 
-/// Whether there is memory that can be read and written, by copying it onto itself.
-async fn is_usable(connection: &Connection, address: u64, size: usize) -> bool {
-    let copy = Call::operation(Operation::Copy, [address, address, size as u64, 0, 0, 0]);
-    connection.call("COPY", copy).await.is_ok_and(|copied| copied == size as u64)
+/// Whether there is memory that can be read and written: it is copied onto itself.
+fn copy(address: u64, size: usize) -> Call {
+    Call::operation(Operation::Copy, [address, address, size as u64, 0, 0, 0])
 }
 
 /// Asks for the newest version of the stream, with memory behind the arena for it. The server
@@ -261,14 +278,6 @@ async fn greet(connection: &Connection, pid: i32) -> Result<()> {
     let address = arena_address(pid) + ARENA_SIZE as u64;
     map(connection, address, AHEAD_SIZE).await?;
     connection.greet(STREAM_VERSION, address).await.map(drop)
-}
-
-/// The same ahead of everything that is queued, in a pause of the caller's.
-pub(super) async fn map_arena_first(connection: &Connection, pid: i32) -> Result<Arena> {
-    let address = arena_address(pid);
-    let mapped = |replies: Vec<Reply>| last(&replies)?.value().map_err(Error::call("mmap"));
-    connection.submit_first(vec![mmap(address, ARENA_SIZE)], mapped).await?;
-    Ok(Arena::new(address, ARENA_SIZE))
 }
 
 async fn map(connection: &Connection, address: u64, size: usize) -> Result<()> {

@@ -124,7 +124,7 @@ impl Process {
         let Heard { hold, log, .. } = heard;
         let Taken { mut fds, version, pid } = taken(place, hold)?;
         let controllers = log.head.controllers;
-        let number = self.inner().controllers.swap(controllers, Ordering::Relaxed);
+        let number = self.inner().controllers.load(Ordering::Relaxed);
         let held = number != controllers;
         if held {
             self.give_rings_up();
@@ -153,6 +153,8 @@ impl Process {
             let mut data = self.ends.data();
             let next = DataSocket::new(sockets.data, fds.data);
             self.connection.attach(sockets.stream, Some(&past), (!held).then_some(&next));
+            // What fails before this is not known to have been told.
+            self.inner().controllers.store(controllers, Ordering::Relaxed);
             *data = Some(next);
         }
         fault::point("reconnect.resumed");

@@ -47,7 +47,12 @@ impl Process {
         // The pidfd may be another process's, whose pid it is.
         parent.child_state(pid).await?;
         let here: OwnedFd = parent.fetch_fd(&pidfd).await?;
-        Ok(AdoptedChild { pid, pidfd, ends: readable(Arc::new(here))?, parent })
+        Ok(AdoptedChild {
+            pid,
+            pidfd,
+            ends: readable(Arc::new(here))?,
+            parent: self.in_any_tenure(),
+        })
     }
 
     /// A handle to the child that has a name, if it is still the one that got it.
@@ -94,9 +99,10 @@ impl AdoptedChild {
     ///
     /// ECHILD if it has been reaped.
     pub async fn state(&self) -> Result<ChildState> {
-        let state = self.parent.child_state(self.pid).await?;
+        let parent = self.parent.in_this_tenure();
+        let state = parent.child_state(self.pid).await?;
         // Its pid may be another child's by now.
-        self.signal(0).await.map_err(reaped)?;
+        self.signal(&parent, 0).await.map_err(reaped)?;
         Ok(state)
     }
 
@@ -106,13 +112,13 @@ impl AdoptedChild {
     ///
     /// ESRCH if it has been reaped; EPERM.
     pub async fn kill(&self, signal: Signal) -> Result<()> {
-        self.signal(signal as u64).await
+        self.signal(&self.parent.in_this_tenure(), signal as u64).await
     }
 
-    async fn signal(&self, signal: u64) -> Result<()> {
-        let pidfd = self.parent.number(&self.pidfd)?;
+    async fn signal(&self, parent: &Process, signal: u64) -> Result<()> {
+        let pidfd = parent.number(&self.pidfd)?;
         let call = Call::syscall(Sysno::pidfd_send_signal, [pidfd, signal, 0, 0, 0, 0]);
-        self.parent.connection().call("pidfd_send_signal", call).await.map(|_| ())
+        parent.connection.call("pidfd_send_signal", call).await.map(|_| ())
     }
 
     /// Waits until it has ended, and leaves it to be reaped. The parent is not blocked.
@@ -132,7 +138,7 @@ impl AdoptedChild {
             return Ok(status);
         }
         self.ended().await;
-        self.parent.reap_pidfd(&self.pidfd).await
+        self.parent.in_this_tenure().reap_pidfd(&self.pidfd).await
     }
 }
 

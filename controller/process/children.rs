@@ -77,6 +77,8 @@ pub(super) struct Untold(Mutex<Vec<Reaped>>);
 struct Reaped {
     pid: i32,
     status: WaitStatus,
+    /// That of [`Process::tenure`] in which it was reaped: later the pid may be another child's.
+    tenure: usize,
     /// Whoever it is for, as long as that one waits.
     waits: Weak<()>,
 }
@@ -102,8 +104,8 @@ impl Untold {
     }
 
     /// One that nobody waits for.
-    fn abandoned(&self, which: impl Fn(i32) -> bool) -> Option<(i32, WaitStatus)> {
-        self.take(|reaped| reaped.waits.strong_count() == 0 && which(reaped.pid))
+    fn abandoned(&self, which: impl Fn(&Reaped) -> bool) -> Option<(i32, WaitStatus)> {
+        self.take(|reaped| reaped.waits.strong_count() == 0 && which(reaped))
     }
 
     fn put(&self, reaped: Reaped) {
@@ -195,15 +197,16 @@ impl Process {
         if let Some(reaped) = self.inner().untold.abandoned(|_| true) {
             return Ok(Some(reaped));
         }
+        let process = self.in_this_tenure();
         loop {
-            let pid = match self.first_to_tell().await? {
+            let pid = match process.first_to_tell().await? {
                 None => return Ok(None),
                 Some((pid, true)) => Some(pid),
                 // A stop, which the kernel tells of until it is taken, whatever is asked for.
-                Some((_, false)) => self.children().await?.first_ended(),
+                Some((_, false)) => process.children().await?.first_ended(),
             };
             let Some(pid) = pid else { return Ok(None) };
-            match self.reap_one(libc::P_PID, pid as u64).await {
+            match process.reap_one(libc::P_PID, pid as u64).await {
                 // Somebody else was faster.
                 Ok(None) | Err(Error::Call { errno: Errno::ECHILD, .. }) => {}
                 reaped => return reaped,
@@ -233,17 +236,20 @@ impl Process {
 
     /// The status of a child that was reaped for somebody who has not waited for it.
     pub(super) fn untold(&self, pid: i32) -> Option<WaitStatus> {
-        self.inner().untold.abandoned(|other| other == pid).map(|(_, status)| status)
+        let tenure = self.tenure();
+        let is_it = |reaped: &Reaped| (reaped.pid, reaped.tenure) == (pid, tenure);
+        self.inner().untold.abandoned(is_it).map(|(_, status)| status)
     }
 
     /// Reaps a child that has ended: of one that is traced and has stopped the stop would be taken.
     async fn reap_one(&self, kind: libc::idtype_t, id: u64) -> Result<Option<(i32, WaitStatus)>> {
         let waits = Arc::new(());
         let (untold, weak) = (self.inner().untold.clone(), Arc::downgrade(&waits));
+        let tenure = self.tenure();
         let call = |at| waitid(kind, id, at, 0);
         self.call_fills("waitid", SIGINFO_SIZE, call, move |info| {
             if let Some(status) = WaitStatus::from_siginfo(&info) {
-                untold.put(Reaped { pid: pid_of_siginfo(&info), status, waits: weak });
+                untold.put(Reaped { pid: pid_of_siginfo(&info), status, tenure, waits: weak });
             }
         })
         .await?;

@@ -195,11 +195,18 @@ impl Process {
         process
     }
 
+    /// How often other controllers have held the process between two links of this one's, as far as
+    /// [`Process::reconnect`] has found out: numbers of descriptors, addresses and pids from before it has
+    /// grown may be something else's.
+    #[must_use]
+    pub fn tenure(&self) -> usize {
+        self.tenure.unwrap_or_else(|| self.inner.tenures.present().1)
+    }
+
     /// The same process, for what takes several calls: once another controller has held the process, the
     /// later ones of them are refused.
     pub(crate) fn in_this_tenure(&self) -> Self {
-        let present = || self.inner.tenures.present().1;
-        Self { inner: self.inner.clone(), tenure: Some(self.tenure.unwrap_or_else(present)) }
+        Self { inner: self.inner.clone(), tenure: Some(self.tenure()) }
     }
 
     /// The same process, whoever has held it.
