@@ -425,3 +425,108 @@ fn a_process_that_got_no_ring_for_want_of_descriptors_gets_it_when_there_are_som
         }
     });
 }
+
+/// Which of the standard streams' numbers a process has in use.
+fn standard_streams(pid: i32) -> Vec<i32> {
+    crate::common::fds(pid).into_keys().filter(|number| *number <= 2).collect()
+}
+
+async fn close_standard_streams(process: &Process) {
+    process.syscall(Sysno::close_range, [0, 2, 0, 0, 0, 0]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_servers_descriptors_stay_off_closed_standard_streams() {
+    for version in [0, 1] {
+        let root = Local::new().stdio(Stdio::Null).stream_version(version).start().await.unwrap();
+        let parent = root.child().spawn().await.unwrap();
+        close_standard_streams(&parent).await;
+        let shared = || parent.child().share_files();
+        for (what, builder) in
+            [("isolated", parent.child()), ("shared", shared()), ("all", shared().share_memory())]
+        {
+            let child = builder.spawn().await.unwrap();
+            for process in [child.process(), parent.process()] {
+                fetches(process).await.unwrap();
+                if version > 0 {
+                    process.enter_ring(Polling::Adaptive).await.unwrap();
+                }
+                process.getpid().await.unwrap();
+                let pid = process.pid().unwrap();
+                assert!(process.server_descriptors().iter().all(|number| *number > 2), "{what}");
+                // What is closed in the background comes before this.
+                process.getpid().await.unwrap();
+                assert!(standard_streams(pid).is_empty(), "{what}: {:?}", crate::common::fds(pid));
+            }
+            ended(child).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn so_do_those_of_a_persistent_process_and_of_its_clients() {
+    let test = TestHome::new();
+    let root = Local::new().stdio(Stdio::Null).start().await.unwrap();
+    let reserved = test.home.reserve(&"closed".parse().unwrap()).unwrap();
+    let child = root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
+    let (pid, place) = (child.pid().unwrap(), child.place().unwrap());
+    close_standard_streams(&child).await;
+    child.reconnect().await.unwrap();
+    assert!(standard_streams(pid).is_empty(), "{:?}", crate::common::fds(pid));
+    child.prepare_for_reconnect().await.unwrap();
+    assert!(standard_streams(pid).is_empty(), "{:?}", crate::common::fds(pid));
+    let attached = attach(Place::clone(&place)).await.unwrap();
+    attached.enter_ring(Polling::Adaptive).await.unwrap();
+    fetches(&attached).await.unwrap();
+    attached.upgrade().await.unwrap();
+    attached.getpid().await.unwrap();
+    assert!(standard_streams(pid).is_empty(), "{:?}", crate::common::fds(pid));
+    attached.exit(0).await.unwrap();
+}
+
+#[test]
+fn so_do_the_controllers() {
+    let test = "so_do_the_controllers";
+    in_a_process_of_its_own(test, async |root, home| {
+        let numbers: Vec<OwnedFd> = (0..=2)
+            .map(|number| {
+                // SAFETY: the number is open, and the call has no pointers.
+                let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+                // SAFETY: the kernel just made it for us.
+                unsafe { std::os::fd::FromRawFd::from_raw_fd(copy) }
+            })
+            .collect();
+        // SAFETY: nothing else uses them here until they are put back.
+        unsafe { libc::close_range(0, 2, 0) };
+        let mut open = Vec::new();
+        let opened = || {
+            // SAFETY: the call has no pointers.
+            (0..=2).filter(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0)
+        };
+        let other = Local::new().stdio(Stdio::Inherit).start().await.unwrap();
+        for root in [&root, &other] {
+            let child = root.child().spawn().await.unwrap();
+            fetches(&child).await.unwrap();
+            child.enter_ring(Polling::Adaptive).await.unwrap();
+            let memory = child
+                .mmap(1 << 20, ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE, None)
+                .await
+                .unwrap();
+            child.write_memory(memory.address(), vec![7; 1 << 20]).await.unwrap();
+            open.extend(opened());
+        }
+        let reserved = home.reserve(&"one".parse().unwrap()).unwrap();
+        let child = root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
+        child.reconnect().await.unwrap();
+        let place = child.place().unwrap();
+        child.prepare_for_reconnect().await.unwrap();
+        let attached = attach(Place::clone(&place)).await.unwrap();
+        open.extend(opened());
+        attached.exit(0).await.unwrap();
+        for (number, copy) in (0..).zip(&numbers) {
+            // SAFETY: the calls have no pointers.
+            unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(copy), number) };
+        }
+        assert!(open.is_empty(), "{open:?}");
+    });
+}

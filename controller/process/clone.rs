@@ -12,11 +12,13 @@ use super::exec::Program;
 use super::naming::Naming;
 use super::start::{Desk, Started, There, start};
 use super::{Parts, Process, small_stream, stream};
-use crate::call::{self, Connection, Error, Outcome, Receipt, Result, to_the_end};
+use crate::abi::wire::Operation;
+use crate::call::{self, Call, Connection, Error, Outcome, Receipt, Result, to_the_end};
+use crate::descriptor::FIRST;
 use crate::fault;
 use crate::handle::{AddressSpace, Fd, FdTable, Lent, Spare};
 use crate::memory::Arena;
-use crate::sys::{Buffer, Guardian, ServerFds};
+use crate::sys::{Buffer, Guardian, ServerFds, duplicate};
 
 /// What a child shares with its parent and what it has for itself. By default it is isolated: it
 /// has a copy of its parent's memory and descriptors, as after fork(2).
@@ -217,6 +219,11 @@ impl ChildBuilder {
         let Started { pid, here, input } = started;
         // A copy here would hide the child's end from its connection.
         drop(there);
+        let input = match &execve {
+            // It is closed on exec.
+            Some(_) => input,
+            None => off_standard_streams(&connection, input).await,
+        };
         let (child_table, in_parent) = if shares_files {
             table.reserve([input]);
             table.join(&connection);
@@ -328,6 +335,24 @@ impl ChildBuilder {
         }
         Ok(())
     }
+}
+
+/// Where a child has its end of its stream: in the place of the number of a standard stream, which was closed,
+/// it gets another one.
+async fn off_standard_streams(connection: &Connection, input: i32) -> i32 {
+    if input >= FIRST {
+        return input;
+    }
+    // Where there is no room, it stays where it is.
+    let Ok(other) = connection.call_at_once("fcntl", duplicate(input)).await else { return input };
+    let serve = [other | other << 32, u64::MAX, 0, 0, 0, 0];
+    let serve = Call::operation(Operation::Serve, serve);
+    if connection.call_at_once("SERVE", serve).await.is_err() {
+        return input;
+    }
+    let close = Call::syscall(Sysno::close, [input as u64, 0, 0, 0, 0, 0]);
+    let _ = connection.call_at_once("close", close).await;
+    other as i32
 }
 
 /// A stream that an earlier child has left in the table, with the first request in it, if one is to be.

@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 use nix::errno::Errno;
 use tokio::sync::OwnedMutexGuard;
 
-use super::rights::{Message, taken};
-use super::{Buffer, Task};
+use super::rights::{Message, duplicate, taken};
+use super::{Buffer, Task, last};
 use crate::call::{Call, Connection, DataSocket, Error, Result, ThroughStream, take, to_the_end};
-use crate::descriptor::socketpair;
+use crate::descriptor::{FIRST, socketpair};
 use crate::handle::{FdTable, Lent};
 
 /// The descriptors that a server runs on; a negative one is not there.
@@ -162,12 +162,23 @@ impl Coming {
         let pause = passing.finish(there.as_fd()).await?;
         let message = vec![Call::copy_out(buffer.address(), Message::size(1))];
         let taken = connection.submit_first(message, |replies| taken(&replies)).await;
-        drop((pause, buffer));
         let (numbers, _) = taken?;
-        let &[number] = numbers.as_slice() else {
+        let &[mut number] = numbers.as_slice() else {
             return Err(Error::Call { call: "recvmsg", errno: Errno::EMFILE });
         };
         table.reserve([number]);
+        if number < FIRST {
+            let other = connection.submit_first(vec![duplicate(number)], |replies| {
+                last(&replies)?.value().map_err(Error::call("fcntl"))
+            });
+            // Where there is no room, it stays where it is.
+            if let Ok(other) = other.await {
+                table.reserve([other as i32]);
+                table.close_later([number]);
+                number = other as i32;
+            }
+        }
+        drop((pause, buffer));
         ends.fds().data = number;
         ends.lend(&table, &[number]);
         *ends.data() = Some(DataSocket::new(here, number));

@@ -28,7 +28,7 @@ pub(crate) use credentials::exit_group;
 pub(crate) use ends::{Ends, ServerFds};
 pub use process::WaitStatus;
 pub(crate) use process::{SIGINFO_SIZE, pid_of_siginfo, set_pdeathsig, waitid};
-pub(crate) use rights::{Message, unreceived};
+pub(crate) use rights::{Message, duplicate, unreceived};
 pub use shared::SharedBuffer;
 pub use syscalls::Sysno;
 

@@ -5,10 +5,12 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use syscalls::Sysno;
 
 use super::registry::Keeping;
 use super::{Buffer, Task, finish, last};
 use crate::call::{Call, Connection, DataSocket, Error, Outcome, Receipt, Reply, Result};
+use crate::descriptor::FIRST;
 use crate::handle::{Fd, FdTable};
 
 /// The most descriptors that one message of farcall's carries.
@@ -144,11 +146,34 @@ impl Task {
 
     /// Passes descriptors to be a server's own.
     pub(crate) async fn send_server_fds(&self, fds: &[BorrowedFd<'_>]) -> Result<Vec<i32>> {
-        self.send_fds_as(fds, None, |table, numbers| {
+        let sent = self.send_fds_as(fds, None, |table, numbers| {
             table.reserve(numbers.iter().copied());
             Ok(numbers)
-        })
-        .await
+        });
+        let mut numbers = sent.await?;
+        for number in &mut numbers {
+            *number = self.off_standard_streams(*number).await?;
+        }
+        Ok(numbers)
+    }
+
+    /// A descriptor of a server's that has just come, or in the place of a standard stream's number, which
+    /// was closed, another number of the same.
+    async fn off_standard_streams(&self, number: i32) -> Result<i32> {
+        if number >= FIRST {
+            return Ok(number);
+        }
+        let table = self.table();
+        let dup = duplicate(number);
+        let made = self.connection.submit(vec![dup], move |replies| {
+            let other = last(&replies)?.value().map_err(Error::call("fcntl"));
+            // Where there is no room, it stays where it is.
+            let Ok(other) = other else { return Ok(number) };
+            table.reserve([other as i32]);
+            table.close_later([number]);
+            Ok(other as i32)
+        });
+        made.await
     }
 
     async fn send_fds_as<R: Send + 'static>(
@@ -220,6 +245,12 @@ impl Task {
         };
         receipt.await
     }
+}
+
+/// The call that duplicates a descriptor to a number that is no standard stream's.
+pub(crate) fn duplicate(number: i32) -> Call {
+    let command = nix::libc::F_DUPFD_CLOEXEC as u64;
+    Call::syscall(Sysno::fcntl, [number as u64, command, FIRST as u64, 0, 0, 0])
 }
 
 /// Handles to descriptors that have come.

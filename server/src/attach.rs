@@ -226,7 +226,8 @@ impl Pending {
             let data_end = control.wrapping_add(header.len);
             while at < data_end && (header.kind == SCM_RIGHTS || header.kind == SCM_PIDFD) {
                 // SAFETY: inside the data, which for these kinds is an array of descriptors.
-                let fd = unsafe { at.cast::<i32>().read() };
+                let fd =
+                    sys::off_standard_streams(unsafe { at.cast::<i32>().read() }.into()) as i32;
                 if self.fds.push(fd).is_err() {
                     self.surplus = MSG_CTRUNC;
                     sys::close(fd);

@@ -362,7 +362,9 @@ pub fn pause(nanoseconds: u64) {
 /// accept4(2): the new descriptor is non-blocking and closed on exec.
 pub fn accept(listen: i32) -> i64 {
     // SAFETY: touches no memory.
-    unsafe { raw_syscall!(Sysno::accept4, listen, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC) as i64 }
+    let fd =
+        unsafe { raw_syscall!(Sysno::accept4, listen, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC) as i64 };
+    off_standard_streams(fd)
 }
 
 /// fcntl(2) with a number as its argument, or the address of something to read.
@@ -371,9 +373,28 @@ pub fn fcntl(fd: i32, command: usize, argument: usize) -> i64 {
     unsafe { raw_syscall!(Sysno::fcntl, fd, command, argument) as i64 }
 }
 
-/// The lowest free descriptor, closed on exec.
+/// The first number that is no standard stream's. Where those are closed, the server's descriptors do not
+/// take their place: what a program writes to its output must not get there.
+const FIRST: usize = 3;
+
+/// The lowest free descriptor that is no standard stream, closed on exec.
 pub fn dup(fd: i32) -> i64 {
-    fcntl(fd, F_DUPFD_CLOEXEC, 0)
+    fcntl(fd, F_DUPFD_CLOEXEC, FIRST)
+}
+
+/// A new descriptor, or a negated errno, as it is; or in the place of a standard stream a duplicate, if
+/// there is room for one.
+#[inline(never)]
+pub fn off_standard_streams(fd: i64) -> i64 {
+    if fd as usize >= FIRST {
+        return fd;
+    }
+    let other = dup(fd as i32);
+    if other < 0 {
+        return fd;
+    }
+    close(fd as i32);
+    other
 }
 
 /// getsockopt(2) of a SOL_SOCKET option into a plain value.
@@ -521,7 +542,8 @@ pub fn listen(address: &SockAddr, len: usize) -> Result<i32, i64> {
     // written as many bytes of it.
     unsafe {
         let kind = SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK;
-        let fd = raw_syscall!(Sysno::socket, AF_UNIX as usize, kind, 0);
+        let fd =
+            off_standard_streams(raw_syscall!(Sysno::socket, AF_UNIX as usize, kind, 0) as i64);
         let mask = raw_syscall!(Sysno::umask, 0o177);
         let bound = raw_syscall!(Sysno::bind, fd, address as *const SockAddr, len) as i64;
         raw_syscall!(Sysno::umask, mask);
@@ -542,7 +564,7 @@ pub unsafe fn open_path(path: *const u8) -> i64 {
     const AT_FDCWD: isize = -100;
     const FLAGS: usize = 0o10000000 | 0o400000 | 0o2000000;
     // SAFETY: the caller's promise. The flags are O_PATH, O_NOFOLLOW and O_CLOEXEC.
-    unsafe { raw_syscall!(Sysno::openat, AT_FDCWD, path, FLAGS, 0) as i64 }
+    off_standard_streams(unsafe { raw_syscall!(Sysno::openat, AT_FDCWD, path, FLAGS, 0) as i64 })
 }
 
 /// exit_group(2).
