@@ -5,6 +5,7 @@ mod guest;
 mod random;
 mod recover;
 mod running;
+mod starve;
 mod supervisor;
 mod truth;
 mod words;
@@ -37,7 +38,7 @@ const NAME: &str = "tortured";
 /// Each controller attaches, learns from the process alone what there is, and goes on: it appends
 /// numbered records to a file, opens files, sockets and pipes with names, maps memory, keeps bytes,
 /// starts children, gives all of that up again, makes rings, loses its link and attaches again, with or
-/// without another controller in between, and upgrades the process. It is killed while it does so, or while it attaches; or another controller takes the process over, from one
+/// without another controller in between, has no descriptors free, and upgrades the process. It is killed while it does so, or while it attaches; or another controller takes the process over, from one
 /// that works, is stopped, or hears nothing. What they say over a pipe of their own is compared with what
 /// there is. What is not as it must be is told on standard error.
 ///

@@ -98,6 +98,8 @@ pub enum Op {
     Detach,
     /// Loses the link in the midst of calls, and another controller works before it attaches again
     Guest,
+    /// Works with few descriptors free, or none
+    Starve,
     /// The process goes on as another image
     Upgrade,
     /// Hands over calls and does not listen, so that it does not hear that the process is lost
@@ -128,6 +130,7 @@ pub(super) const RANDOM: &[Op] = &[
     Op::Release,
     Op::Release,
     Op::Unnamed,
+    Op::Starve,
     Op::Reconnect,
     Op::Cut,
     Op::Detach,
@@ -175,7 +178,7 @@ pub struct Workload {
     /// Calls since the number of records was kept.
     pub(super) uncounted: u64,
     /// Another controller may take the process over: what ends the link is left out.
-    gentle: bool,
+    pub(super) gentle: bool,
     /// What the process goes on as, if not as the image that is built in.
     pub(super) image: Option<Vec<u8>>,
 }
@@ -285,6 +288,7 @@ impl Workload {
             }
             // Its own kind of controller does the same in there.
             Op::Guest => Box::pin(self.guest()).await,
+            Op::Starve => self.starve().await,
             Op::Deaf => self.deaf().await,
             Op::Block => self.process.nanosleep(Duration::from_secs(3600)).await,
             Op::Unnamed => {
@@ -445,7 +449,7 @@ impl Workload {
     }
 
     /// Appends records, in the midst of which the link may be exchanged.
-    async fn append(&mut self, count: u64, link: Link) -> Result<(), Error> {
+    pub(super) async fn append(&mut self, count: u64, link: Link) -> Result<(), Error> {
         let first = self.next;
         self.next += count;
         say(&Word::Appending(first + count - 1));
@@ -533,7 +537,7 @@ pub fn wait_for_a_line() {
 
 /// What becomes of the link in the midst of calls.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Link {
+pub(super) enum Link {
     Same,
     Another,
     Cut,
