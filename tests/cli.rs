@@ -4,6 +4,7 @@ mod call;
 mod command;
 mod condition;
 mod directory;
+mod examples;
 mod files;
 mod life;
 mod limits;

@@ -109,6 +109,19 @@ fn pids(text: &str) -> Vec<i32> {
     digits.filter_map(|digits| digits.parse().ok()).collect()
 }
 
+/// What README shows of the demo.
+fn shown_demo() -> String {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let mut blocks = readme.split("```text\n").filter_map(|rest| rest.split("```").next());
+    blocks.find(|block| block.contains(" ms  ")).unwrap().to_owned()
+}
+
+/// The steps that are told, without how long they took and what was checked.
+fn steps(text: &str) -> Vec<&str> {
+    let step = |line| str::split_once(line, " ms  ")?.1.split("  ").next();
+    text.lines().filter_map(step).collect()
+}
+
 #[test]
 fn the_demo_succeeds_and_leaves_nothing_behind() {
     let test = TestHome::new();
@@ -116,6 +129,7 @@ fn the_demo_succeeds_and_leaves_nothing_behind() {
     fs::set_permissions(test.path(), fs::Permissions::from_mode(0o700)).unwrap();
     let printed = demo(&test, &["demo"]);
     assert!(printed.lines().count() > 10, "{printed}");
+    assert_eq!(steps(&printed), steps(&shown_demo()), "what README shows of it");
     let pids = pids(&printed);
     // The process and its child at least.
     assert!(pids.len() >= 2, "{printed}");
