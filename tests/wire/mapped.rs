@@ -216,6 +216,16 @@ fn serve_persistent_lives_on_4_kib_of_stack_between_guard_pages() {
         assert_eq!(attached.stream.getpid(), i64::from(copy.pid));
     }
 
+    // Where it may have fewer descriptors than it waits for, which takes a set of all that there could be.
+    let memory = attached.stream.memory(4096);
+    let nofile = u64::from(libc::RLIMIT_NOFILE);
+    attached.stream.done(libc::SYS_prlimit64, &[0, nofile, 0, memory]);
+    assert_eq!(attached.stream.copy_in(memory, &[0; 8]), 8);
+    attached.stream.done(libc::SYS_prlimit64, &[0, nofile, memory]);
+    drop(attached);
+    let attached = attach(&path, &TOKEN);
+    assert_eq!(attached.stream.getpid(), i64::from(copy.pid));
+
     // Without its listener it returns from the entry, into the trampoline.
     assert_eq!(attached.answer.listen(), listen);
     attached.stream.done(libc::SYS_close, &[listen as u64]);
