@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use common::{Role, TestHome, hear, role, tell};
+use common::{Role, TestHome, hear, is_same_child, role, tell};
 use farcall::call::Polling;
 use farcall::persist::{Attach, Named, Place, Resource, Sameness, SharedMemory, attach};
 use farcall::process::Child;
@@ -84,7 +84,8 @@ async fn the_next_controller_finds_what_was_kept_and_nothing_else() {
             }
             Resource::Child(child) => {
                 assert_eq!(*child, pid);
-                Sameness::Same
+                assert!(is_same_child(&named.state), "{named:?}");
+                continue;
             }
             Resource::Fd(fd) => {
                 if named.name == "read" {

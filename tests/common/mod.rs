@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use farcall::Process;
-use farcall::persist::{Home, Incarnation};
+use farcall::persist::{Home, Incarnation, Sameness};
 use farcall::sys::Sysno;
 use nix::errno::Errno;
 use nix::libc;
@@ -286,6 +286,25 @@ pub async fn deny(process: &Process, call: Sysno, second: Option<u64>, errno: Er
     process.syscall(Sysno::prctl, [option, 1, 0, 0, 0, 0]).await.unwrap();
     let mode = u64::from(libc::SECCOMP_SET_MODE_FILTER);
     process.syscall(Sysno::seccomp, [mode, 0, at, 0, 0, 0]).await.unwrap();
+}
+
+/// The version of the kernel, without what comes behind its first two numbers.
+pub fn linux() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+/// From which kernel on the children of one pid, and pidfds, can be told apart.
+pub const TELLS_PIDFDS: (u32, u32) = (6, 9);
+
+/// Whether that is said of a child, or of a pidfd, that is the same as before.
+pub fn is_same_child(state: &Sameness) -> bool {
+    match state {
+        Sameness::Same => linux() >= TELLS_PIDFDS,
+        Sameness::Unverified(_) => linux() < TELLS_PIDFDS,
+        Sameness::Changed(_) => false,
+    }
 }
 
 /// Ends a connection, by duplicates of the server's sockets.
