@@ -137,7 +137,10 @@ impl Place {
     fn target_behind(&self, client: &impl AsFd) -> Result<Target, String> {
         let Standing { file, author, closed } = self.look().map_err(|error| error.to_string())?;
         let peer = getsockopt(client, sockopt::PeerCredentials).map_err(|e| e.to_string())?;
-        let (pid, unknown) = (peer.pid(), "no NAME.json says which process it is");
+        let (pid, unknown) = (
+            peer.pid(),
+            "its pid is not known here: NAME.json is missing, or of another pid namespace",
+        );
         if pid <= 0 {
             return Err(unknown.into());
         }
