@@ -3,7 +3,7 @@
 //!
 //! They exist in builds with debug assertions alone, as `cargo test` makes them. There,
 //! `FARCALL_FAULT=NAME:N` in the environment lets the process end with SIGKILL when it comes to point
-//! NAME for the Nth time, and `FARCALL_MUTANT=NAME` or `NAME=VALUE` makes something go wrong. In other
+//! NAME for the Nth time (`NAME:N:stop` stops it there with SIGSTOP), and `FARCALL_MUTANT=NAME` or `NAME=VALUE` makes something go wrong. In other
 //! builds nothing of this is left.
 
 /// The points, in the order in which a controller comes to them. None in a build without them.
@@ -89,6 +89,7 @@ mod enabled {
 
     struct Plan {
         point: String,
+        stops: bool,
         /// How often it is still passed.
         left: AtomicU64,
     }
@@ -98,8 +99,9 @@ mod enabled {
         let read = || {
             let text = std::env::var("FARCALL_FAULT").ok()?;
             let (point, count) = text.split_once(':').unwrap_or((&text, "1"));
+            let (count, how) = count.split_once(':').unwrap_or((count, ""));
             let left = AtomicU64::new(count.parse().unwrap_or(1));
-            Some(Plan { point: point.into(), left })
+            Some(Plan { point: point.into(), stops: how == "stop", left })
         };
         PLAN.get_or_init(read).as_ref().filter(|plan| plan.point == name)
     }
@@ -109,7 +111,7 @@ mod enabled {
         if let Some(plan) = plan(name)
             && plan.left.fetch_sub(1, Ordering::Relaxed) == 1
         {
-            let _ = raise(Signal::SIGKILL);
+            let _ = raise(if plan.stops { Signal::SIGSTOP } else { Signal::SIGKILL });
         }
     }
 

@@ -81,10 +81,19 @@ async fn holder(home: &str) {
     tokio::task::spawn_blocking(hear).await.unwrap();
 }
 
+/// A controller that takes the process over, and is stopped where it is about to interrupt that.
+async fn late(place: Place) {
+    let taken = Attach::default().take_over().to(place).await;
+    tell(if taken.is_ok() { "taken" } else { "not taken" });
+}
+
 fn run(test: &str, word: &str, during: impl AsyncFnOnce(&Role, Place, i32)) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     if let Some(home) = role() {
-        runtime.block_on(holder(&home));
+        match home.strip_prefix("late:") {
+            Some(home) => runtime.block_on(late(Home::at(home).place(&"one".parse().unwrap()))),
+            None => runtime.block_on(holder(&home)),
+        }
         std::process::exit(0);
     }
     let home = TestHome::new();
@@ -142,6 +151,38 @@ fn from_one_whose_call_blocks_the_process() {
         assert_eq!(process.getpid().await.unwrap(), pid);
         keep(process);
     });
+}
+
+#[test]
+fn who_takes_over_and_is_late_interrupts_no_call_of_the_next_one() {
+    const TEST: &str = "who_takes_over_and_is_late_interrupts_no_call_of_the_next_one";
+    run(TEST, "block", async |old, place, pid| {
+        until("it is blocked", || blocked_in(pid) == Some(Sysno::nanosleep as usize));
+        let home = place.socket().parent().unwrap().display().to_string();
+        let mut command = Role::command(TEST, format!("late:{home}"));
+        let mut late = Role::run(command.env("FARCALL_FAULT", "takeover.interrupting:1:stop"));
+        until("it is about to interrupt", || state(late.pid()) == Some('T'));
+        assert_eq!(blocked_in(pid), Some(Sysno::nanosleep as usize));
+        let process = take_over_any(place).await;
+        // The one that is late had its turn before.
+        assert!(alive(old.pid()));
+        let sleep = tokio::spawn({
+            let process = process.clone();
+            async move { process.nanosleep(Duration::from_secs(2)).await }
+        });
+        until_async("it sleeps", || blocked_in(pid) == Some(Sysno::nanosleep as usize)).await;
+        kill(Pid::from_raw(late.pid()), Signal::SIGCONT).unwrap();
+        let told = tokio::task::spawn_blocking(move || late.told());
+        // It has gone on by now, and says how it fared: it holds nothing any more.
+        told.await.unwrap();
+        sleep.await.unwrap().expect("nobody interrupts it");
+        keep(process);
+    });
+}
+
+/// The same, whoever holds it.
+async fn take_over_any(place: Place) -> Process {
+    Attach::default().take_over().to(place).await.unwrap()
 }
 
 #[test]

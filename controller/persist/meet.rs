@@ -6,7 +6,6 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, getsockopt, sendmsg, socket,
     sockopt,
@@ -18,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::attach::refused;
 use super::condition::why_silent;
 use super::handshake::{self, Hold};
+use super::knock::Knock;
 use super::place::Place;
 use super::target::Standing;
 use crate::abi::handshake::{ANSWER_SIZE, HELLO_SIZE, Token};
@@ -276,19 +276,19 @@ fn closed() -> Heard {
 /// the call, until there is one.
 ///
 /// The signal has a handler in a server, which does nothing: only the call returns. It may come just
-/// before the call begins, so once is not enough.
+/// before the call begins, so once is not enough. None comes once the server has answered: see [`Knock`].
 async fn interrupting<T>(
     place: &Place,
     client: &UnixStream,
     answer: &mut (impl Future<Output = T> + Unpin),
 ) -> T {
-    let mut target = None;
+    let mut knock = None;
     loop {
-        target = target.or_else(|| place.target_of(client).ok());
-        if let Some(target) = &target {
-            // Where that is not allowed, the call may end by itself.
-            let _ = target.signal(Signal::SIGPIPE);
+        knock = knock.or_else(|| Some(Knock::new(place.target_of(client).ok()?, client)));
+        if let Some(knock) = &knock {
             fault::point("takeover.interrupting");
+            // Where that is not allowed, the call may end by itself.
+            let _ = knock.knock();
         }
         if let Ok(answered) = timeout(PAUSE, &mut *answer).await {
             return answered;
@@ -302,7 +302,8 @@ async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Opti
     loop {
         stream.readable().await?;
         match stream.try_read_buf(&mut bytes) {
-            // Servers of other versions say no more than which one they speak.
+            // Servers of other versions say no more than which one they speak. One that has not read what
+            // came behind the handshake resets the connection, behind its answer.
             Ok(0) => {
                 let answer = bytes.first_chunk().copied();
                 return answer
@@ -312,7 +313,10 @@ async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Opti
             }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => return Err(error),
+            Err(error) => {
+                let other = handshake::other_version(&bytes);
+                return other.map(|answer| (answer, None)).ok_or(error);
+            }
         }
         if let Some((answer, log)) = bytes.split_first_chunk()
             && let Some(log) = Log::from_bytes(log)

@@ -13,6 +13,7 @@ mod files;
 mod handshake;
 mod home;
 mod incarnation;
+mod knock;
 mod listener;
 mod log;
 mod make;

@@ -12,7 +12,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket, sockopt};
-use nix::unistd::geteuid;
+use nix::unistd::{Uid, geteuid, getuid};
 
 use super::directory::{Author, Directory, Pinned};
 use super::listener::has_listener;
@@ -75,6 +75,31 @@ impl Target {
                 Err(Error::Attach { path: self.place.socket().to_owned(), reason })
             }
         }
+    }
+
+    /// From here on the kernel signals the process for what arrives at a file, in the name of who may
+    /// signal it: see fcntl(2), F_SETOWN. False: it does not.
+    pub(super) fn becomes_owner_of(&self, file: &impl AsFd) -> nix::Result<bool> {
+        let (number, pid) = (file.as_fd().as_raw_fd(), self.pid);
+        let own = move || {
+            // SAFETY: the command takes a number.
+            Errno::result(unsafe { libc::fcntl(number, libc::F_SETOWN, pid) }).map(|_| ())
+        };
+        let ids = ids_of(self.pid);
+        let has = |uid: Uid| uid.as_raw() != OVERFLOW && ids.contains(&uid.as_raw());
+        let allowed = match self.author {
+            Author::Trusted => {
+                own()?;
+                is_root_of_all() || has(geteuid()) || has(getuid())
+            }
+            Author::User(uid) => {
+                // SAFETY: it makes one system call.
+                unsafe { as_user(uid, own) }?;
+                has(uid)
+            }
+        };
+        // Looked at afterwards: the pid was nobody else's.
+        Ok(allowed && !self.has_ended())
     }
 
     pub(super) fn into_pidfd(self) -> OwnedFd {
@@ -222,9 +247,23 @@ impl Author {
 
 /// The real user of a process.
 pub(super) fn user_of(pid: i32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    uids.split_whitespace().next()?.parse().ok()
+    ids_of(pid).first().copied()
+}
+
+/// Its real and its saved user, by which the kernel judges who may signal it.
+fn ids_of(pid: i32) -> Vec<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    uids.split_whitespace().step_by(2).take(2).filter_map(|uid| uid.parse().ok()).collect()
+}
+
+/// Stands for each user that has no id in this user namespace.
+const OVERFLOW: u32 = 65_534;
+
+/// Whether this process has the rights of root of the initial user namespace.
+fn is_root_of_all() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 #[cfg(test)]
