@@ -448,9 +448,6 @@ async fn a_servers_descriptors_stay_off_closed_standard_streams() {
             let child = builder.spawn().await.unwrap();
             for process in [child.process(), parent.process()] {
                 fetches(process).await.unwrap();
-                if version > 0 {
-                    process.enter_ring(Polling::Adaptive).await.unwrap();
-                }
                 process.getpid().await.unwrap();
                 let pid = process.pid().unwrap();
                 assert!(process.server_descriptors().iter().all(|number| *number > 2), "{what}");
@@ -476,7 +473,6 @@ async fn so_do_those_of_a_persistent_process_and_of_its_clients() {
     child.prepare_for_reconnect().await.unwrap();
     assert!(standard_streams(pid).is_empty(), "{:?}", crate::common::fds(pid));
     let attached = attach(Place::clone(&place)).await.unwrap();
-    attached.enter_ring(Polling::Adaptive).await.unwrap();
     fetches(&attached).await.unwrap();
     attached.upgrade().await.unwrap();
     attached.getpid().await.unwrap();

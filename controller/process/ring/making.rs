@@ -7,7 +7,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::errno::Errno;
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::mman::{MapFlags, ProtFlags};
@@ -18,14 +17,13 @@ use super::signal::{interrupt, signal, source};
 use crate::abi::ring::Sent;
 use crate::abi::wire::{HelloResult, Operation, STREAM_VERSION};
 use crate::call::{
-    self, Bell, Call, Connection, DataSocket, Error, Interrupts, Pause, Polling, Receipt, Reply,
-    Result,
+    self, Bell, Call, DataSocket, Error, Interrupts, Pause, Polling, Receipt, Reply, Result,
 };
-use crate::descriptor::{self, FIRST};
+use crate::descriptor;
 use crate::fault;
 use crate::handle::{AddressSpace, FdTable, Mapping};
 use crate::process::Process;
-use crate::sys::{Buffer, Message, duplicate, last, unreceived};
+use crate::sys::{Buffer, Message, unreceived};
 use crate::transport::{Prepared, SHARED_SIZE};
 
 /// A ring that is being made.
@@ -112,9 +110,6 @@ impl Making {
         let Told { mapping, bells, source, before, features } = self.told.await?;
         fault::point("ring.made");
         let (process, address) = (self.process, mapping.address());
-        let bells =
-            off_standard_streams(&process.connection, self.epoch, &self.table, address, bells)
-                .await;
         process.rings().insert(address);
         let memory = Arc::new(self.memory.mapped(address, mapping));
         let numbers = Vec::from_iter(bells.into_iter().chain(source));
@@ -141,46 +136,6 @@ impl Making {
         fault::point("ring.entered");
         Ok(())
     }
-}
-
-/// The bells of the ring at `address`, which the server has just got: in the place of numbers of standard
-/// streams, which were closed, it gets others.
-async fn off_standard_streams(
-    connection: &Connection,
-    epoch: u64,
-    table: &Arc<FdTable>,
-    address: u64,
-    bells: [i32; 2],
-) -> [i32; 2] {
-    if bells.iter().all(|bell| *bell >= FIRST) {
-        return bells;
-    }
-    let made = table.clone();
-    let both =
-        connection.submit_on_this_link(epoch, bells.map(duplicate).to_vec(), move |replies| {
-            let numbers: Vec<i32> =
-                replies.iter().filter_map(|reply| reply.value().ok()).map(|fd| fd as i32).collect();
-            made.reserve(numbers.iter().copied());
-            if let [one, other] = numbers[..] {
-                return Ok([one, other]);
-            }
-            made.close_later(numbers);
-            Err(Error::Call { call: "fcntl", errno: Errno::EMFILE })
-        });
-    // Where there is no room, they stay where they are.
-    let Ok([server, controller]) = both.await else { return bells };
-    let pair = server as u64 | (controller as u64) << 32;
-    let ring = Call::operation(Operation::Ring, [address, pair, 0, 0, 0, 0]);
-    let entered = connection.submit_on_this_link(epoch, vec![ring], |replies| {
-        last(&replies)?.value().map_err(Error::call("RING"))
-    });
-    if entered.await.is_err() {
-        table.close_later([server, controller]);
-        return bells;
-    }
-    // It has closed those that it had.
-    table.unreserve(bells);
-    [server, controller]
 }
 
 /// The places of calls in the batch.

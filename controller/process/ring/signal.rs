@@ -10,6 +10,7 @@ use syscalls::{Sysno, syscall};
 
 use crate::abi::ring::INTERRUPT_SIGNAL;
 use crate::call::{Error, Result};
+use crate::descriptor::off_standard_streams;
 
 /// Both ends of a source: ours, and the one that a server is to have.
 ///
@@ -17,8 +18,10 @@ use crate::call::{Error, Result};
 /// dies interrupts nothing.
 pub(super) fn source() -> Result<(OwnedFd, OwnedFd)> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    socketpair(AddressFamily::Unix, SockType::Datagram, None, flags)
-        .map_err(Error::local("socketpair"))
+    let (one, other) = socketpair(AddressFamily::Unix, SockType::Datagram, None, flags)
+        .map_err(Error::local("socketpair"))?;
+    let off = |fd| off_standard_streams(fd).map_err(Error::io("dup"));
+    Ok((off(one)?, off(other)?))
 }
 
 /// Interrupts the server at the other end, if that has not closed it.
