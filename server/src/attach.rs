@@ -197,7 +197,9 @@ impl Pending {
             control_len: room,
             flags: 0,
         };
-        let n = sys::receive(client, &mut message, flags);
+        // SAFETY: `to` has room for `len` bytes of a handshake, which `size` and `HELLO_SIZE` bound, and the
+        // control buffer is as large as the message says. Both are made of numbers.
+        let n = unsafe { sys::receive(client, &mut message, flags) };
         if n > 0 && room != 0 {
             self.surplus |= message.flags & MSG_CTRUNC;
             // SAFETY: the kernel has just filled as much of the buffer.

@@ -26,7 +26,8 @@ impl Server {
         if skipped {
             result = ECANCELED;
         } else if here != 0 {
-            let error = whole(sys::copy(addr, from, here), here);
+            // SAFETY: into memory that the controller names.
+            let error = whole(unsafe { sys::copy(addr, from, here) }, here);
             if error != 0 {
                 result = error;
             }
@@ -37,7 +38,9 @@ impl Server {
         }
         if result == len as i64 {
             let [input, others @ .., _] = entries(&mut self.state.watched);
-            let rest = sys::transfer(input, Direction::Read, others, addr.wrapping_add(here), left);
+            let to = addr.wrapping_add(here);
+            // SAFETY: into memory that the controller names.
+            let rest = unsafe { sys::transfer(input, Direction::Read, others, to, left) };
             left = rest.left;
             if left != 0 {
                 if rest.stop != EFAULT {
@@ -65,7 +68,8 @@ impl Server {
         let mut left = len;
         if self.state.stream.version != 0 && len <= OUTPUT as u64 {
             let to = self.room(len as usize)?;
-            if sys::copy(to.as_ptr() as u64, addr, len) == len as i64 {
+            // SAFETY: `to` has room for as many bytes, and nobody has a reference to them.
+            if unsafe { sys::copy(to.as_ptr() as u64, addr, len) } == len as i64 {
                 left = 0;
             } else {
                 self.state.stream.filled -= len as usize;
@@ -78,8 +82,9 @@ impl Server {
             while left > 0 {
                 let from = addr.wrapping_add(len - left);
                 let size = step.min(left);
-                let part =
-                    sys::transfer(&mut self.state.output, Direction::Write, others, from, size);
+                let output = &mut self.state.output;
+                // SAFETY: a write only reads memory.
+                let part = unsafe { sys::transfer(output, Direction::Write, others, from, size) };
                 left -= size - part.left;
                 if part.left != 0 {
                     if part.stop != EFAULT {
@@ -107,7 +112,8 @@ fn pad(
     let mut scratch = [0u8; 512];
     while len > 0 {
         let step = len.min(scratch.len() as u64);
-        transfer(end, direction, others, scratch.as_mut_ptr() as u64, step)?;
+        // SAFETY: into a buffer of this function's, or out of it.
+        unsafe { transfer(end, direction, others, scratch.as_mut_ptr() as u64, step) }?;
         len -= step;
     }
     Ok(())
@@ -116,7 +122,8 @@ fn pad(
 /// `LOAD(addr, width)`: the number there.
 pub fn load(addr: u64, width: u64) -> i64 {
     let mut value = 0i64;
-    match word(&raw mut value as u64, addr, width) {
+    // SAFETY: into a number of this function's.
+    match unsafe { word(&raw mut value as u64, addr, width) } {
         0 => value,
         error => error,
     }
@@ -125,16 +132,22 @@ pub fn load(addr: u64, width: u64) -> i64 {
 /// `STORE(addr, width, value)`: 0.
 #[inline(never)]
 pub fn store(addr: u64, width: u64, value: u64) -> i64 {
-    word(addr, &raw const value as u64, width)
+    // SAFETY: into memory that the controller names.
+    unsafe { word(addr, &raw const value as u64, width) }
 }
 
 /// Copies a number of `width` bytes: 0, or why not.
+///
+/// # Safety
+///
+/// As for [`sys::copy`]: 8 bytes at most.
 #[inline(never)]
-fn word(to: u64, from: u64, width: u64) -> i64 {
+unsafe fn word(to: u64, from: u64, width: u64) -> i64 {
     if !width.is_power_of_two() || width > 8 {
         return EINVAL;
     }
-    whole(sys::copy(to, from, width), width)
+    // SAFETY: the caller's promise.
+    whole(unsafe { sys::copy(to, from, width) }, width)
 }
 
 /// What a copy of `len` bytes has come to: 0 if all of them were copied, or why not.

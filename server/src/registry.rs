@@ -29,7 +29,8 @@ fn entry(log: &LogHead, slot: u64) -> u64 {
 #[inline(never)]
 fn set(log: &LogHead, slot: u64, value: i64, state: u64) {
     let head = [value as u64, state];
-    sys::copy(entry(log, slot), head.as_ptr() as u64, size_of_val(&head) as u64);
+    // SAFETY: the registry is where the controller has said.
+    unsafe { sys::copy(entry(log, slot), head.as_ptr() as u64, size_of_val(&head) as u64) };
 }
 
 impl Prepared {
@@ -51,7 +52,8 @@ impl Prepared {
         if end > log.capacity || count > size || clear > log.capacity {
             return EINVAL;
         }
-        let error = whole(sys::copy(entry(log, slot), src, len), len);
+        // SAFETY: the registry is where the controller has said.
+        let error = whole(unsafe { sys::copy(entry(log, slot), src, len) }, len);
         if error != 0 {
             return error;
         }

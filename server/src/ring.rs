@@ -47,7 +47,8 @@ fn count_signal(address: usize) {
     // A controller that was stopped may name a ring that is gone: the one after it unmaps it.
     let mut magic = 0u64;
     let size = size_of_val(&magic);
-    let copied = sys::copy(&raw mut magic as u64, address as u64, size as u64);
+    // SAFETY: into a number of this function's.
+    let copied = unsafe { sys::copy(&raw mut magic as u64, address as u64, size as u64) };
     if copied == size as i64 && magic == RING_MAGIC && address.is_multiple_of(64) {
         // SAFETY: who may send this signal may end the process, and promises with SI_QUEUE that its value
         // is where a ring is or was; what is there begins as a ring does.
@@ -140,7 +141,8 @@ impl Server {
             return EFAULT;
         }
         // It can be read and written.
-        let error = whole(sys::copy(address, address, size), size);
+        // SAFETY: memory that the controller names is written as it is.
+        let error = whole(unsafe { sys::copy(address, address, size) }, size);
         if error != 0 {
             return error;
         }

@@ -331,7 +331,8 @@ impl Server {
         }
         let [first, second, third, ..] = self.state.request.args;
         match Operation::from_number(word as u32) {
-            Some(Operation::Copy) => sys::copy(first, second, third),
+            // SAFETY: into memory that the controller names.
+            Some(Operation::Copy) => unsafe { sys::copy(first, second, third) },
             Some(Operation::Load) => load(first, second),
             Some(Operation::Store) => store(first, second, third),
             Some(Operation::Image) => arch::image_address() as i64,
@@ -369,12 +370,15 @@ impl Server {
             && version != 0
             && memory.is_multiple_of(64)
             && size >= AHEAD_SIZE as u64
-            && (known != 0 || sys::copy(memory, memory, AHEAD_SIZE as u64) == AHEAD_SIZE as i64)
+            && (known != 0 || is_there(memory))
         {
             if self.state.log.memory != 0 {
                 // The log of the earlier memory goes on here.
                 let (from, at) = (self.state.log.memory, LOG_OFFSET as u64);
-                sys::copy(memory.wrapping_add(at), from.wrapping_add(at), LOG_SIZE as u64);
+                // SAFETY: the controller has named it, for the server alone.
+                unsafe {
+                    sys::copy(memory.wrapping_add(at), from.wrapping_add(at), LOG_SIZE as u64)
+                };
             }
             self.state.log.memory = memory;
             self.finish_now(HelloResult::new(STREAM_VERSION, HelloResult::OFFERED).0)?;
@@ -383,4 +387,11 @@ impl Server {
         }
         self.finish(HelloResult::new(self.state.stream.version, HelloResult::OFFERED).0)
     }
+}
+
+/// Whether all of the memory that a controller offers can be read and written, by a copy of it to itself.
+fn is_there(memory: u64) -> bool {
+    let size = AHEAD_SIZE as u64;
+    // SAFETY: memory that the controller names is written as it is.
+    unsafe { sys::copy(memory, memory, size) == size as i64 }
 }

@@ -50,13 +50,10 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
         Some(Err(error)) => {
             const TEXT: &[u8] =
                 b"farcall: cannot listen: path in use or too long, or fd 3 no listener\n";
-            sys::transfer(
-                &mut PollFd { fd: 2, events: POLLOUT, revents: 0 },
-                Direction::Write,
-                &mut [],
-                TEXT.as_ptr() as u64,
-                TEXT.len() as u64,
-            );
+            let mut error_output = PollFd { fd: 2, events: POLLOUT, revents: 0 };
+            let (text, len) = (TEXT.as_ptr() as u64, TEXT.len() as u64);
+            // SAFETY: a write only reads memory.
+            unsafe { sys::transfer(&mut error_output, Direction::Write, &mut [], text, len) };
             sys::exit_group(if error == EINVAL { 2 } else { 1 });
         }
     }

@@ -100,8 +100,9 @@ impl Server {
             // was taken from before `start`: the two ranges do not overlap.
             unsafe { core::ptr::copy_nonoverlapping(input.wrapping_add(start), input, left) };
         }
-        let n =
-            sys::read(self.state.watched.input.fd, input.wrapping_add(left) as u64, size - left);
+        let (to, room) = (input.wrapping_add(left) as u64, size - left);
+        // SAFETY: the buffer has as much room behind what is left, and nobody has a reference to it.
+        let n = unsafe { sys::read(self.state.watched.input.fd, to, room) };
         self.state.stream.start = 0;
         self.state.stream.end = left + n.max(0) as usize;
         n
@@ -172,20 +173,26 @@ impl Server {
         let len = core::mem::take(&mut self.state.stream.filled);
         let [_, others @ .., _] = entries(&mut self.state.watched);
         let end = &mut self.state.output;
-        transfer(end, Direction::Write, others, input as u64 + size as u64, len as u64)
+        // SAFETY: a write only reads memory.
+        unsafe { transfer(end, Direction::Write, others, input as u64 + size as u64, len as u64) }
     }
 }
 
 /// Moves all of the bytes, or the connection is over.
+///
+/// # Safety
+///
+/// As for [`sys::transfer`].
 #[inline(always)]
-pub fn transfer(
+pub unsafe fn transfer(
     end: &mut PollFd,
     direction: Direction,
     others: &mut [PollFd],
     address: u64,
     len: u64,
 ) -> Result<(), HangUp> {
-    match sys::transfer(end, direction, others, address, len) {
+    // SAFETY: the caller's promise.
+    match unsafe { sys::transfer(end, direction, others, address, len) } {
         Transferred { left: 0, .. } => Ok(()),
         _ => Err(HangUp),
     }

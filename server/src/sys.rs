@@ -118,26 +118,36 @@ pub const PAGE: u64 = 4096;
 /// EFAULT, or what keeps the kernel from copying at all.
 ///
 /// It is process_vm_writev(2) on this process, where there is such a call and it is allowed.
-pub fn copy(to: u64, from: u64, len: u64) -> i64 {
+///
+/// # Safety
+///
+/// What is written at `to` is memory that the controller has named, which may break its own server, or a
+/// buffer of the caller's. No reference covers it that is used while or after it changes, but for the
+/// caller's own to that buffer.
+pub unsafe fn copy(to: u64, from: u64, len: u64) -> i64 {
     let size = len as usize;
     let source = IoVec { base: from as *mut u8, len: size };
     let target = IoVec { base: to as *mut u8, len: size };
     let pid = getpid();
-    // SAFETY: the kernel checks both ranges. What is written is memory that the controller named,
-    // or a buffer of the caller's.
+    // SAFETY: the kernel checks both ranges; what is written there is the caller's promise.
     let copied = unsafe {
         raw_syscall!(Sysno::process_vm_writev, pid, &raw const source, 1, &raw const target, 1, 0)
             as i64
     };
-    if copied == len as i64 { copied } else { copy_through_pipe(to, from, len, copied) }
+    // SAFETY: the caller's promise.
+    if copied == len as i64 { copied } else { unsafe { copy_through_pipe(to, from, len, copied) } }
 }
 
 /// Goes on with a copy of which so much is done, or that has failed so, through a pipe of its own: where
 /// the call is missing or forbidden, and into memory that only a process itself reaches, such as
 /// memfd_secret(2)'s.
+///
+/// # Safety
+///
+/// As for [`copy`].
 #[cold]
 #[inline(never)]
-fn copy_through_pipe(to: u64, from: u64, len: u64, copied: i64) -> i64 {
+unsafe fn copy_through_pipe(to: u64, from: u64, len: u64, copied: i64) -> i64 {
     let mut done = copied.max(0) as u64;
     let mut ends = [0i32; 2];
     // SAFETY: the kernel fills in the two numbers.
@@ -153,7 +163,8 @@ fn copy_through_pipe(to: u64, from: u64, len: u64, copied: i64) -> i64 {
             let step = (len - done).min(PAGE - to % PAGE).min(PAGE - from % PAGE);
             // SAFETY: the kernel only reads, and checks the address.
             let written = unsafe { raw_syscall!(Sysno::write, writing, from, step) as i64 };
-            if written != step as i64 || read(reading, to, step as usize) != written {
+            // SAFETY: the caller's promise.
+            if written != step as i64 || unsafe { read(reading, to, step as usize) } != written {
                 break;
             }
             done += step;
@@ -171,9 +182,12 @@ fn copy_through_pipe(to: u64, from: u64, len: u64, copied: i64) -> i64 {
 }
 
 /// read(2) into memory that may be anybody's: the kernel checks it.
-pub fn read(fd: i32, to: u64, len: usize) -> i64 {
-    // SAFETY: callers pass a buffer of their own, or an address that the controller named, which
-    // no reference of ours covers.
+///
+/// # Safety
+///
+/// As for [`copy`].
+pub unsafe fn read(fd: i32, to: u64, len: usize) -> i64 {
+    // SAFETY: the kernel checks the range; what is written there is the caller's promise.
     unsafe { raw_syscall!(Sysno::read, fd, to, len) as i64 }
 }
 
@@ -197,7 +211,11 @@ pub enum Direction {
 /// read(2) or write(2) until all of the bytes are moved, waiting for a descriptor that is non-blocking.
 /// An interruption stops it only if one of `others` is ready. The memory may be anybody's: the kernel
 /// checks it.
-pub fn transfer(
+///
+/// # Safety
+///
+/// Where it reads, as for [`copy`].
+pub unsafe fn transfer(
     end: &mut PollFd,
     direction: Direction,
     others: &mut [PollFd],
@@ -207,7 +225,7 @@ pub fn transfer(
     let number = if direction == Direction::Read { Sysno::read } else { Sysno::write };
     let mut stop = 0;
     while left > 0 {
-        // SAFETY: as for `read`; a write only reads memory.
+        // SAFETY: the caller's promise; a write only reads memory.
         let mut n = unsafe { raw_syscall!(number, end.fd, address, left) as i64 };
         if n > 0 {
             address = address.wrapping_add(n as u64);
@@ -336,13 +354,15 @@ pub fn disarm(source: i32) {
 /// last call.
 pub fn drain(source: i32) {
     let mut bytes = 0u64;
-    while read(source, &raw mut bytes as u64, size_of::<u64>()) > 0 {}
+    // SAFETY: into a number of this function's.
+    while unsafe { read(source, &raw mut bytes as u64, size_of::<u64>()) } > 0 {}
 }
 
 /// Takes what an eventfd(2) that is ready has counted.
 pub fn hear(bell: i32) {
     let mut count = 0u64;
-    read(bell, &raw mut count as u64, size_of::<u64>());
+    // SAFETY: into a number of this function's.
+    unsafe { read(bell, &raw mut count as u64, size_of::<u64>()) };
 }
 
 /// Adds to what an eventfd(2) has counted.
@@ -398,10 +418,13 @@ pub fn off_standard_streams(fd: i64) -> i64 {
 }
 
 /// getsockopt(2) of a SOL_SOCKET option into a plain value.
-pub fn getsockopt<T>(fd: i32, option: usize, value: &mut T) -> i64 {
+///
+/// # Safety
+///
+/// Any bytes are a valid `T`.
+unsafe fn getsockopt<T>(fd: i32, option: usize, value: &mut T) -> i64 {
     let mut len = size_of::<T>() as u32;
-    // SAFETY: the kernel writes at most `len` bytes to `value`, and every bit pattern is valid for
-    // the integers and structs of integers that this module uses as `T`.
+    // SAFETY: the kernel writes at most `len` bytes to `value`, which stays valid: the caller's promise.
     unsafe {
         raw_syscall!(Sysno::getsockopt, fd, SOL_SOCKET, option, value as *mut T, &raw mut len)
             as i64
@@ -411,7 +434,8 @@ pub fn getsockopt<T>(fd: i32, option: usize, value: &mut T) -> i64 {
 /// Whether a socket is known to listen. gVisor says of none that it does.
 pub fn listens(fd: i32) -> bool {
     let mut listens = 0i32;
-    getsockopt(fd, SO_ACCEPTCONN, &mut listens);
+    // SAFETY: a number.
+    unsafe { getsockopt(fd, SO_ACCEPTCONN, &mut listens) };
     listens != 0
 }
 
@@ -430,7 +454,8 @@ pub fn may_listen(fd: i32) -> bool {
 /// negated errno if it can't be told.
 pub fn peer_uid(fd: i32) -> i64 {
     let mut peer = Ucred { pid: 0, uid: 0, gid: 0 };
-    match getsockopt(fd, SO_PEERCRED, &mut peer) {
+    // SAFETY: made of numbers.
+    match unsafe { getsockopt(fd, SO_PEERCRED, &mut peer) } {
         0 => i64::from(peer.uid),
         error => error,
     }
@@ -438,8 +463,12 @@ pub fn peer_uid(fd: i32) -> i64 {
 
 /// recvmsg(2); descriptors that come are closed on exec. With MSG_PEEK all stays where it is, and they are
 /// more copies of it: closing these is never the last time.
-pub fn receive(fd: i32, message: &mut MsgHdr, flags: usize) -> i64 {
-    // SAFETY: `message` names a buffer and a control buffer of the caller's.
+///
+/// # Safety
+///
+/// What `message` points to can be written, as far as it says, and any bytes are valid there.
+pub unsafe fn receive(fd: i32, message: &mut MsgHdr, flags: usize) -> i64 {
+    // SAFETY: the kernel writes there and to the header, which is made of numbers: the caller's promise.
     unsafe {
         raw_syscall!(Sysno::recvmsg, fd, message as *mut MsgHdr, flags | MSG_CMSG_CLOEXEC) as i64
     }
@@ -513,9 +542,13 @@ fn gettid() -> i32 {
 }
 
 /// mprotect(2): makes memory readable and executable.
-pub fn make_executable(address: u64, len: u32) -> i64 {
+///
+/// # Safety
+///
+/// What is there the controller has named, and no reference of the server's covers it.
+pub unsafe fn make_executable(address: u64, len: u32) -> i64 {
     const READ_AND_EXECUTE: usize = 5;
-    // SAFETY: what is there is the controller's, which asks for it, and no reference covers it.
+    // SAFETY: the caller's promise.
     unsafe { raw_syscall!(Sysno::mprotect, address, len, READ_AND_EXECUTE) as i64 }
 }
 

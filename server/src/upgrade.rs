@@ -66,7 +66,8 @@ impl Server {
         let mut table = MaybeUninit::<EntryTable>::uninit();
         let (to, size) = (table.as_mut_ptr() as u64, ENTRY_TABLE_SIZE);
         let from = image.wrapping_add(ENTRY_TABLE_OFFSET as u64);
-        if sys::copy(to, from, size as u64) != size as i64 {
+        // SAFETY: into a buffer of this function's, which is as large.
+        if unsafe { sys::copy(to, from, size as u64) } != size as i64 {
             return (EFAULT, 0);
         }
         // SAFETY: as many bytes were copied, and it is made of numbers.
@@ -80,7 +81,8 @@ impl Server {
         {
             return (EINVAL, 0);
         }
-        // Which also says whether all of it is there.
-        (sys::make_executable(image, size), image + u64::from(resume))
+        // SAFETY: the controller has named it. This also says whether all of it is there.
+        let error = unsafe { sys::make_executable(image, size) };
+        (error, image + u64::from(resume))
     }
 }
