@@ -5,12 +5,11 @@ use crate::common;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::Path;
 
-use common::{fds, until_async};
+use common::{fds, root, until_async};
 use farcall::call::Call;
 use farcall::chain::Arg;
-use farcall::host::local::Stdio;
 use farcall::sys::Sysno;
-use farcall::{Error, Local, Process};
+use farcall::{Error, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -18,10 +17,6 @@ use nix::mount::MsFlags;
 use nix::sched::CloneFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn};
 use nix::sys::stat::Mode;
-
-async fn root() -> Process {
-    Local::new().stdio(Stdio::Null).start().await.unwrap()
-}
 
 #[tokio::test]
 async fn a_file_is_opened_read_and_closed_in_one_round_trip() {

@@ -11,8 +11,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use common::{
-    Role, TELLS_PIDFDS, TestHome, alive, deny, hear, is_same_child, linux, role, tell, until,
-    until_async,
+    Role, TELLS_PIDFDS, TestHome, alive, deny, hear, is_same_child, linux, persistent, role, root,
+    tell, until, until_async,
 };
 use farcall::call::Call;
 use farcall::persist::{Place, Resource, Sameness, SharedMemory, attach};
@@ -28,17 +28,6 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use nix::sys::stat::Mode;
-
-async fn root() -> Process {
-    Local::new().start().await.unwrap()
-}
-
-async fn persistent(home: &TestHome, root: &Process) -> (Child, Place) {
-    let place = home.home.reserve(&"parent".parse().unwrap()).unwrap();
-    let socket = place.place().socket().to_owned();
-    let child = root.child().spawn_persistent(place, SharedMemory::Refuse).await.unwrap();
-    (child, Place::at(socket))
-}
 
 /// The children of a process that have names, by these.
 async fn named(process: &Process) -> BTreeMap<String, i32> {

@@ -5,21 +5,13 @@ use crate::common;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use common::{blocked_in, fds, until_async};
+use common::{blocked_in, fds, roots, until_async};
 use farcall::call::Call;
-use farcall::host::local::Stdio;
 use farcall::sys::Sysno;
-use farcall::{Local, Process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const LIMIT: Duration = Duration::from_secs(20);
-
-/// Root servers of both versions of the stream.
-async fn roots() -> [Process; 2] {
-    let root = |version| Local::new().stdio(Stdio::Null).stream_version(version).start();
-    [root(1).await.unwrap(), root(0).await.unwrap()]
-}
 
 #[tokio::test]
 async fn a_child_has_none_until_it_is_needed_and_one_from_then_on() {

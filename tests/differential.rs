@@ -8,15 +8,13 @@
 //! `FARCALL_TEST_SEED=N cargo test --test suite differential` repeats the calls of one seed.
 
 mod plan;
-mod random;
 mod sides;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::common::alone;
+use crate::common::{Random, alone};
 use nix::errno::Errno;
 use plan::{Arg, Kind, Out, Plan, next};
-use random::Random;
 use sides::{Here, MEMORY, There};
 
 /// Calls a seed.

@@ -11,10 +11,9 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use common::{TestHome, blocked_in, cut, cut_stream, fds, until, until_async};
+use common::{TestHome, blocked_in, cut, cut_stream, fds, persistent, until, until_async};
 use farcall::call::{Call, Polling};
-use farcall::persist::{Attach, Place, SharedMemory, attach};
-use farcall::process::Child;
+use farcall::persist::{Attach, Place, attach};
 use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Error, Fd, Local, Outcome, Process};
 use nix::errno::Errno;
@@ -25,11 +24,6 @@ use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use tokio::task::JoinSet;
 
-async fn persistent(home: &TestHome, root: &Process) -> Child {
-    let place = home.home.reserve(&"counts".parse().unwrap()).unwrap();
-    root.child().spawn_persistent(place, SharedMemory::Refuse).await.unwrap()
-}
-
 /// Lets the link be lost at many instants while counted records are appended to a file, and bytes go
 /// into memory and come back.
 async fn appends_through_losses(in_a_ring: bool) {
@@ -37,7 +31,7 @@ async fn appends_through_losses(in_a_ring: bool) {
     let directory = tempfile::TempDir::new().unwrap();
     let path = directory.path().join("records");
     let root = Local::new().polling(None).start().await.unwrap();
-    let child = persistent(&home, &root).await;
+    let (child, _) = persistent(&home, &root).await;
     let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_APPEND;
     let file = child.openat(None, &path, flags, Mode::from_bits_truncate(0o600)).await.unwrap();
     let file = Arc::new(file);
@@ -112,7 +106,7 @@ fn begin<F: Future>(future: &mut Pin<Box<F>>) -> bool {
 async fn descriptors_wait_for_the_next_connection_of_the_same_controller() {
     let home = TestHome::new();
     let root = Local::new().start().await.unwrap();
-    let process = persistent(&home, &root).await;
+    let (process, _) = persistent(&home, &root).await;
     let place = Place::at(process.place().unwrap().socket().to_owned());
     for another_comes in [false, true] {
         let (there, inode) = file();
@@ -155,7 +149,7 @@ async fn descriptors_wait_for_the_next_connection_of_the_same_controller() {
 async fn who_loses_the_process_is_told_what_has_become_of_its_descriptors() {
     let home = TestHome::new();
     let root = Local::new().start().await.unwrap();
-    let process = persistent(&home, &root).await;
+    let (process, _) = persistent(&home, &root).await;
     let place = Place::at(process.place().unwrap().socket().to_owned());
     let (there, _) = file();
     let kept = process.send_fds(&[there.as_fd()]).await.unwrap().pop().unwrap();
@@ -185,7 +179,7 @@ async fn who_loses_the_process_is_told_what_has_become_of_its_descriptors() {
 async fn passes_through_losses(in_a_ring: bool) {
     let home = TestHome::new();
     let root = Local::new().polling(None).start().await.unwrap();
-    let process = persistent(&home, &root).await;
+    let (process, _) = persistent(&home, &root).await;
     for round in 0..150u64 {
         if in_a_ring {
             process.enter_ring(Polling::Adaptive).await.unwrap();
@@ -257,7 +251,7 @@ const UNDER_WAY: usize = 128;
 async fn a_child_is_made_once_wherever_in_the_calls_for_that_the_stream_is_lost() {
     let home = TestHome::new();
     let root = Local::new().polling(None).start().await.unwrap();
-    let process = persistent(&home, &root).await;
+    let (process, _) = persistent(&home, &root).await;
     let pid = process.pid().unwrap();
     // A stack stays for those to come: to make one is one batch then.
     let mut first = process.child().spawn().await.unwrap();

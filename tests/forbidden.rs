@@ -17,13 +17,9 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
-use crate::common::{TestHome, cut, deny, fds, until};
+use crate::common::{TestHome, cut, deny, fds, root, until};
 
 const PAGE: usize = 4096;
-
-async fn root() -> Process {
-    Local::new().stdio(Stdio::Null).start().await.unwrap()
-}
 
 #[tokio::test]
 async fn a_process_becomes_persistent_where_unshare_is_forbidden() {

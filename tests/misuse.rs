@@ -5,7 +5,7 @@ use crate::common;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 
-use common::TestHome;
+use common::{TestHome, root};
 use farcall::abi::wire::{Operation, Request, Word};
 use farcall::call::{Call, Polling};
 use farcall::host::local::Stdio;
@@ -16,10 +16,6 @@ use nix::sched::CloneFlags;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr};
 use nix::sys::stat::Mode;
-
-async fn root() -> Process {
-    Local::new().stdio(Stdio::Null).start().await.unwrap()
-}
 
 /// The error is one of misuse, speaks of `what`, and says what to do; the process still answers.
 async fn refused<T>(process: &Process, what: &str, result: farcall::Result<T>) {

@@ -9,22 +9,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use common::{Role, TestHome, hear, is_same_child, role, tell};
+use common::{Role, TestHome, hear, is_same_child, persistent, role, tell};
 use farcall::call::Polling;
-use farcall::persist::{Attach, Named, Place, Resource, Sameness, SharedMemory, attach};
-use farcall::process::Child;
+use farcall::persist::{Attach, Named, Place, Resource, Sameness, attach};
 use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Error, Local, Process};
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::stat::{Mode, fstat};
-
-async fn persistent(home: &TestHome, root: &Process) -> (Child, Place) {
-    let place = home.home.reserve(&"names".parse().unwrap()).unwrap();
-    let socket = place.place().socket().to_owned();
-    let child = root.child().spawn_persistent(place, SharedMemory::Refuse).await.unwrap();
-    (child, Place::at(socket))
-}
 
 fn names_of(named: &[Named]) -> Vec<&str> {
     named.iter().map(|named| named.name.as_str()).collect()

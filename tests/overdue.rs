@@ -9,26 +9,21 @@ use farcall::abi::entry::{
 };
 use farcall::abi::wire::Operation;
 use farcall::call::{Call, Polling};
-use farcall::host::local::Stdio;
 use farcall::persist::{Attach, Place, SharedMemory};
 use farcall::sys::Sysno;
-use farcall::{Error, Local, Outcome, Process};
+use farcall::{Error, Outcome, Process};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::common::{LIMIT, TestHome, alive, state, until_async};
+use crate::common::{LIMIT, TestHome, alive, root, state, until_async};
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future)
         .await
         .unwrap_or_else(|_| panic!("{what}: still not over after {LIMIT:?}"))
-}
-
-async fn root() -> Process {
-    Local::new().stdio(Stdio::Null).start().await.unwrap()
 }
 
 /// Makes a second thread in the process, which waits for ever, and lets the first one exit.

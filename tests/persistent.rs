@@ -6,12 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Role, TestHome, alive, fds, hear, role, tell, until, until_async};
+use common::{Role, TestHome, alive, fds, hear, role, root, tell, until, until_async};
 use farcall::call::{Call, Polling};
-use farcall::host::local::Stdio;
 use farcall::persist::{Attach, Home, Name, Place, SharedMemory, attach, flight};
 use farcall::sys::{Sysno, WaitStatus};
-use farcall::{Child, Error, Local, Outcome, Process};
+use farcall::{Child, Error, Outcome, Process};
 use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 use nix::sys::mman::{MapFlags, ProtFlags};
@@ -20,10 +19,6 @@ use nix::sys::stat::Mode;
 
 fn name(name: &str) -> Name {
     name.parse().unwrap()
-}
-
-async fn root() -> Process {
-    Local::new().stdio(Stdio::Null).start().await.unwrap()
 }
 
 /// A persistent process of its own, from the start.

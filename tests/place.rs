@@ -4,18 +4,13 @@ use crate::common;
 
 use std::fs;
 
-use common::{TestHome, alive, cut, fds, until, until_async};
+use common::{TestHome, alive, cut, fds, root, until, until_async};
 use farcall::call::Polling;
-use farcall::host::local::Stdio;
 use farcall::persist::{Attach, Home, SharedMemory, Warning, attach};
-use farcall::{Child, Error, Local, Process};
+use farcall::{Child, Error, Process};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-
-async fn root() -> Process {
-    Local::new().stdio(Stdio::Null).start().await.unwrap()
-}
 
 /// A persistent process of its own, from the start.
 async fn start(home: &Home, root: &Process) -> Child {

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{LIMIT, Role, alive, alone, fds, role, tell, until, until_async};
+use common::{LIMIT, Role, alive, alone, fds, role, root, roots, tell, until, until_async};
 use farcall::call::Polling;
 use farcall::host::local::Stdio;
 use farcall::image::{self, Carrier};
@@ -20,19 +20,6 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
-
-async fn root() -> Process {
-    Local::new().stdio(Stdio::Null).start().await.unwrap()
-}
-
-/// Root servers that speak either version of the stream.
-async fn roots() -> [Process; 2] {
-    let old = Local::new().stdio(Stdio::Null).stream_version(0).start().await.unwrap();
-    assert_eq!(old.connection().version(), 0);
-    let new = root().await;
-    assert_eq!(new.connection().version(), 1);
-    [old, new]
-}
 
 async fn word(process: &Process, address: u64) -> u64 {
     let bytes = process.read_memory(address, 8).await.unwrap();

@@ -8,21 +8,16 @@ use std::pin::Pin;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use common::{LIMIT, Role, TestHome, alive, fds, role, tell, until_async};
+use common::{LIMIT, Role, TestHome, alive, fds, role, root, tell, until_async};
 use farcall::call::Polling;
-use farcall::host::local::Stdio;
 use farcall::persist::{Home, Name, SharedMemory, attach};
 use farcall::sys::Sysno;
-use farcall::{Child, Error, Local, Process};
+use farcall::{Child, Error, Process};
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
-
-async fn root() -> Process {
-    Local::new().stdio(Stdio::Null).start().await.unwrap()
-}
 
 fn name(name: &str) -> Name {
     name.parse().unwrap()

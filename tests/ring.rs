@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use common::{LIMIT, Role, fds, hear, role, state, tell, until, until_async};
+use common::{LIMIT, Random, Role, fds, hear, role, state, tell, until, until_async};
 use farcall::call::{Call, Polling};
 use farcall::host::local::Stdio;
 use farcall::sys::Sysno;
@@ -34,18 +34,6 @@ async fn file(process: &Process) -> Fd {
     process.openat(None, std::env::temp_dir(), flags, Mode::S_IRWXU).await.unwrap()
 }
 
-/// xorshift64*: a few numbers that differ between tasks.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % limit
-    }
-}
-
 /// Polls a call once, which hands it over, and drops it.
 fn begin_and_drop<T>(call: impl Future<Output = T>) -> Option<T> {
     match pin!(call).poll(&mut Context::from_waker(Waker::noop())) {
@@ -56,7 +44,7 @@ fn begin_and_drop<T>(call: impl Future<Output = T>) -> Option<T> {
 
 /// What one task does: every result says which call it belongs to.
 async fn task(process: Process, number: u64, rounds: u64) {
-    let mut random = Random(number + 1);
+    let mut random = Random::new(number + 1);
     let fd = file(&process).await;
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     let size = 300_000;
@@ -81,7 +69,7 @@ async fn task(process: Process, number: u64, rounds: u64) {
             }
             2 => {
                 // More than goes through the shared memory at once, or into it at all.
-                let len = [1, 5000, size][random.below(3) as usize];
+                let len = [1, 5000, size][random.below(3)];
                 let bytes = vec![(number * 31 + round) as u8; len];
                 process.write_memory(memory.address(), bytes.clone()).await.unwrap();
                 assert!(process.read_memory(memory.address(), len).await.unwrap() == bytes);
@@ -115,7 +103,7 @@ async fn task(process: Process, number: u64, rounds: u64) {
                 }
             }
             _ => {
-                let pause = Duration::from_micros(random.below(2000));
+                let pause = Duration::from_micros(random.below(2000) as u64);
                 if random.below(4) == 0 {
                     process.nanosleep(pause / 8).await.unwrap();
                 } else {
@@ -130,7 +118,7 @@ async fn task(process: Process, number: u64, rounds: u64) {
 
 /// What one thread does, with a descriptor of its own.
 fn thread(process: &Process, number: u64, fd: i32, rounds: u64) {
-    let mut random = Random(1000 + number);
+    let mut random = Random::new(1000 + number);
     let call = |offset: u64, whence: Whence| {
         let args = [fd as u64, offset, whence as u64, 0, 0, 0];
         process.connection().call_blocking("lseek", &Call::syscall(Sysno::lseek, args)).unwrap()
@@ -140,7 +128,7 @@ fn thread(process: &Process, number: u64, fd: i32, rounds: u64) {
         assert_eq!(call(position, Whence::SeekSet), position);
         assert_eq!(call(0, Whence::SeekCur), position);
         if random.below(50) == 0 {
-            std::thread::sleep(Duration::from_micros(random.below(1000)));
+            std::thread::sleep(Duration::from_micros(random.below(1000) as u64));
         }
     }
 }

@@ -5,19 +5,13 @@ use crate::common;
 
 use std::collections::BTreeSet;
 
-use common::{TestHome, blocked_in, fds, until_async};
+use common::{TestHome, blocked_in, fds, roots, until_async};
 use farcall::call::Call;
 use farcall::host::local::Stdio;
 use farcall::persist::SharedMemory;
 use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Child, Local, Process};
 use nix::sys::signal::Signal;
-
-/// Root servers of both versions of the stream.
-async fn roots() -> [Process; 2] {
-    let root = |version| Local::new().stdio(Stdio::Null).stream_version(version).start();
-    [root(1).await.unwrap(), root(0).await.unwrap()]
-}
 
 async fn sharing(root: &Process) -> Child {
     root.child().share_files().spawn().await.unwrap()

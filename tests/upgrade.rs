@@ -10,12 +10,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{Role, TestHome, blocked_in, cut, fds, role, tell, until, until_async};
+use common::{Role, TestHome, blocked_in, cut, fds, persistent, role, tell, until, until_async};
 use farcall::call::{Call, Polling};
 use farcall::image::IMAGE;
-use farcall::persist::{Attach, Home, Place, SharedMemory, attach};
+use farcall::persist::{Attach, Home, Place, attach};
 use farcall::sys::{Sysno, WaitStatus};
-use farcall::{Child, Error, Local, Process};
+use farcall::{Error, Local, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -28,12 +28,6 @@ use nix::unistd::Pid;
 const VERSION: usize = 184;
 const RESUME: usize = 208;
 const HANDOVER: usize = 212;
-
-async fn persistent(home: &TestHome, root: &Process) -> (Child, Place) {
-    let reserved = home.home.reserve(&"one".parse().unwrap()).unwrap();
-    let child = root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
-    (child, home.home.place(&"one".parse().unwrap()))
-}
 
 /// The image with one number changed.
 fn with(at: usize, value: u32) -> Vec<u8> {

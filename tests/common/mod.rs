@@ -1,5 +1,5 @@
 //! What several tests need: roles for other processes, a home of their own, and looks into /proc.
-#![allow(dead_code, reason = "each test file uses its own part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses its own part of it")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,6 +20,12 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::unistd::Pid;
+
+mod random;
+mod setup;
+
+pub use random::Random;
+pub use setup::{persistent, root, roots};
 
 /// How long a test waits for an event before it fails loudly. No claim is about time.
 pub const LIMIT: Duration = Duration::from_secs(20);

@@ -6,8 +6,8 @@ use farcall::sys::Sysno;
 use nix::libc;
 
 use super::Slot;
-use super::random::Random;
 use super::sides::MEMORY;
+use crate::common::Random;
 
 /// An argument, of which each side makes its own.
 #[derive(Clone, Copy, Debug)]
