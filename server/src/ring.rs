@@ -178,7 +178,9 @@ impl Server {
 
     /// No signal comes from the ring's controller from here on, whoever has duplicates of the source.
     pub fn disarm(&self) {
-        sys::disarm(self.source());
+        if self.state.source != 0 {
+            sys::disarm(self.source());
+        }
     }
 
     /// What interrupts calls of the ring; negative if nothing does.
