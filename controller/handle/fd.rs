@@ -13,7 +13,7 @@ use crate::call::{Call, Connection, Error, Receipt, Result, WeakConnection};
 /// belong to servers, and which processes can be asked to act on it.
 ///
 /// When another controller has held the process whose table it is, that process goes on with a new one
-/// of these, and what was in this one is not known any more: see [`FdTable::supersede`].
+/// of these, and what was in this one is not known any more: see `FdTable::supersede`.
 pub struct FdTable {
     inner: Mutex<Inner>,
     /// 1 once it has been superseded: handles from before are stale.

@@ -4,9 +4,11 @@
 //! time namespace counts it. So a record says whose pids it has, and counts time as the machine does.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use nix::libc;
 use nix::unistd::{SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 
@@ -29,20 +31,26 @@ impl Incarnation {
     /// own pid namespace.
     #[must_use]
     pub fn of(pid: i32) -> Option<Self> {
-        Sight::of_this_process()?.look(pid)
+        Sight::of_this_process().ok()??.look(pid).ok()?
+    }
+
+    /// The same for one that is to be written down: where nothing could be looked at, for want of a
+    /// descriptor or memory, that is an error and not the end of the process.
+    pub(super) fn found(pid: i32) -> io::Result<Option<Self>> {
+        Sight::of_this_process()?.map_or(Ok(None), |sight| sight.look(pid))
     }
 
     /// Whether it still runs; `None` if its number says nothing here: it is one of another pid
-    /// namespace, or there is no /proc of this one.
+    /// namespace, there is no /proc of this one, or it can't be looked at just now.
     #[must_use]
     pub fn judge(&self) -> Option<bool> {
-        let sight = Sight::of_this_process()?;
+        let sight = Sight::of_this_process().ok()??;
         if self.pid <= 0 || self.pid_ns.is_some_and(|ns| ns != sight.pid_ns) {
             return None;
         }
         // Time namespaces with fractions of a tick round differently.
         let same = |now: Self| now.start_time.abs_diff(self.start_time) <= 1;
-        let runs = sight.look(self.pid).is_some_and(same);
+        let runs = sight.look(self.pid).ok()?.is_some_and(same);
         // A record without a namespace may be of another one.
         if runs || self.pid_ns.is_some() { Some(runs) } else { None }
     }
@@ -64,7 +72,7 @@ impl Incarnation {
     pub fn age(&self) -> Option<Duration> {
         let text = fs::read_to_string("/proc/uptime").ok()?;
         let uptime: f64 = text.split_whitespace().next()?.parse().ok()?;
-        let sight = Sight::of_this_process()?;
+        let sight = Sight::of_this_process().ok()??;
         let started = self.start_time.checked_add_signed(sight.boot_offset)?;
         let age = uptime - started as f64 / ticks_per_second()? as f64;
         Some(Duration::from_secs_f64(age.max(0.0)))
@@ -79,20 +87,29 @@ struct Sight {
 }
 
 impl Sight {
-    fn of_this_process() -> Option<Self> {
-        let status = fs::read_to_string("/proc/self/status").ok()?;
+    /// `None`: /proc tells nothing that holds here.
+    fn of_this_process() -> io::Result<Option<Self>> {
+        let Some(status) = if_there_is(fs::read_to_string("/proc/self/status"))? else {
+            return Ok(None);
+        };
         // One number a pid namespace, from that of /proc down to the process's own. Kernels before
         // 4.1 have no such line.
         let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
         if pids.is_some_and(|pids| pids.split_whitespace().count() != 1) {
-            return None;
+            return Ok(None);
         }
-        let pid_ns = fs::metadata("/proc/self/ns/pid").ok()?.ino();
-        Some(Self { pid_ns, boot_offset: boot_offset()? })
+        let pid_ns = if_there_is(fs::metadata("/proc/self/ns/pid"))?;
+        let sight = |(pid_ns, boot_offset)| Self { pid_ns, boot_offset };
+        Ok(pid_ns.map(|pid_ns| pid_ns.ino()).zip(boot_offset()?).map(sight))
     }
 
-    fn look(&self, pid: i32) -> Option<Incarnation> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    /// `None`: there is no such process, or it has ended.
+    fn look(&self, pid: i32) -> io::Result<Option<Incarnation>> {
+        let stat = if_there_is(fs::read_to_string(format!("/proc/{pid}/stat")))?;
+        Ok(stat.and_then(|stat| self.parse(pid, &stat)))
+    }
+
+    fn parse(&self, pid: i32, stat: &str) -> Option<Incarnation> {
         // The name, in parentheses, may contain anything; the state follows it, then field 4.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         if *fields.first()? == "Z" || *fields.first()? == "X" {
@@ -104,15 +121,34 @@ impl Sight {
     }
 }
 
+/// What is in a file of /proc. `None`: the file is not there, is nobody's to read, or its process has ended.
+/// That there are no descriptors or no memory to read it says nothing of that.
+fn if_there_is<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Err(error) if is_of_this_process(&error) => Err(error),
+        read => Ok(read.ok()),
+    }
+}
+
+fn is_of_this_process(error: &io::Error) -> bool {
+    const OURS: [i32; 3] = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|errno| OURS.contains(&errno))
+}
+
 /// What the time namespace adds to the time since boot. `None`: the process is about to leave its
 /// namespace with its next child, and nobody tells what its own adds.
-fn boot_offset() -> Option<i64> {
-    let Ok(own) = fs::metadata("/proc/self/ns/time") else { return Some(0) };
-    if fs::metadata("/proc/self/ns/time_for_children").ok()?.ino() != own.ino() {
-        return None;
+fn boot_offset() -> io::Result<Option<i64>> {
+    let Some(own) = if_there_is(fs::metadata("/proc/self/ns/time"))? else { return Ok(Some(0)) };
+    let next = if_there_is(fs::metadata("/proc/self/ns/time_for_children"))?;
+    if next.is_none_or(|next| next.ino() != own.ino()) {
+        return Ok(None);
     }
-    let text = fs::read_to_string("/proc/self/timens_offsets").ok()?;
-    let boottime = text.lines().find_map(|line| line.strip_prefix("boottime"))?;
+    let text = if_there_is(fs::read_to_string("/proc/self/timens_offsets"))?;
+    Ok(text.and_then(|text| ticks_of_boottime(&text)))
+}
+
+fn ticks_of_boottime(offsets: &str) -> Option<i64> {
+    let boottime = offsets.lines().find_map(|line| line.strip_prefix("boottime"))?;
     let mut numbers = boottime.split_whitespace().map(str::parse::<i64>);
     let (seconds, nanoseconds) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     let ticks = ticks_per_second()?;

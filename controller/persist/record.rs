@@ -145,9 +145,11 @@ impl Place {
     /// known, with the socket of that inode. Where neither the pid nor an earlier NAME.json tells which
     /// process it is, nothing is written.
     pub(crate) fn write_holder(&self, pid: Option<i32>, connection: Option<u64>) -> Result<()> {
+        let found = pid.map_or(Ok(None), Incarnation::found);
+        let found = found.map_err(Error::io("reading /proc/PID/stat of the process"))?;
         self.update_state(|before| {
             let cgroups = before.as_ref().map(|state| state.cgroups.clone()).unwrap_or_default();
-            let process = pid.and_then(Incarnation::of).or_else(|| Some(before?.process))?;
+            let process = found.or_else(|| Some(before?.process))?;
             let holder = Incarnation::of(std::process::id() as i32);
             Some(State { process, holder, since: now(), cgroups, connection })
         })

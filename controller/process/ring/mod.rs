@@ -45,7 +45,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// [`Error::NoReadAhead`], and those of the calls that map the memory.
+    /// [`Error::NoReadAhead`](crate::Error::NoReadAhead), and those of the calls that map the memory.
     pub async fn enter_ring(&self, polling: Polling) -> Result<()> {
         self.connection.needs_read_ahead("a ring")?;
         // Two that pause the connection would wait for each other.
