@@ -1,6 +1,7 @@
 //! `farcall torture`: controllers die at any instant, and the process loses nothing and doubles nothing.
 
 mod controller;
+mod deadlines;
 mod guest;
 mod random;
 mod recover;

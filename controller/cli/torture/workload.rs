@@ -100,6 +100,8 @@ pub enum Op {
     Guest,
     /// Works with few descriptors free, or none
     Starve,
+    /// Makes calls that block, each with a deadline or somebody who interrupts it
+    Deadlines,
     /// The process goes on as another image
     Upgrade,
     /// Hands over calls and does not listen, so that it does not hear that the process is lost
@@ -131,6 +133,7 @@ pub(super) const RANDOM: &[Op] = &[
     Op::Release,
     Op::Unnamed,
     Op::Starve,
+    Op::Deadlines,
     Op::Reconnect,
     Op::Cut,
     Op::Detach,
@@ -289,6 +292,7 @@ impl Workload {
             // Its own kind of controller does the same in there.
             Op::Guest => Box::pin(self.guest()).await,
             Op::Starve => self.starve().await,
+            Op::Deadlines => self.deadlines().await,
             Op::Deaf => self.deaf().await,
             Op::Block => self.process.nanosleep(Duration::from_secs(3600)).await,
             Op::Unnamed => {
