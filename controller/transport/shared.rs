@@ -67,8 +67,11 @@ impl Prepared {
 
     /// What no other controller has.
     fn memory() -> Result<File> {
-        let failed = |error: memfd::Error| {
-            Error::io("memfd_create")(std::io::Error::other(error.to_string()))
+        let failed = |error: memfd::Error| match error {
+            memfd::Error::Create(source) => Error::io("memfd_create")(source),
+            memfd::Error::AddSeals(source) | memfd::Error::GetSeals(source) => {
+                Error::io("fcntl")(source)
+            }
         };
         let options = MemfdOptions::default().allow_sealing(true).close_on_exec(true);
         let memfd = options.create("farcall-ring").map_err(failed)?;
