@@ -163,6 +163,7 @@ fn features_are_bits_of_their_own_and_all_are_offered() {
         HelloResult::UPGRADE,
         HelloResult::BEGIN,
         HelloResult::WITHDRAW,
+        HelloResult::SOURCE,
     ];
     let all = features.into_iter().fold(0, |all, feature| {
         assert_eq!(feature.count_ones(), 1);
