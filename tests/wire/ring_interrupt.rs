@@ -239,8 +239,18 @@ fn a_call_is_withdrawn_or_begins_and_not_both() {
     let memory = stream.memory(4096);
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut times = [0, 0];
-    for time in 1..=TIMES {
+    for time in 1.. {
+        if time > TIMES && times.iter().all(|times| *times > 0) {
+            break;
+        }
+        assert!(time < 10 * TIMES, "one of the two never comes: {times:?}");
         let store = ring.submit(STORE | FLUSH, &[memory, 8, time]);
+        if time > TIMES && times[0] == 0 {
+            // On a busy machine the server may not have had its turn in time before.
+            let begun = || ring.memory.u64(ring.record(store)).load(Ordering::Relaxed) & BEGUN != 0;
+            let complete = || ring.result(store).is_some();
+            until("it has begun", || (begun() || complete()).then_some(()));
+        }
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         for _ in 0..1u64 << (random >> 60) {
             std::hint::spin_loop();
@@ -251,7 +261,6 @@ fn a_call_is_withdrawn_or_begins_and_not_both() {
         assert_eq!(stored == time as i64, !withdrawn, "{time}");
         times[usize::from(withdrawn)] += 1;
     }
-    assert!(times.iter().all(|times| *times > 0), "{times:?}");
     ring.is_in_step(server.pid());
 }
 
