@@ -407,6 +407,8 @@ fn a_process_without_free_descriptors_says_so_and_answers() {
 fn a_process_that_got_no_ring_for_want_of_descriptors_gets_it_when_there_are_some() {
     let test = "a_process_that_got_no_ring_for_want_of_descriptors_gets_it_when_there_are_some";
     in_a_process_of_its_own(test, async |root, _| {
+        // What one that ends gives back in the background would be free for the next.
+        let mut kept = Vec::new();
         for side in [Side::Controller, Side::Target] {
             for free in 0..=1 {
                 let child = root.child().spawn().await.unwrap();
@@ -421,6 +423,7 @@ fn a_process_that_got_no_ring_for_want_of_descriptors_gets_it_when_there_are_som
                     }
                 };
                 within("a ring", gets_it).await;
+                kept.push(child);
             }
         }
     });
