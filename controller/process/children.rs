@@ -138,29 +138,38 @@ impl Process {
         for some in pids.chunks(AT_ONCE) {
             known.extend(self.look_at(some).await?);
         }
-        for child in &mut known {
-            child.state = self.told(child.pid, child.state).await;
-        }
+        self.tell_executed(&mut known).await;
         Ok(Children { known, complete })
     }
 
-    /// The state with what /proc tells of it.
-    async fn told(&self, pid: i32, state: ChildState) -> ChildState {
-        match state {
-            ChildState::Ended(WaitStatus::Exited(0)) => match self.has_executed(pid).await {
-                Some(false) => ChildState::NeverExecuted,
-                _ => state,
-            },
-            state => state,
+    /// Tells those that never executed a program from others that exited with 0, where /proc does. Which
+    /// /proc that is is found out once.
+    async fn tell_executed(&self, children: &mut [ListedChild]) {
+        let zero = ChildState::Ended(WaitStatus::Exited(0));
+        if children.iter().all(|child| child.state != zero) {
+            return;
+        }
+        // None: the process's own.
+        let here = match self.is_in_its_proc().await {
+            Ok(true) => None,
+            _ => Some(self.children_here().unwrap_or_default()),
+        };
+        for child in children {
+            if child.state == zero
+                && self.has_executed(child.pid, here.as_deref()).await == Some(false)
+            {
+                child.state = ChildState::NeverExecuted;
+            }
         }
     }
 
-    /// Whether a child of that pid has executed a program, if a /proc tells.
-    async fn has_executed(&self, pid: i32) -> Option<bool> {
-        let stat = match self.is_in_its_proc().await {
-            Ok(true) => self.text_of(&format!("/proc/{pid}/stat")).await.ok()?,
-            _ => {
-                let (_, here) = self.children_here()?.into_iter().find(|(own, _)| *own == pid)?;
+    /// Whether a child of that pid has executed a program, if the process's own /proc tells, or this
+    /// one's, in which children have the second of these pids.
+    async fn has_executed(&self, pid: i32, here: Option<&[(i32, i32)]>) -> Option<bool> {
+        let stat = match here {
+            None => self.text_of(&format!("/proc/{pid}/stat")).await.ok()?,
+            Some(pids) => {
+                let (_, here) = pids.iter().find(|(own, _)| *own == pid)?;
                 fs::read_to_string(format!("/proc/{here}/stat")).ok()?
             }
         };
@@ -177,9 +186,9 @@ impl Process {
     ///
     /// ECHILD if the process has no such child.
     pub async fn child_state(&self, pid: i32) -> Result<ChildState> {
-        let children = self.look_at(&[pid]).await?;
-        let child = children.first().ok_or(NO_CHILD)?;
-        Ok(self.told(pid, child.state).await)
+        let mut children = self.look_at(&[pid]).await?;
+        self.tell_executed(&mut children).await;
+        Ok(children.first().ok_or(NO_CHILD)?.state)
     }
 
     /// Reaps one of the children that have ended, and tells its pid and its status; none if there is no
