@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use farcall::persist::{Home, Name, attach};
@@ -58,14 +59,20 @@ fn ctrl_c_interrupts_the_call_in_the_process() {
     }
 }
 
+/// A FIFO that has nothing to read, and its descriptor in the process `one`.
+fn empty_fifo(test: &TestHome) -> (PathBuf, String) {
+    let fifo = test.file("fifo");
+    mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    let path = fifo.to_str().unwrap();
+    let fd = succeed(test, &["call", "one", "openat", "AT_FDCWD", path, "O_RDWR"]);
+    (fifo, fd)
+}
+
 #[test]
 fn a_command_that_ignores_ctrl_c_has_its_result() {
     let test = TestHome::new();
     let pid = start(&test, "one");
-    let fifo = test.file("fifo");
-    mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-    let path = fifo.to_str().unwrap();
-    let fd = succeed(&test, &["call", "one", "openat", "AT_FDCWD", path, "O_RDWR"]);
+    let (fifo, fd) = empty_fifo(&test);
     let call = called(&test, SigHandler::SigIgn, &["call", "one", "read", fd.trim(), "@9", "9"]);
     until_in(pid, libc::SYS_read);
     send(&call, Signal::SIGINT);
@@ -143,10 +150,7 @@ fn who_holds_a_process_is_waited_for() {
 fn what_a_controller_that_is_gone_has_left_is_told_waited_for_and_interrupted() {
     let test = TestHome::new();
     let pid = start(&test, "one");
-    let fifo = test.file("fifo");
-    mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-    let path = fifo.to_str().unwrap();
-    let fd = succeed(&test, &["call", "one", "openat", "AT_FDCWD", path, "O_RDWR"]);
+    let (fifo, fd) = empty_fifo(&test);
     let leave = || {
         let call =
             Running::start(&mut farcall(&test, &["call", "one", "read", fd.trim(), "@9", "9"]));
