@@ -25,7 +25,15 @@ Commands:
   kernels [VERSION...]
           Boot Debian's kernels of these versions, or of some from 5.10 on, in QEMU with one and two
           processors, and run the demo, the command line, a short torture and tests in them: as root
-          on Debian, in half an hour or more. Nothing is installed but tools.
+          on Debian, in an hour or so. Nothing is installed but tools. Consoles and kernels are
+          kept in target/kernels.
+      --processors N  guests with so many only
+      --steps A,B     these steps: demo, commands, torture, tests, scope1 to scope3 (the first two
+                      as a user at Yama's ptrace_scope), and the test programs, suite, wire,
+                      footprint and survival
+      --tests WORDS   filters and options of the test programs, such as '--test-threads 1 chain::'
+      --limit N       the seconds that each step may take, in place of 1200
+      --json          print JSON, not a table
   help    Print this.
 
 Exit status: 0 if all is well, 1 if something failed, 2 if the command line makes no sense.
@@ -36,7 +44,7 @@ fn main() -> ExitCode {
         std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["help" | "--help" | "-h"] | ["test", "--help" | "-h"] => {
+        ["help" | "--help" | "-h"] | ["test" | "kernels", "--help" | "-h"] => {
             print!("{HELP}");
             ExitCode::SUCCESS
         }
@@ -51,15 +59,19 @@ fn main() -> ExitCode {
                 }
             }
         }
-        ["kernels", ref series @ ..] if !series.iter().any(|word| word.starts_with('-')) => {
-            match kernels::run(series) {
+        ["kernels", ref words @ ..] => match kernels::Options::parse(words) {
+            Ok(options) => match kernels::run(&options) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(problem) => {
                     eprintln!("xtask: {problem}");
                     ExitCode::FAILURE
                 }
+            },
+            Err(problem) => {
+                eprintln!("xtask: {problem}; `cargo xtask help` lists what there is");
+                ExitCode::from(2)
             }
-        }
+        },
         [] => {
             eprint!("xtask: a command is needed\n\n{HELP}");
             ExitCode::from(2)

@@ -10,10 +10,11 @@ use crate::tools::{self, Tool};
 
 /// Tests of every target but those of this package, then those in the documentation, which
 /// `--all-targets` leaves out, then this package's, which look for what tests anywhere leave behind.
-const MAIN: [&[&str]; 3] = [
+const MAIN: [&[&str]; 4] = [
     &["test", "--workspace", "--exclude", "xtask", "--all-targets", "--no-fail-fast"],
     &["test", "--workspace", "--doc"],
     &["test", "--package", "xtask", "--bins", "--test", "command_line"],
+    &["test", "--package", "xtask", "--test", "kernels"],
 ];
 
 /// Beside them: the models, which are a workspace of their own, and the builds of checkouts and

@@ -1,7 +1,8 @@
 //! The programs that tests run, and how to get those that are missing.
 
 use std::env;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::reap;
@@ -29,7 +30,7 @@ pub fn provide(tools: &[Tool]) -> Result<(), String> {
     if !(found("apt-get") && nix::unistd::geteuid().is_root()) {
         return Err(describe(&missing));
     }
-    println!("xtask: installing {}", packages.join(", "));
+    eprintln!("xtask: installing {}", packages.join(", "));
     apt_get(&["update"])?;
     apt_get(&[&["install", "-y", "--no-install-recommends"], &packages[..]].concat())?;
     match self::missing(tools) {
@@ -43,8 +44,13 @@ fn missing(tools: &[Tool]) -> Vec<Tool> {
 }
 
 fn found(program: &str) -> bool {
+    locate(program).is_some()
+}
+
+/// Where a program is.
+pub fn locate(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).any(|folder| is_program(&folder.join(program)))
+    env::split_paths(&path).map(|folder| folder.join(program)).find(|file| is_program(file))
 }
 
 fn is_program(file: &Path) -> bool {
@@ -64,6 +70,7 @@ fn describe(missing: &[Tool]) -> String {
 fn apt_get(arguments: &[&str]) -> Result<(), String> {
     let mut apt_get = Command::new("apt-get");
     apt_get.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    apt_get.stdout(io::stderr());
     match reap::succeeds(&mut apt_get)? {
         true => Ok(()),
         false => Err(format!("apt-get {} failed", arguments.join(" "))),

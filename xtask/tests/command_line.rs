@@ -54,7 +54,9 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn help_is_printed_when_it_is_asked_for() {
-    for arguments in [&["--help"][..], &["-h"], &["help"], &["test", "--help"]] {
+    for arguments in
+        [&["--help"][..], &["-h"], &["help"], &["test", "--help"], &["kernels", "--help"]]
+    {
         let output = Programs::new("exit 7").xtask(arguments);
         assert_eq!(output.status.code(), Some(0));
         assert!(text(&output.stdout).contains("Usage: cargo xtask COMMAND"));
@@ -72,7 +74,7 @@ fn a_command_line_without_sense_ends_with_2() {
 }
 
 /// The arguments of each cargo that a plain `cargo xtask test` runs.
-const RUNS: usize = 5;
+const RUNS: usize = 6;
 
 #[test]
 fn all_targets_the_documentation_and_the_models_are_tested() {
