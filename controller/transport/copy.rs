@@ -2,13 +2,14 @@
 //! shared, and other threads of this one.
 //!
 //! Rust gives no meaning to a plain access that races with a write, whatever the bytes are. So these
-//! copies are defined as what [`AtomicU8`] does, byte by byte and relaxed. The processor may move many
+//! copies are defined as what [`AtomicU8`] does, byte by byte and relaxed. On x86-64 the processor moves many
 //! bytes at a time for that: for whoever looks byte by byte, that is one of the orders in which relaxed
-//! accesses can happen.
+//! accesses can happen. Elsewhere, and where this code is interpreted, the loop does all of it.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Below so many bytes a loop is faster than what the instruction needs to begin.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 const SHORT: usize = 32;
 
 /// Copies `len` bytes out of memory that others may change.
@@ -19,7 +20,8 @@ const SHORT: usize = 32;
 ///    copies, or are other processes.
 /// 2. `len` bytes can be written at `to`, which are the caller's alone and do not overlap those.
 pub unsafe fn copy_out(from: *const u8, to: *mut u8, len: usize) {
-    if len >= SHORT && by_the_processor() {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if len >= SHORT {
         // SAFETY: the caller's promise.
         return unsafe { move_bytes(from, to, len) };
     }
@@ -40,7 +42,8 @@ pub unsafe fn copy_out(from: *const u8, to: *mut u8, len: usize) {
 /// As many bytes can be written at `to`, and all others access them only through atomics or these
 /// copies, or are other processes.
 pub unsafe fn copy_in(bytes: &[u8], to: *mut u8) {
-    if bytes.len() >= SHORT && by_the_processor() {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if bytes.len() >= SHORT {
         // SAFETY: the caller's promise; nobody changes `bytes`.
         return unsafe { move_bytes(bytes.as_ptr(), to, bytes.len()) };
     }
@@ -51,17 +54,12 @@ pub unsafe fn copy_in(bytes: &[u8], to: *mut u8) {
     }
 }
 
-/// Whether there is an instruction for it, and nobody interprets this code.
-const fn by_the_processor() -> bool {
-    cfg!(all(target_arch = "x86_64", not(miri)))
-}
-
 /// One instruction, which the compiler sees as any code that accesses these bytes.
 ///
 /// # Safety
 ///
 /// `len` bytes can be read at `from` and written at `to`, and they do not overlap.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 unsafe fn move_bytes(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: it reads and writes just these bytes, and the direction flag is clear, as the ABI has it.
     unsafe {
@@ -74,9 +72,6 @@ unsafe fn move_bytes(from: *const u8, to: *mut u8, len: usize) {
         );
     }
 }
-
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn move_bytes(_: *const u8, _: *mut u8, _: usize) {}
 
 #[cfg(test)]
 mod tests {
