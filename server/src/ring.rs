@@ -18,7 +18,7 @@ use farcall_abi::wire::{STREAM_VERSION, Word};
 use crate::arch;
 use crate::copy::whole;
 use crate::serve::Server;
-use crate::start::handle_interrupt;
+use crate::start::{NO_HANDLERS, handle_interrupt};
 use crate::sys::{self, EFAULT, EINTR, EINVAL, Patience, SI_QUEUE, SigInfo};
 
 /// After so many calls in a row the server looks at its descriptors, even if there are more: what
@@ -153,7 +153,7 @@ impl Server {
                 return error;
             }
             // An image that was entered by a program, or by one that knew of no source, has none.
-            handle_interrupt(0, SOURCE_SIGNAL);
+            handle_interrupt(0, NO_HANDLERS, SOURCE_SIGNAL);
         }
         self.leave_ring();
         self.state.source = (source + 1) as u32;

@@ -7,7 +7,6 @@
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use farcall_abi::entry::IMAGE_MAX_SIZE;
 use farcall_abi::ring::{INTERRUPT_SIGNAL, SOURCE_SIGNAL};
 
 use crate::arch;
@@ -21,6 +20,8 @@ use crate::sys::{
 const SIGPIPE: usize = 13;
 const SIGCHLD: usize = 17;
 const SIG_DFL: usize = 0;
+/// From 0 on: SIG_DFL and SIG_IGN, which are no handlers.
+pub const NO_HANDLERS: usize = 2;
 /// The first descriptor that LISTEN_FDS counts.
 const LISTEN_FDS_START: i32 = 3;
 
@@ -30,9 +31,9 @@ const LISTEN_FDS_START: i32 = 3;
 ///
 /// `stack` points to argc, followed by the arguments, a null, the environment, a null.
 pub unsafe extern "C" fn start(stack: *const usize) -> ! {
-    handle_signals(0);
+    handle_signals(0, NO_HANDLERS);
     // Inherited as ignored, it would lose the children's exit statuses.
-    handle_signal(0, SIGCHLD, SIG_DFL, arch::SA_RESTORER);
+    handle_signal(0, NO_HANDLERS, SIGCHLD, SIG_DFL, arch::SA_RESTORER);
 
     // SAFETY: the caller's promise: `argc` pointers and a null, then the environment.
     let (argc, path, environment) =
@@ -60,36 +61,37 @@ pub unsafe extern "C" fn start(stack: *const usize) -> ! {
     sys::exit_group(0)
 }
 
-/// Installs the handlers of this image, in the place of those of the image at `left`, and of no
-/// others. With 0 that is in the place of what is no handler, as after execve. Handlers, unlike ignored
-/// signals, do not survive the execve of a program that is run later.
-pub fn handle_signals(left: usize) {
+/// Installs the handlers of this image, in the place of those among the `len` bytes from `left` on, where
+/// another image lies, and of no others. Handlers, unlike ignored signals, do not survive the execve of a
+/// program that is run later.
+pub fn handle_signals(left: usize, len: usize) {
     let ignore = arch::ignore_signal as *const () as usize;
-    handle_signal(left, SIGPIPE, ignore, arch::SA_RESTORER);
-    handle_interrupt(left, INTERRUPT_SIGNAL);
-    handle_interrupt(left, SOURCE_SIGNAL);
+    handle_signal(left, len, SIGPIPE, ignore, arch::SA_RESTORER);
+    handle_interrupt(left, len, INTERRUPT_SIGNAL);
+    handle_interrupt(left, len, SOURCE_SIGNAL);
 }
 
 /// The same of a signal that interrupts calls.
-pub fn handle_interrupt(left: usize, signal: u32) {
+pub fn handle_interrupt(left: usize, len: usize, signal: u32) {
     let interrupt = ring::interrupt as *const () as usize;
-    handle_signal(left, signal as usize, interrupt, arch::SA_INTERRUPT);
+    handle_signal(left, len, signal as usize, interrupt, arch::SA_INTERRUPT);
 }
 
 /// Installs the handler of SIGPIPE where there is none, also where it is ignored: a child would inherit
 /// that.
 pub fn handle_broken_pipes() {
-    handle_signal(0, SIGPIPE, arch::ignore_signal as *const () as usize, arch::SA_RESTORER);
+    let ignore = arch::ignore_signal as *const () as usize;
+    handle_signal(0, NO_HANDLERS, SIGPIPE, ignore, arch::SA_RESTORER);
 }
 
-/// Installs a handler, unless the one so far is neither of the image at `left` nor, with 0, none.
+/// Installs a handler, unless the one so far is not among the `len` bytes from `left` on.
 #[inline(never)]
-fn handle_signal(left: usize, signal: usize, handler: usize, flags: u64) {
+fn handle_signal(left: usize, len: usize, signal: usize, handler: usize, flags: u64) {
     let mut action = SigAction { handler: SIG_DFL, flags: 0, restorer: 0, mask: 0 };
     // SAFETY: the handlers are functions of this image that the kernel can call with such flags.
     unsafe {
         sys::sigaction(signal, ptr::null(), &mut action);
-        if action.handler.wrapping_sub(left) < IMAGE_MAX_SIZE {
+        if action.handler.wrapping_sub(left) < len {
             action.handler = handler;
             action.flags = flags;
             action.restorer = arch::restore_signal as *const () as usize;

@@ -28,7 +28,9 @@ pub unsafe extern "C" fn take_over(handover: *const Handover) {
         to.copy_from_nonoverlapping(handover.cast(), size.min(HANDOVER_SIZE));
     }
     let before = server.state.image;
-    handle_signals(before as usize);
+    // SAFETY: it is mapped until this one has answered, and read by itself: its entries tell how large it is.
+    let size = unsafe { (*((before as usize + ENTRY_TABLE_OFFSET) as *const EntryTable)).size };
+    handle_signals(before as usize, size as usize);
     // Nothing else waits to be sent: there is room.
     let _ = server.finish(before as i64);
     if server.state.watched.listen.fd >= 0 {

@@ -420,4 +420,16 @@ fn handlers_in_the_old_image_are_the_new_ones_afterwards_and_others_stay() {
         let new = upgrade(&stream);
         assert_eq!(handlers(&stream), [handler, new + source - old, new + interrupt - old]);
     }
+    // Nor is one right behind it.
+    for is_behind in [true, false] {
+        let image = stream.ask(IMAGE, &[]) as u64;
+        let size = stream.copy_out(image + SIZE as u64, 4).0;
+        let end = image + u64::from(u32::from_le_bytes(*size.first_chunk().unwrap()));
+        let handler = if is_behind { end } else { end - 1 };
+        assert_eq!(stream.ask(OP | 5, &[memory, 8, handler]), 0);
+        stream.done(libc::SYS_rt_sigaction, &[libc::SIGPIPE as u64, memory, 0, 8]);
+        let new = upgrade(&stream);
+        let expected = if is_behind { handler } else { new + pipe - old };
+        assert_eq!(handlers(&stream)[0], expected);
+    }
 }
