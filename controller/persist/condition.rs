@@ -1,14 +1,17 @@
 //! What keeps a process from answering, as /proc of this process tells it, and what helps.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use syscalls::Sysno;
 
+use super::attach::IMAGE_PLACE;
 use super::cgroup;
 use super::place::Place;
 use super::record::Record;
+use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE, EntryTable};
 use crate::process::is_leaderless;
 
 /// What a persistent process is doing, as far as that can be seen from outside.
@@ -117,10 +120,11 @@ impl fmt::Display for Condition {
 /// Where a process sleeps.
 fn asleep(pid: i32, uninterruptible: bool) -> Condition {
     // The right of a tracer is needed for this one.
-    if let Some((number, args, stack)) = system_call(pid) {
-        let own = args.iter().any(|arg| (stack..stack + STACK).contains(arg));
+    if let Some(SystemCall { number, args, stack, place }) = system_call(pid) {
+        let own = || args.iter().any(|arg| (stack..stack + STACK).contains(arg));
         return match number {
-            Some(number) if own && waits(number) => Condition::Idle,
+            Some(number) if polls(number) && own() => Condition::Idle,
+            Some(number) if waits_for_one(number) && is_servers_own(pid, place) => Condition::Idle,
             Some(number) => {
                 let call = format!("{}(2)", number.name());
                 Condition::InCall { call, uninterruptible }
@@ -140,28 +144,64 @@ fn asleep(pid: i32, uninterruptible: bool) -> Condition {
 }
 
 /// Whether a server itself makes that call to wait.
-fn waits(number: Sysno) -> bool {
-    matches!(
-        number,
-        Sysno::ppoll | Sysno::pselect6 | Sysno::epoll_wait | Sysno::epoll_pwait | Sysno::read
-    )
+fn polls(number: Sysno) -> bool {
+    matches!(number, Sysno::ppoll | Sysno::pselect6 | Sysno::epoll_wait | Sysno::epoll_pwait)
 }
 
-/// The call in which a process sleeps, if it is one of this architecture, its arguments, and the stack
-/// pointer: /proc/PID/syscall.
-fn system_call(pid: i32) -> Option<(Option<Sysno>, [u64; 6], u64)> {
+/// Whether it does where it may make none of those: for requests, for a client, or for a handshake. Two of
+/// these have nothing on its stack.
+fn waits_for_one(number: Sysno) -> bool {
+    matches!(number, Sysno::read | Sysno::accept4 | Sysno::recvmsg)
+}
+
+/// Whether it is the server's own code that makes the call from which a process returns to `place`, and not
+/// what makes controllers' calls. That code is out of line in all images, and in the image it is nowhere else.
+fn is_servers_own(pid: i32, place: u64) -> bool {
+    /// mov r10, rcx; syscall; ret.
+    const OUT_OF_LINE: [u8; 6] = [0x49, 0x89, 0xca, 0x0f, 0x05, 0xc3];
+    const PAGE: u64 = 4096;
+    let Ok(memory) = File::open(format!("/proc/{pid}/mem")) else { return false };
+    let is_image = |base: &u64| {
+        let mut table = [0; ENTRY_TABLE_SIZE];
+        let read = memory.read_exact_at(&mut table, base + ENTRY_TABLE_OFFSET as u64);
+        let table = read.ok().and_then(|()| EntryTable::from_bytes(&table));
+        table.is_some_and(|table| (*base..*base + u64::from(table.size)).contains(&place))
+    };
+    let page = place & !(PAGE - 1);
+    let mut bases =
+        (0..IMAGE_PLACE as u64).step_by(PAGE as usize).map(|to| page.saturating_sub(to));
+    let mut code = [0; OUT_OF_LINE.len()];
+    let before = place.saturating_sub(code.len() as u64 - 1);
+    bases.any(|base| is_image(&base))
+        && memory.read_exact_at(&mut code, before).is_ok_and(|()| code != OUT_OF_LINE)
+}
+
+/// A call in which a process sleeps.
+struct SystemCall {
+    /// None: it is not one of this architecture.
+    number: Option<Sysno>,
+    args: [u64; 6],
+    /// The stack pointer.
+    stack: u64,
+    /// Where the call returns to.
+    place: u64,
+}
+
+/// What /proc/PID/syscall tells.
+fn system_call(pid: i32) -> Option<SystemCall> {
     let text = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
     let mut fields = text.split_whitespace();
     let number: i64 = fields.next()?.parse().ok()?;
     let mut next = || u64::from_str_radix(fields.next()?.strip_prefix("0x")?, 16).ok();
-    if number < 0 {
-        return Some((None, [0; 6], next()?));
-    }
     let mut args = [0; 6];
-    for arg in &mut args {
-        *arg = next()?;
+    // Without a call only the last two are there.
+    if number >= 0 {
+        for arg in &mut args {
+            *arg = next()?;
+        }
     }
-    Some((usize::try_from(number).ok().and_then(Sysno::new), args, next()?))
+    let number = usize::try_from(number).ok().and_then(Sysno::new);
+    Some(SystemCall { number, args, stack: next()?, place: next()? })
 }
 
 /// A process with its name, as a person finds it.

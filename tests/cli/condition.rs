@@ -1,15 +1,23 @@
 //! What is said of a process that does not answer, or that another namespace's numbers describe.
 
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
+use farcall::call::Call;
 use farcall::persist::{Home, Name, attach};
+use farcall::sys::Sysno;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::libc;
+use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{ForkResult, Pid, fork};
 use serde_json::{Value, json};
 
 use crate::cli::command::{Running, fail, farcall, start, succeed, succeed_json};
-use crate::common::{Role, TestHome, alive, blocked_in, role, state, tell, until};
+use crate::common::{
+    Role, TestHome, alive, blocked_in, deny, persistent, role, root, state, tell, until,
+};
 
 /// A command line of `farcall` in new namespaces.
 fn elsewhere(test: &TestHome, namespaces: &[&str], arguments: &[&str]) -> Command {
@@ -193,4 +201,46 @@ fn what_a_dead_controller_left_a_process_in_is_named() {
     let message = fail(&test, 1, &["log", "one", "--timeout", "1"]);
     let told = format!("of its last controller, pid {controller}, which is gone: pause(2)");
     assert!(message.contains(&told), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_a_server_waits_that_may_not_poll_is_not_said_to_be_a_call_that_it_is_blocked_in() {
+    let (test, root) = (TestHome::new(), root().await);
+    let (child, place) = persistent(&test, &root).await;
+    let pid = child.pid().unwrap();
+    let pipe = child.pipe2(OFlag::O_CLOEXEC).await.unwrap();
+    for call in [Sysno::ppoll, Sysno::pselect6, Sysno::epoll_wait, Sysno::epoll_pwait] {
+        deny(&child, call, None, Errno::EPERM).await;
+    }
+    let waits = |number: libc::c_long, state: &str, blocked: Value| {
+        until("it waits", || blocked_in(pid) == Some(number as usize));
+        let seen = listed(&test);
+        assert_eq!((&seen["state"], &seen["blocked"]), (&json!(state), &blocked), "{number}");
+    };
+    waits(libc::SYS_read, "attached", Value::Null);
+    child.prepare_for_reconnect().await.unwrap();
+    waits(libc::SYS_accept4, "detached", Value::Null);
+    let client = UnixStream::connect(place.socket()).unwrap();
+    waits(libc::SYS_recvmsg, "detached", Value::Null);
+    drop(client);
+    waits(libc::SYS_accept4, "detached", Value::Null);
+    child.reconnect().await.unwrap();
+    // A call of its controller is one, whichever it is.
+    let memory =
+        child.mmap(4096, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE, None);
+    let memory = memory.await.unwrap().address();
+    let fd = pipe.0.number() as u64;
+    let read = Call::syscall(Sysno::read, [fd, memory, 1, 0, 0, 0]);
+    let read = child.connection().call("read", read);
+    let read = tokio::spawn(read);
+    until("it is in the call", || blocked_with(pid, fd));
+    waits(libc::SYS_read, "attached", json!("read(2)"));
+    child.kill(Signal::SIGKILL).unwrap();
+    read.await.unwrap().unwrap_err();
+}
+
+/// Whether a process is in a call with that first argument.
+fn blocked_with(pid: i32, first: u64) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    call.split(' ').nth(1) == Some(&format!("{first:#x}"))
 }
