@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
+use tokio::io::Interest;
 use tokio::time::{Instant, sleep_until};
 
 use super::overdue::Overdue;
@@ -15,9 +16,6 @@ use super::{Gathered, Shared};
 
 /// How long threads that wait for their own replies may pause before the task waits again.
 const ALONE: Duration = Duration::from_millis(50);
-
-/// How long to wait before writing is tried again, where there is nothing to wait for.
-const AGAIN: Duration = Duration::from_millis(5);
 
 /// Reads and completes, and writes what did not fit at once, until the stream is over.
 pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) {
@@ -35,7 +33,13 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
             }
             (state.alone, Overdue::next(&mut overdue, &state))
         };
-        if stream.set_waiting(here.is_none()).is_err() {
+        let interest = match (here.is_none(), blocked) {
+            (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
+            (true, false) => Some(Interest::READABLE),
+            (false, true) => Some(Interest::WRITABLE),
+            (false, false) => None,
+        };
+        if stream.set_waiting(interest).is_err() {
             break;
         }
         tokio::select! {
@@ -65,12 +69,10 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                 // More may be under way now.
                 blocked = flush(&shared, epoch);
             }
-            ready = stream.writable(), if blocked => {
-                if ready.is_err() {
-                    // No descriptor is free to wait with.
-                    tokio::time::sleep(AGAIN).await;
-                }
-                blocked = flush(&shared, epoch);
+            left = stream.when_writable(|| flush(&shared, epoch)), if blocked => {
+                // The runtime is being shut down.
+                let Ok(left) = left else { break };
+                blocked = left;
             }
             () = shared.work.notified() => {
                 let (dead, gathers) = {

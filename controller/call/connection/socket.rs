@@ -2,7 +2,8 @@
 //!
 //! It waits for something to read, and for room to write only while there is none: whenever the
 //! server takes a request out of the socket there is room again, and being woken up for that costs
-//! as much as being woken up for the reply.
+//! as much as being woken up for the reply. It waits for both with the one descriptor that there is: no
+//! other one may be free.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -37,7 +38,7 @@ pub(crate) struct Socket {
     stream: Arc<UnixStream>,
     /// How the runtime waits for something to read. It does not while threads wait for their own
     /// replies: it would be woken up for each.
-    waiting: Mutex<Option<Arc<Waiting>>>,
+    waiting: Mutex<Option<(Arc<Waiting>, Interest)>>,
     /// The runtime that waits.
     runtime: Id,
 }
@@ -62,7 +63,11 @@ impl Socket {
         let stream = Arc::new(stream);
         let waiting = waiting(stream.clone(), Interest::READABLE)?;
         let runtime = Handle::current().id();
-        Ok(Self { stream, waiting: Mutex::new(Some(Arc::new(waiting))), runtime })
+        Ok(Self {
+            stream,
+            waiting: Mutex::new(Some((Arc::new(waiting), Interest::READABLE))),
+            runtime,
+        })
     }
 
     /// The same stream for another connection: whoever still has this one can't wait for it any more.
@@ -75,10 +80,10 @@ impl Socket {
     pub(super) fn here(mut self) -> io::Result<Self> {
         let runtime = Handle::current().id();
         if self.runtime != runtime {
-            self.set_waiting(false)?;
+            self.set_waiting(None)?;
             self.runtime = runtime;
         }
-        self.set_waiting(true)?;
+        self.set_waiting(Some(Interest::READABLE))?;
         Ok(self)
     }
 
@@ -96,17 +101,27 @@ impl Socket {
         recv(self.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Option<Arc<Waiting>>> {
+    fn waiting(&self) -> MutexGuard<'_, Option<(Arc<Waiting>, Interest)>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The runtime waits for something to read, or does not.
-    pub(super) fn set_waiting(&self, wait: bool) -> io::Result<()> {
+    /// How the runtime waits, if it waits for that too.
+    fn waiting_for(&self, interest: Interest) -> Option<Arc<Waiting>> {
+        let now = self.waiting();
+        let waits = |(_, waits): &&(_, Interest)| waits.remove(interest) != Some(*waits);
+        now.as_ref().filter(waits).map(|(waiting, _)| waiting.clone())
+    }
+
+    /// What the runtime waits for from here on. To be called by the task of the link alone, while that
+    /// waits for nothing.
+    pub(super) fn set_waiting(&self, interest: Option<Interest>) -> io::Result<()> {
         let mut now = self.waiting();
-        if !wait {
+        if now.as_ref().map(|(_, interest)| *interest) != interest {
+            // One descriptor can be waited for once.
             *now = None;
-        } else if now.is_none() {
-            *now = Some(Arc::new(waiting(self.stream.clone(), Interest::READABLE)?));
+            if let Some(interest) = interest {
+                *now = Some((Arc::new(waiting(self.stream.clone(), interest)?), interest));
+            }
         }
         Ok(())
     }
@@ -119,18 +134,23 @@ impl Socket {
 
     /// Waits until there may be something to read.
     pub(super) async fn readable(&self) -> io::Result<()> {
-        let waiting = self.waiting().clone();
-        match waiting {
+        match self.waiting_for(Interest::READABLE) {
             Some(waiting) => waiting.readable().await.map(drop),
             None => std::future::pending().await,
         }
     }
 
-    /// Waits until there is room to write.
-    pub(super) async fn writable(&self) -> io::Result<()> {
-        // A duplicate: one descriptor can be waited for once.
-        let again = Arc::new(self.stream.try_clone()?);
-        waiting(again, Interest::WRITABLE)?.writable().await.map(drop)
+    /// Waits until there may be room, and writes with `write`, which says whether it wants more.
+    pub(super) async fn when_writable(&self, write: impl FnOnce() -> bool) -> io::Result<bool> {
+        let Some(waiting) = self.waiting_for(Interest::WRITABLE) else {
+            return std::future::pending().await;
+        };
+        let mut ready = waiting.writable().await?;
+        let blocked = write();
+        if blocked {
+            ready.clear_ready();
+        }
+        Ok(blocked)
     }
 
     /// Writes what there is room for. Little is put together here: to copy it costs less than to have
@@ -179,7 +199,7 @@ impl Socket {
 
     /// Reads if there may be something, and tells the runtime if there is not any more.
     fn try_read<R>(&self, read: impl FnOnce(&UnixStream) -> io::Result<R>) -> io::Result<R> {
-        match self.waiting().clone() {
+        match self.waiting_for(Interest::READABLE) {
             Some(waiting) => waiting.try_io(Interest::READABLE, |stream| read(stream)),
             None => read(&self.stream),
         }
@@ -210,7 +230,7 @@ impl Socket {
     }
 }
 
-/// A stream that can be read or, with another interest, written.
+/// A stream that can be read or written.
 fn waiting(stream: Arc<UnixStream>, interest: Interest) -> io::Result<Waiting> {
     // SAFETY: a stream owns its descriptor, and what is registered shares in it: it is open for as
     // long as that.
