@@ -35,6 +35,11 @@
 //! the controller unless it is persistent. A future that is dropped takes nothing back: its call is made all the
 //! same, and what the call opens or maps is given back. ([`ChildBuilder::spawn`] is an exception.)
 //!
+//! The end of a process ends all that waits for it. One that is stopped, or blocked in a call, is waited for
+//! as long as that is so; who wants to wait no longer puts `tokio::time::timeout` around any of it, and goes
+//! on with the same process and connection. [`attach`](persist::attach) and [`Process::reconnect`] have an
+//! end of their own.
+//!
 //! # Where things are
 //!
 //! From what programs use down to what lies below it:

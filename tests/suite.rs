@@ -42,6 +42,7 @@ mod ring_made;
 mod room;
 mod skew;
 mod spare_streams;
+mod stopped;
 mod stream;
 mod superseded;
 mod takeover;

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use syscalls::Sysno;
+use tokio::time::timeout_at;
 
 use super::handshake::Hold;
-use super::meet::{Heard, Manner, holder_is_dead, meet};
+use super::meet::{Heard, Manner, deadline, holder_is_dead, meet, no_answer};
 use super::place::Place;
-use super::target::Target;
+use super::target::{Standing, Target};
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::wire::{AHEAD_SIZE, Operation, STREAM_VERSION};
 use crate::call::{Call, Connection, DataSocket, Error, Polling, Receipt, Reply, Result};
@@ -24,6 +25,9 @@ use crate::sys::{Buffer, Guardian, ServerFds, last};
 
 /// Where the arenas of attached processes lie: see [`arena_address`].
 const ARENAS: u64 = 0x1000_0000_0000;
+
+/// How long at least a server that has answered is given for what an attach asks of it then.
+pub(super) const ONCE_ANSWERED: Duration = Duration::from_secs(1);
 
 /// How to attach to a persistent process.
 #[derive(Clone, Debug)]
@@ -50,7 +54,8 @@ pub async fn attach(place: Place) -> Result<Process> {
 
 impl Attach {
     /// Waits for at most that long until a server that is busy with its last controller's call
-    /// answers. The default is ten seconds.
+    /// answers, and as long again, and a second at least, for what is asked of it then. The default is ten
+    /// seconds.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -87,29 +92,15 @@ impl Attach {
         // A copy here would hide the process's end from the connection.
         drop((stream_there, data_there));
         let connection = Connection::over(stream);
-        let Taken { fds, pid, version } = taken(&place, hold)?;
-        connection.set_version(version);
+        let taken = taken(&place, hold)?;
         connection.begin(log.head.calls);
-        let table = FdTable::new(&connection);
-        table.reserve(fds.all());
-        let image = find_image(&connection).await?;
-        let arena = map_arena(&connection, pid).await?;
-        fault::point("attach.mapped");
-        if version < STREAM_VERSION {
-            greet(&connection, pid).await?;
-        }
-        let data = DataSocket::new(data, fds.data);
-        let pidfd = match pidfd_of(&connection, &data, &arena, pid).await {
-            // No room in its table, which is no reason not to reach it: who made it wrote its pid down.
-            Err(Error::Call { errno: Errno::EMFILE, .. }) => recorded(&place)?,
-            pidfd => pidfd?,
-        };
-        let pidfd = Arc::new(pidfd);
-        let here = crate::process::pid_of(&pidfd);
-        if let Some(standing) = standing {
-            standing.admits(&place, here)?;
-        }
-        let leads = leads(&connection, here, pid).await?;
+        let limit = self.timeout.max(ONCE_ANSWERED);
+        // It has just answered. Who gives up here ends the connection, and the process is held by nobody.
+        let looked =
+            timeout_at(deadline(limit), look_around(&place, &connection, data, taken, standing))
+                .await;
+        let Found { table, image, arena, data, pidfd, here, leads, fds } =
+            looked.map_err(|_| no_answer(&place))??;
         crate::process::watch_attached(&pidfd, &connection)?;
         let process = Process::new(Parts {
             space: AddressSpace::new(&connection),
@@ -138,6 +129,49 @@ impl Attach {
         fault::point("attach.attached");
         Ok(process)
     }
+}
+
+/// What a controller that attaches finds out and makes first.
+struct Found {
+    table: Arc<FdTable>,
+    image: Loaded,
+    arena: Arena,
+    data: DataSocket,
+    pidfd: Arc<OwnedFd>,
+    here: Option<i32>,
+    leads: bool,
+    fds: ServerFds,
+}
+
+async fn look_around(
+    place: &Place,
+    connection: &Connection,
+    data: OwnedFd,
+    Taken { fds, pid, version }: Taken,
+    standing: Option<Standing>,
+) -> Result<Found> {
+    connection.set_version(version);
+    let table = FdTable::new(connection);
+    table.reserve(fds.all());
+    let image = find_image(connection).await?;
+    let arena = map_arena(connection, pid).await?;
+    fault::point("attach.mapped");
+    if version < STREAM_VERSION {
+        greet(connection, pid).await?;
+    }
+    let data = DataSocket::new(data, fds.data);
+    let pidfd = match pidfd_of(connection, &data, &arena, pid).await {
+        // No room in its table, which is no reason not to reach it: who made it wrote its pid down.
+        Err(Error::Call { errno: Errno::EMFILE, .. }) => recorded(place)?,
+        pidfd => pidfd?,
+    };
+    let pidfd = Arc::new(pidfd);
+    let here = crate::process::pid_of(&pidfd);
+    if let Some(standing) = standing {
+        standing.admits(place, here)?;
+    }
+    let leads = leads(connection, here, pid).await?;
+    Ok(Found { table, image, arena, data, pidfd, here, leads, fds })
 }
 
 /// Whether the server runs in the main thread of its process: it does in one that has no other, which

@@ -254,7 +254,7 @@ async fn read_to_the_end(stream: &UnixStream) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn no_answer(place: &Place) -> Error {
+pub(super) fn no_answer(place: &Place) -> Error {
     refused(place, format!("no answer: {}", why_silent(place)))
 }
 

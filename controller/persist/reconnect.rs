@@ -1,6 +1,7 @@
 //! Reconnecting: the same controller, over another stream.
 
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -9,10 +10,10 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType};
 use syscalls::Sysno;
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::attach::{Taken, find_image_first, map_arena_first, refused, taken};
-use super::meet::{Heard, Manner, PAUSE, meet, shake_hands};
+use super::meet::{Heard, Manner, PAUSE, meet, no_answer, shake_hands};
 use super::place::Place;
 use crate::abi::log::LogHead;
 use crate::call::{Call, Connection, DataSocket, Error, Past, Result, to_the_end};
@@ -43,12 +44,16 @@ impl Process {
     ///
     /// The process stays as it is, inert, and any controller may attach to it.
     ///
+    /// A process that is stopped or blocked is waited for. If this is dropped before calls in flight have
+    /// finished, the connection goes on; later, the process ends it when it goes on itself, calls that are
+    /// made meanwhile wait as said, and NAME.json still names this controller.
+    ///
     /// # Errors
     ///
-    /// [`Error::Protocol`] if the process is not persistent: it would end.
+    /// [`Error::Misuse`] if the process is not persistent: it would end. [`Error::LeaderExited`].
     pub async fn prepare_for_reconnect(&self) -> Result<()> {
         let place = self.persistent_place()?;
-        self.connection.shut_down().await;
+        self.connection.shut_down().await?;
         fault::point("detach.shut_down");
         self.recorded(place.erase_holder());
         Ok(())
@@ -69,7 +74,8 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// [`Error::Held`] if another controller has attached meanwhile; [`Error::Attach`].
+    /// [`Error::Held`] if another controller has attached meanwhile; [`Error::Attach`], also if the process
+    /// does not answer within ten seconds, or does not do within as many what is asked of it then.
     pub async fn reconnect(&self) -> Result<()> {
         let place = self.persistent_place()?;
         let turn = self.inner().reconnecting.clone().lock_owned().await;
@@ -113,7 +119,15 @@ impl Process {
         let process = self.clone();
         to_the_end(async move {
             let _turn = turn;
-            process.go_on(&place, heard, sockets).await
+            let mut going_on = pin!(process.go_on(&place, heard, sockets));
+            if let Ok(done) = timeout(TIMEOUT, &mut going_on).await {
+                return done;
+            }
+            // It has been stopped, or what no handle knows takes that long to close. The next reconnect
+            // finds what has become of it.
+            process.connection.end_link(process.connection.epoch());
+            let _ = going_on.await;
+            Err(no_answer(&place))
         })
         .await
     }

@@ -1,5 +1,5 @@
-//! What is looked at while a reply is outstanding: whether there still is a server, and whether it still
-//! sees the ring.
+//! What is looked at while a reply, or the end of a link, is outstanding: whether there still is a server,
+//! and whether it still sees the ring.
 //!
 //! The end of a process ends its stream, and most that can go wrong shows there. These two do not:
 //! - The main thread exits, and another thread of the process goes on. The stream stays open, for that
@@ -8,7 +8,8 @@
 //!   handed over, or not that it is to ring.
 //!
 //! No timer wakes a pair that has nothing to do: whoever waits for a reply tells the link's task after a
-//! while that it is overdue, and that looks, less and less often, until it is there.
+//! while that it is overdue, and whoever ends a link tells it at once; and that looks, less and less often,
+//! until it is there.
 //!
 //! A server that is not in a call hears its bell. So of one that has heard it twice, and has executed
 //! nothing in between though there is something to be executed, it is known that it does not see that.
@@ -67,7 +68,7 @@ pub(super) struct Overdue {
 impl Overdue {
     /// When it is to be looked whether something is wrong: some time after the last reply.
     pub(super) fn next(this: &mut Option<Self>, state: &State) -> Option<Instant> {
-        if state.is_answered() {
+        if state.is_settled() {
             *this = None;
             return None;
         }
@@ -85,7 +86,7 @@ impl Overdue {
         // Its bell may have been rung in vain.
         shared.collect();
         let state = shared.lock();
-        if state.epoch != epoch || state.is_answered() {
+        if state.epoch != epoch || state.is_settled() {
             return;
         }
         self.pause = (2 * self.pause).min(LAST);
@@ -133,9 +134,11 @@ impl RingLink {
 }
 
 impl State {
-    /// Nothing waits for a reply.
-    fn is_answered(&self) -> bool {
-        self.stream.is_answered() && self.ring.as_ref().is_none_or(RingLink::is_idle)
+    /// Nothing waits for a reply, nor for the server to end the link.
+    fn is_settled(&self) -> bool {
+        let is_answered =
+            self.stream.is_answered() && self.ring.as_ref().is_none_or(RingLink::is_idle);
+        is_answered && !self.leaving && !self.closing
     }
 
     /// How many calls have been answered on this link.

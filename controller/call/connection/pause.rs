@@ -160,8 +160,14 @@ impl Connection {
     }
 
     /// Ends the stream's writing side, and returns when the server has ended its own.
-    pub(crate) async fn shut_down(&self) {
-        // If nobody waits for it any more, the connection goes on.
+    ///
+    /// If this is dropped while calls are under way, the connection goes on. Later, the link ends when the
+    /// server sees that it is to.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LeaderExited`] if there is no server any more that could.
+    pub(crate) async fn shut_down(&self) -> Result<()> {
         let _pause = self.pause_idle().await;
         let mut changed = self.watch();
         let epoch = {
@@ -169,12 +175,16 @@ impl Connection {
             state.leaving = true;
             state.epoch
         };
+        // From here on its end is overdue.
+        self.shared().work.notify_one();
         loop {
             {
                 let state = self.shared().lock();
                 // Another one may be there already.
                 let link = state.link.stream().filter(|_| state.epoch == epoch);
-                let Some(stream) = link else { return };
+                let Some(stream) = link else {
+                    return if state.leaderless.is_some() { Err(state.gone()) } else { Ok(()) };
+                };
                 // A stream that is over already is what is wanted.
                 let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);
             }

@@ -312,7 +312,8 @@ impl State {
     pub(super) fn usable_ring(&mut self) -> Option<&mut RingLink> {
         let ring = self.ring.as_mut()?;
         let stream_is_idle = self.stream.is_answered() && self.stream.is_written();
-        let is_up = matches!(self.link, Link::Up(_)) && self.pauses == 0 && !self.dead;
+        let is_up = matches!(self.link, Link::Up(_)) && !self.leaving;
+        let is_up = is_up && self.pauses == 0 && !self.dead;
         (stream_is_idle && is_up).then_some(ring)
     }
 

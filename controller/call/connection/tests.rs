@@ -380,3 +380,62 @@ async fn a_batch_that_waits_behind_nothing_is_sent_only_then() {
     server.write_all(&3i64.to_le_bytes()).unwrap();
     assert_eq!(behind.await.unwrap(), 3);
 }
+
+/// What finds that the main thread of process 7 has exited.
+fn leaderless() -> Watch {
+    Watch { leader_has_exited: Box::new(|| Some(7)), ring_is_lost: Box::new(|_| {}) }
+}
+
+#[tokio::test]
+async fn a_link_that_no_server_will_end_is_over_all_the_same() {
+    let limit = Duration::from_secs(20);
+    let (stream, _server) = pair();
+    let connection = Connection::over(stream);
+    connection.set_persistent();
+    connection.watch_over(leaderless());
+    let ended = tokio::time::timeout(limit, connection.shut_down()).await;
+    let ended = ended.expect("it is seen that there is no server");
+    assert!(matches!(ended, Err(Error::LeaderExited { pid: 7, .. })), "{ended:?}");
+    // So is one that nobody has any more.
+    let (stream, mut server) = pair();
+    let connection = Connection::over(stream);
+    connection.watch_over(leaderless());
+    drop(connection);
+    let closed = async {
+        while server.write(&[0]).is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(limit, closed).await.expect("this end is closed");
+}
+
+/// How many descriptors of this process are the socket's.
+fn duplicates(socket: &impl AsFd) -> usize {
+    let inode = nix::sys::stat::fstat(socket).unwrap().st_ino;
+    let name = format!("socket:[{inode}]");
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == &*name)).count()
+}
+
+#[tokio::test]
+async fn a_write_that_waits_for_room_needs_no_descriptor() {
+    let (stream, mut server) = pair();
+    let ours = stream.as_fd().try_clone_to_owned().unwrap();
+    let connection = Connection::over(stream);
+    const SIZE: usize = 4 << 20;
+    let receipt = connection.call_at_once("COPY_IN", Call::copy_in(0, vec![1; SIZE]));
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+        assert_eq!(duplicates(&ours), 2);
+    }
+    let server = tokio::task::spawn_blocking(move || {
+        let mut request = vec![0; REQUEST_SIZE + SIZE];
+        server.read_exact(&mut request).unwrap();
+        server.write_all(&7i64.to_le_bytes()).unwrap();
+        server
+    });
+    let limit = Duration::from_secs(20);
+    let result = tokio::time::timeout(limit, receipt).await;
+    assert_eq!(result.expect("it is written").unwrap(), 7);
+    server.await.unwrap();
+}
