@@ -35,8 +35,8 @@ pub struct Group {
 pub const GROUPS: [Group; 2] = [
     Group {
         name: "places",
-        about: "container runtimes, security profiles, guests",
-        tools: &[("runc", "runc")],
+        about: "container runtimes and their security profiles",
+        tools: &[("crun", "crun"), ("podman", "podman"), ("runc", "runc"), ("runsc", "runsc")],
     },
     Group {
         name: "long",
