@@ -40,7 +40,7 @@ pub fn lay_out(root: &Path, to: &Path) -> Result<PathBuf, String> {
     Ok(to.join("server"))
 }
 
-fn copy(from: &Path, to: &Path) -> Result<(), String> {
+pub fn copy(from: &Path, to: &Path) -> Result<(), String> {
     let failed = |error| format!("copying {} to {}: {error}", from.display(), to.display());
     if from.is_dir() {
         for entry in fs::read_dir(from).map_err(failed)? {
@@ -58,13 +58,34 @@ fn copy(from: &Path, to: &Path) -> Result<(), String> {
 
 /// Compiles the server in `sources` for `arch` and returns the linked ELF file, unjudged.
 pub fn compile(sources: &Path, root: &Path, arch: &str) -> Result<Vec<u8>, String> {
+    // Where the outer build has chosen other versions of what both use, only those are at hand: the
+    // server's own lock file can't be followed, and what its manifest allows is.
+    if let Err(locked) = build(sources, root, arch, &["--locked"]) {
+        let _ = fs::remove_file(sources.join("Cargo.lock"));
+        build(sources, root, arch, &[]).map_err(|error| {
+            format!("building the server failed:\n{locked}\nand without its lock file:\n{error}")
+        })?;
+    }
+    let elf = linked(sources, arch, "farcall-server");
+    fs::read(&elf).map_err(|error| format!("{}: {error}", elf.display()))
+}
+
+/// Where [`build`] leaves the program of that name.
+pub fn linked(sources: &Path, arch: &str, name: &str) -> PathBuf {
+    sources.join("target").join(target(arch)).join("release").join(name)
+}
+
+fn target(arch: &str) -> String {
+    format!("{arch}-unknown-linux-gnu")
+}
+
+/// Has cargo build the programs of the manifest in `sources`, with these arguments besides.
+pub fn build(sources: &Path, root: &Path, arch: &str, arguments: &[&str]) -> Result<(), String> {
     let script = root.join("linker").join(format!("{arch}.ld"));
     if !script.is_file() {
         return Err(format!("farcall has no server for {arch}: {} is missing", script.display()));
     }
     let script = script.to_str().ok_or("the path of the linker script is not UTF-8")?;
-    let target = format!("{arch}-unknown-linux-gnu");
-    let target_dir = sources.join("target");
     let flags = [
         "-Crelocation-model=pie",
         "-Crelro-level=off",
@@ -80,36 +101,24 @@ pub fn compile(sources: &Path, root: &Path, arch: &str) -> Result<Vec<u8>, Strin
         &format!("-Clink-arg={script}"),
         "-Clink-arg=-Wl,-z,max-page-size=4096,--build-id=none,--gc-sections",
     ];
-    let build = |locked: bool| {
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        forget_outer_build(&mut cargo);
-        let output = cargo
-            .args(["build", "--release", "--offline", "--target", &target])
-            .args(locked.then_some("--locked"))
-            .arg("--manifest-path")
-            .arg(sources.join("Cargo.toml"))
-            .arg("--target-dir")
-            .arg(&target_dir)
-            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-            // Cargo reads configuration from the working directory upwards.
-            .current_dir(sources)
-            .output()
-            .map_err(|error| format!("starting cargo for the server: {error}"))?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
-    };
-    // Where the outer build has chosen other versions of what both use, only those are at hand: the
-    // server's own lock file can't be followed, and what its manifest allows is.
-    if let Err(locked) = build(true) {
-        let _ = fs::remove_file(sources.join("Cargo.lock"));
-        build(false).map_err(|error| {
-            format!("building the server failed:\n{locked}\nand without its lock file:\n{error}")
-        })?;
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    forget_outer_build(&mut cargo);
+    let output = cargo
+        .args(["build", "--release", "--offline", "--target", &target(arch)])
+        .args(arguments)
+        .arg("--manifest-path")
+        .arg(sources.join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(sources.join("target"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        // Cargo reads configuration from the working directory upwards.
+        .current_dir(sources)
+        .output()
+        .map_err(|error| format!("starting cargo for the server: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
-    let elf = target_dir.join(&target).join("release").join("farcall-server");
-    fs::read(&elf).map_err(|error| format!("{}: {error}", elf.display()))
 }
 
 /// Keeps the variables of the build that is going on from a cargo that is to know nothing of it.

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::image::workshop::Workshop;
+use crate::image::workshop::Server;
 use crate::judge;
 
 /// What must be zero.
@@ -119,19 +119,22 @@ fn a_take_over_without_new_memory_is_found() {
     });
 }
 
+pub const ENTERS_LATE: Server = Server::that_replaces(
+    "enters-late",
+    &[
+        ["stream.rs", "        self.prepared.enter(&self.state.log, result);\n", ""],
+        [
+            "serve.rs",
+            "        let word = self.state.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
+            "        self.prepared.enter(&self.state.log, earlier(&self.state.log, 1));\n        let word = self.state.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
+        ],
+        ["registry.rs", "self.call == log.calls", "self.call + 1 == log.calls"],
+    ],
+);
+
 #[test]
 fn a_server_that_enters_a_name_after_its_call_counts_is_found() {
-    let workshop = Workshop::open();
-    workshop.replace("stream.rs", "        self.prepared.enter(&self.state.log, result);\n", "");
-    workshop.replace(
-        "serve.rs",
-        "        let word = self.state.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
-        "        self.prepared.enter(&self.state.log, earlier(&self.state.log, 1));\n        let word = self.state.request.word;\n        if word >> Word::bits(version) != 0 {\n            return EINVAL;",
-    );
-    workshop.replace("registry.rs", "self.call == log.calls", "self.call + 1 == log.calls");
-    let elf = workshop.compile().expect("the server compiles");
-    drop(workshop);
-    let image = judge::judge(&elf).expect("it is accepted");
+    let image = judge::judge(ENTERS_LATE.linked()).expect("it is accepted");
     is_found("20", &["leaked_fds", "mismatched"], |command, directory| {
         let file = directory.join("image");
         fs::write(&file, &image).unwrap();

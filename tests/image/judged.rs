@@ -5,11 +5,10 @@ use std::sync::LazyLock;
 use object::read::elf::ElfFile64;
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, elf};
 
-use super::workshop::{Workshop, readelf};
+use super::workshop::{good, readelf};
 use crate::judge::{ENTRY_TABLE_OFFSET, IMAGE_MAGIC, IMAGE_MAX_SIZE, judge};
 
-static GOOD: LazyLock<Vec<u8>> =
-    LazyLock::new(|| Workshop::open().compile().expect("the server compiles"));
+static GOOD: LazyLock<&[u8]> = LazyLock::new(good);
 
 /// Offsets in an ELF header, a program header, a section header and a symbol.
 const E_SHOFF: usize = 40;
@@ -33,7 +32,7 @@ fn section_header(name: &str) -> usize {
 /// Why the good server is refused after this byte of its file was changed.
 #[track_caller]
 fn refusal_after(at: usize, byte: u8) -> String {
-    let mut file = GOOD.clone();
+    let mut file = GOOD.to_vec();
     assert_ne!(file[at], byte, "the change is one");
     file[at] = byte;
     judge(&file).expect_err("this file is refused").join("\n")
@@ -61,7 +60,7 @@ fn a_good_server_is_its_first_bytes_without_section_headers() {
 fn a_good_server_has_no_relocations_for_readelf_either() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("server");
-    std::fs::write(&file, &*GOOD).unwrap();
+    std::fs::write(&file, *GOOD).unwrap();
     let relocations = readelf("--relocs", &file);
     assert!(relocations.contains("no relocations"), "{relocations}");
 }
@@ -106,7 +105,7 @@ fn a_second_segment_is_refused() {
     for byte in 1..4 {
         assert_eq!(GOOD[PROGRAM_HEADERS[0] + byte], 0);
     }
-    let mut file = GOOD.clone();
+    let mut file = GOOD.to_vec();
     file[PROGRAM_HEADERS[1]..][..4].copy_from_slice(&elf::PT_LOAD.0.to_le_bytes());
     let refusal = judge(&file).expect_err("this file is refused").join("\n");
     assert!(refusal.contains("not exactly one loaded segment"), "{refusal}");
