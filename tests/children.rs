@@ -11,8 +11,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use common::{
-    Role, TELLS_PIDFDS, TestHome, alive, deny, hear, is_same_child, linux, persistent, role, root,
-    tell, until, until_async,
+    Role, TELLS_PIDFDS, TestHome, alive, deny, hear, is_same_child, limit_descriptors, linux,
+    persistent, role, root, tell, until, until_async,
 };
 use farcall::call::Call;
 use farcall::persist::{Place, Resource, Sameness, SharedMemory, attach};
@@ -611,18 +611,8 @@ async fn what_does_not_fit_into_a_table_leaves_no_name() {
     let root = root().await;
     let (process, _) = persistent(&home, &root).await;
     let file = root.openat(None, "/", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
-    let limit = async |soft: u64| {
-        let pid = process.pid().unwrap();
-        // SAFETY: the limits lie in memory that lives until the call is over.
-        let set = unsafe {
-            let mut limit: libc::rlimit = std::mem::zeroed();
-            libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &mut limit);
-            limit.rlim_cur = soft;
-            libc::prlimit(pid, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut())
-        };
-        assert_eq!(set, 0, "{}", Errno::last());
-    };
-    limit(32).await;
+    let limit = |soft| limit_descriptors(process.pid().unwrap(), soft);
+    limit(32);
     let mut full = Vec::new();
     while let Ok(fd) = process.openat(None, "/", OFlag::O_RDONLY, Mode::empty()).await {
         full.push(fd);

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::time::Duration;
 
-use crate::common::{LIMIT, Role, TestHome, cut, role, tell, until_async};
+use crate::common::{LIMIT, Role, TestHome, cut, limit_descriptors, role, tell, until_async};
 use farcall::call::Polling;
 use farcall::host::local::Stdio;
 use farcall::persist::{Attach, Home, Place, SharedMemory, attach};
@@ -53,7 +53,7 @@ impl Full {
                 Self::Here(taken)
             }
             Side::Target => {
-                limit(target.pid().unwrap(), MOST);
+                limit_descriptors(target.pid().unwrap(), MOST);
                 let mut taken = vec![null(target).await];
                 while let Ok(fd) = target.dup(&taken[0]).await {
                     taken.push(fd);
@@ -75,17 +75,6 @@ impl Full {
                 }
             }
         }
-    }
-}
-
-/// Sets how many descriptors a process may have.
-fn limit(pid: i32, most: u64) {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel reads the one structure and fills the other.
-    unsafe {
-        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &mut limit), 0);
-        limit.rlim_cur = most;
-        assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()), 0);
     }
 }
 

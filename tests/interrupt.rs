@@ -11,7 +11,7 @@ use nix::sys::eventfd::EfdFlags;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::common;
+use crate::common::{self, Random};
 
 async fn child() -> (Process, Child) {
     let root = Local::new().start().await.unwrap();
@@ -422,17 +422,14 @@ async fn of_a_hundred_thousand_interrupts_none_is_lost_and_none_meets_another_ca
     child.syscall(Sysno::prctl, [slack, 1, 0, 0, 0, 0]).await.unwrap();
     let connection = child.connection();
     let short = || Call::syscall(Sysno::nanosleep, [memory.address(), 0, 0, 0, 0, 0]);
-    let mut random = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = Random::new(1);
     let (mut before_its_turn, mut while_it_ran) = (0, 0);
     for time in 0..TIMES {
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
         let before = connection.call("nanosleep", short());
         let victim = connection.call("ppoll", sleep());
         let behind = connection.call("nanosleep", short());
         let interrupter = victim.interrupter().unwrap();
-        let instant = random % 400;
+        let instant = random.below(400);
         let interrupting = tokio::spawn(async move {
             for _ in 0..instant {
                 std::hint::spin_loop();

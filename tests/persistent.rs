@@ -6,7 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Role, TestHome, alive, fds, hear, role, root, tell, until, until_async};
+use common::{
+    Role, TestHome, alive, fds, hear, role, root, spawn_persistent, tell, until, until_async,
+};
 use farcall::call::{Call, Polling};
 use farcall::persist::{Attach, Home, Name, Place, SharedMemory, attach, flight};
 use farcall::sys::{Sysno, WaitStatus};
@@ -21,17 +23,11 @@ fn name(name: &str) -> Name {
     name.parse().unwrap()
 }
 
-/// A persistent process of its own, from the start.
-async fn start(home: &Home, root: &Process, of: &str) -> Child {
-    let reserved = home.reserve(&name(of)).unwrap();
-    root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap()
-}
-
 #[tokio::test]
 async fn a_persistent_process_from_the_start_is_listed_by_its_programs_name() {
     let test = TestHome::new();
     let root = root().await;
-    let one = start(&test.home, &root, "one").await;
+    let one = spawn_persistent(&test.home, &root).await;
     let line = std::fs::read(format!("/proc/{}/cmdline", one.pid().unwrap())).unwrap();
     assert_eq!(line, b"farcall\0");
     // The next child is made without it again.
@@ -50,7 +46,7 @@ const MODELS: [&str; 4] = ["start", "isolated", "files", "memory"];
 
 async fn by_model(home: &Home, root: &Process, model: &str) -> Child {
     let (child, memory) = match model {
-        "start" => return start(home, root, "one").await,
+        "start" => return spawn_persistent(home, root).await,
         "isolated" => (root.child(), SharedMemory::Refuse),
         "files" => (root.child().share_files().share_fs(), SharedMemory::Refuse),
         "memory" => (root.child().share_memory().share_files(), SharedMemory::Keep),
@@ -150,7 +146,7 @@ fn children_of_a_persistent_process_outlive_the_controller_and_die_with_the_proc
     if let Some(path) = role() {
         runtime.block_on(async {
             let root = root().await;
-            let process = start(&Home::at(path), &root, "one").await;
+            let process = spawn_persistent(&Home::at(path), &root).await;
             let program = process.child().spawn().await.unwrap();
             program.execve("/bin/sleep", ["sleep", "3600"], [""; 0]).await.unwrap();
             let server = process.child().share_memory().share_files().spawn().await.unwrap();
@@ -181,7 +177,7 @@ fn children_of_a_persistent_process_outlive_the_controller_and_die_with_the_proc
 async fn calls_made_while_disconnected_wait_and_go_out_in_order() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     // In flight when the shutdown begins: it finishes first.
     let sleeping = process.connection().call("nanosleep-less", getpid());
     process.prepare_for_reconnect().await.unwrap();
@@ -228,7 +224,7 @@ fn getpid() -> farcall::call::Call {
 async fn calls_in_flight_at_a_disconnect_have_their_results() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     let pid = process.pid().unwrap();
     let (reading, writing) = process.pipe2(OFlag::empty()).await.unwrap();
     let writing = process.fetch_fd(&writing).await.unwrap();
@@ -257,7 +253,7 @@ async fn calls_in_flight_at_a_disconnect_have_their_results() {
 async fn a_call_in_a_process_that_dies_says_that_it_may_have_been_executed() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     let pid = process.pid().unwrap();
     let sleeping = tokio::spawn({
         let process = process.process().clone();
@@ -275,7 +271,7 @@ async fn a_call_in_a_process_that_dies_says_that_it_may_have_been_executed() {
 async fn a_process_is_reconnected_through_another_one() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     // It has the directory at another place, in a mount namespace of its own.
     let through = root.child().flags(CloneFlags::CLONE_NEWNS).spawn().await.unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
@@ -314,7 +310,7 @@ async fn bind_mount(process: &Process, from: &Path, to: &Path) {
 async fn after_a_reconnect_what_no_handle_knows_is_closed_and_after_an_attach_nothing_is() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     let pid = process.pid().unwrap();
     let kept = process.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
     let unknown = || process.syscall(Sysno::dup, [kept.number() as u64, 0, 0, 0, 0, 0]);
@@ -348,7 +344,7 @@ async fn after_a_reconnect_what_no_handle_knows_is_closed_and_after_an_attach_no
 async fn nothing_is_swept_while_a_call_is_in_flight_in_any_server_of_the_table() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     let pid = process.pid().unwrap();
     let sibling = process.child().share_files().spawn().await.unwrap();
     let (reading, writing) = sibling.pipe2(OFlag::empty()).await.unwrap();
@@ -377,7 +373,7 @@ fn a_process_that_is_held_names_its_holder() {
     if let Some(path) = role() {
         runtime.block_on(async {
             let root = root().await;
-            let process = start(&Home::at(path), &root, "one").await;
+            let process = spawn_persistent(&Home::at(path), &root).await;
             tell(process.pid().unwrap());
             let process = process.process().clone();
             let call = tokio::task::spawn_blocking(hear);
@@ -411,13 +407,13 @@ fn a_process_that_is_held_names_its_holder() {
 async fn a_socket_of_a_dead_process_is_replaced_and_a_live_one_is_an_error() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     let error = test.home.reserve(&name("one")).unwrap_err().to_string();
     assert!(error.contains(&process.pid().unwrap().to_string()), "{error}");
     process.kill(Signal::SIGKILL).unwrap();
     process.ended().await;
     assert!(test.home.place(&name("one")).socket().exists());
-    let second = start(&test.home, &root, "one").await;
+    let second = spawn_persistent(&test.home, &root).await;
     assert_ne!(second.pid(), process.pid());
     second.getpid().await.unwrap();
     let gone = attach(Place::at(test.file("nothing.sock"))).await;
@@ -441,7 +437,7 @@ async fn the_directory_is_the_users_alone_and_the_path_may_be_long() {
     let root = root().await;
     let long = test.path().join("d".repeat(120)).join("e".repeat(120));
     let home = Home::at(&long);
-    let process = start(&home, &root, "one").await;
+    let process = spawn_persistent(&home, &root).await;
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&long), 0o700);
     let place = home.place(&name("one"));
@@ -468,7 +464,7 @@ async fn the_directory_is_the_users_alone_and_the_path_may_be_long() {
 async fn controllers_come_and_go_and_leave_no_trace_in_the_process() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     process.prepare_for_reconnect().await.unwrap();
     let pid = process.pid().unwrap();
     let maps = || std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count();
@@ -504,7 +500,7 @@ fn paths(pid: i32) -> Vec<(i32, std::path::PathBuf)> {
 async fn a_process_keeps_the_file_of_its_socket_and_is_reached_by_that_when_it_is_removed() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     let pid = process.pid().unwrap();
     let place = test.home.place(&name("one"));
     let kept = paths(pid);
@@ -531,7 +527,7 @@ async fn a_process_keeps_the_file_of_its_socket_and_is_reached_by_that_when_it_i
 async fn an_attach_for_which_no_number_is_free_says_so() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     let pid = process.pid().unwrap();
     process.prepare_for_reconnect().await.unwrap();
     let place = test.home.place(&name("one"));
@@ -565,7 +561,7 @@ async fn an_attach_needs_no_memory_that_the_process_may_not_have() {
         (nix::libc::RLIMIT_AS, Some(0)),
         (nix::libc::RLIMIT_DATA, Some(0)),
     ] {
-        let process = start(&test.home, &root, "one").await;
+        let process = spawn_persistent(&test.home, &root).await;
         let pid = process.pid().unwrap();
         process.keep_bytes("settings", b"workers = 4").await.unwrap();
         process.prepare_for_reconnect().await.unwrap();
@@ -600,7 +596,7 @@ async fn an_attach_needs_no_memory_that_the_process_may_not_have() {
 async fn root_leaves_a_users_state_to_the_user() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root, "one").await;
+    let process = spawn_persistent(&test.home, &root).await;
     process.prepare_for_reconnect().await.unwrap();
     let place = test.home.place(&name("one"));
     let (user, group) = (Some(65_533), Some(65_532));
@@ -619,7 +615,7 @@ fn the_last_calls_of_a_killed_controller_are_on_record(test: &str, in_a_ring: bo
     if let Some(path) = role() {
         runtime.block_on(async {
             let root = root().await;
-            let process = start(&Home::at(&path), &root, "one").await;
+            let process = spawn_persistent(&Home::at(&path), &root).await;
             let path = Path::new(&path).join("bytes");
             let flags = OFlag::O_CREAT | OFlag::O_WRONLY;
             let file = process.openat(None, &path, flags, Mode::S_IRUSR).await.unwrap();

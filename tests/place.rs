@@ -4,19 +4,13 @@ use crate::common;
 
 use std::fs;
 
-use common::{TestHome, alive, cut, fds, root, until, until_async};
+use common::{TestHome, alive, cut, fds, persistent, root, spawn_persistent, until, until_async};
 use farcall::call::Polling;
-use farcall::persist::{Attach, Home, SharedMemory, Warning, attach};
+use farcall::persist::{Attach, Place, Warning, attach};
 use farcall::{Child, Error, Process};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-
-/// A persistent process of its own, from the start.
-async fn start(home: &Home, root: &Process) -> Child {
-    let reserved = home.reserve(&"one".parse().unwrap()).unwrap();
-    root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap()
-}
 
 /// There is one warning, and it names the file.
 #[track_caller]
@@ -32,7 +26,7 @@ fn is_warned(process: &Process) {
 async fn what_can_not_be_written_down_ends_no_attach_no_detach_and_no_takeover() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root).await;
+    let process = spawn_persistent(&test.home, &root).await;
     assert_eq!(process.take_warnings(), []);
     let pid = process.getpid().await.unwrap();
     // Nothing can be renamed to what is a directory.
@@ -68,7 +62,7 @@ async fn what_is_removed_is_only_what_was_looked_at() {
     let test = TestHome::new();
     let root = root().await;
     let place = test.home.place(&"one".parse().unwrap());
-    let first = start(&test.home, &root).await;
+    let first = spawn_persistent(&test.home, &root).await;
     let files = place.files().unwrap();
     assert!(!files.is_empty() && !files.is_left_behind());
     first.kill(Signal::SIGKILL).unwrap();
@@ -76,7 +70,7 @@ async fn what_is_removed_is_only_what_was_looked_at() {
     assert!(files.is_left_behind());
 
     // The next one takes the place.
-    let second = start(&test.home, &root).await;
+    let second = spawn_persistent(&test.home, &root).await;
     files.remove().unwrap();
     second.prepare_for_reconnect().await.unwrap();
     let process = attach(place.clone()).await.unwrap();
@@ -116,17 +110,21 @@ fn is_told_of_the_socket(process: &Process) {
     assert!(matches!(&warnings[..], [Warning::SocketRemoved { .. }]), "{warnings:?}");
 }
 
+/// A persistent process, its root, and where it is found.
+async fn placed() -> (TestHome, Process, Child, Place) {
+    let (test, root) = (TestHome::new(), root().await);
+    let (process, place) = persistent(&test, &root).await;
+    (test, root, process, place)
+}
+
 #[tokio::test]
 async fn a_process_whose_socket_was_removed_is_listed_reached_and_not_replaced() {
     for what in REMOVED {
-        let test = TestHome::new();
+        let (test, root, process, place) = placed().await;
         let one = "one".parse().unwrap();
-        let root = root().await;
-        let process = start(&test.home, &root).await;
         let pid = process.pid().unwrap();
         process.prepare_for_reconnect().await.unwrap();
         remove(&test, what);
-        let place = test.home.place(&one);
         assert_eq!(place.served_unlinked(), Some(pid), "{what}");
         assert_eq!(test.home.names().unwrap(), std::slice::from_ref(&one), "{what}");
         let error = test.home.reserve(&one).unwrap_err().to_string();
@@ -144,7 +142,7 @@ async fn a_process_whose_socket_was_removed_is_listed_reached_and_not_replaced()
         other.exit(0).await.unwrap();
         process.ended().await;
         assert_eq!(place.served_unlinked(), None, "{what}");
-        let next = start(&test.home, &root).await;
+        let next = spawn_persistent(&test.home, &root).await;
         next.exit(0).await.unwrap();
         next.ended().await;
     }
@@ -153,10 +151,7 @@ async fn a_process_whose_socket_was_removed_is_listed_reached_and_not_replaced()
 #[tokio::test]
 async fn a_controller_makes_the_socket_anew_and_all_goes_on() {
     for what in REMOVED {
-        let test = TestHome::new();
-        let one = "one".parse().unwrap();
-        let root = root().await;
-        let process = start(&test.home, &root).await;
+        let (test, _root, process, place) = placed().await;
         let pid = process.pid().unwrap();
         let file =
             process.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
@@ -171,7 +166,6 @@ async fn a_controller_makes_the_socket_anew_and_all_goes_on() {
         assert_eq!(process.unclaimed().await.unwrap(), [], "{what}");
 
         // A second one is not made, and the next controller comes as ever.
-        let place = test.home.place(&one);
         let error = process.restore_socket().await.unwrap_err().to_string();
         assert!(error.contains("there is a socket already"), "{error}");
         process.prepare_for_reconnect().await.unwrap();
@@ -195,9 +189,7 @@ async fn a_controller_makes_the_socket_anew_and_all_goes_on() {
 
 #[tokio::test]
 async fn what_a_process_that_runs_another_program_has_left_is_replaced() {
-    let test = TestHome::new();
-    let root = root().await;
-    let process = start(&test.home, &root).await;
+    let (test, root, process, place) = placed().await;
     let pid = process.pid().unwrap();
     fs::remove_file(test.path().join("one.sock")).unwrap();
     process.execve("/bin/sleep", ["sleep", "1000"], [""; 0]).await.unwrap();
@@ -206,9 +198,8 @@ async fn what_a_process_that_runs_another_program_has_left_is_replaced() {
     })
     .await;
     // NAME.json names it still.
-    let place = test.home.place(&"one".parse().unwrap());
     assert_eq!(place.served_unlinked(), None);
-    let next = start(&test.home, &root).await;
+    let next = spawn_persistent(&test.home, &root).await;
     assert_ne!(next.pid(), Some(pid));
     next.exit(0).await.unwrap();
     process.kill(Signal::SIGKILL).unwrap();

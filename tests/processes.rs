@@ -6,7 +6,9 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{LIMIT, Role, alive, alone, fds, role, root, roots, tell, until, until_async};
+use common::{
+    LIMIT, Role, alive, alone, fds, limit_descriptors, role, root, roots, tell, until, until_async,
+};
 use farcall::call::Polling;
 use farcall::host::local::Stdio;
 use farcall::image::{self, Carrier};
@@ -859,16 +861,6 @@ async fn children_that_come_and_go_side_by_side_leave_nothing() {
         .await;
         until_async("most stacks are unmapped", || stacks(pid).len() <= 4).await;
     }
-}
-
-/// Sets how many descriptors another process may have.
-fn limit_descriptors(pid: i32, soft: u64) {
-    let limits = nix::libc::rlimit { rlim_cur: soft, rlim_max: 4096 };
-    // SAFETY: the limits are read from a value that lives through the call, and none is written.
-    let result = unsafe {
-        nix::libc::prlimit(pid, nix::libc::RLIMIT_NOFILE, &raw const limits, std::ptr::null_mut())
-    };
-    assert_eq!(result, 0);
 }
 
 /// Asks on a thread of its own, which ends, for a root server on this runtime.

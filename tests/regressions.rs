@@ -8,11 +8,14 @@ use std::pin::Pin;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use common::{LIMIT, Role, TestHome, alive, fds, role, root, tell, until_async};
+use common::{
+    LIMIT, Role, TestHome, alive, fds, limit_descriptors, role, root, spawn_persistent, tell,
+    until_async,
+};
+use farcall::Error;
 use farcall::call::Polling;
 use farcall::persist::{Home, Name, SharedMemory, attach};
 use farcall::sys::Sysno;
-use farcall::{Child, Error, Process};
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::{Signal, kill};
@@ -21,11 +24,6 @@ use nix::unistd::Pid;
 
 fn name(name: &str) -> Name {
     name.parse().unwrap()
-}
-
-async fn start(home: &Home, root: &Process) -> Child {
-    let reserved = home.reserve(&name("one")).unwrap();
-    root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap()
 }
 
 /// Lets a future begin: what it asks for first is on its way. Says whether it is still under way.
@@ -44,19 +42,6 @@ fn children(pid: i32) -> Vec<i32> {
 
 fn maps(pid: i32) -> usize {
     std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap().lines().count()
-}
-
-/// Sets the soft limit on a process's descriptors (0 is this one), and returns what it was.
-fn limit_descriptors(pid: i32, soft: u64) -> u64 {
-    use nix::libc::{RLIMIT_NOFILE, prlimit, rlimit};
-    let mut limit = rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both pointers are to a struct of that kind, or null.
-    unsafe {
-        assert_eq!(prlimit(pid, RLIMIT_NOFILE, std::ptr::null(), &mut limit), 0);
-        let new = rlimit { rlim_cur: soft, ..limit };
-        assert_eq!(prlimit(pid, RLIMIT_NOFILE, &new, std::ptr::null_mut()), 0);
-    }
-    limit.rlim_cur
 }
 
 #[tokio::test]
@@ -210,7 +195,7 @@ fn a_name_whose_reserver_was_killed_is_free_again() {
 async fn what_others_put_beside_a_socket_is_neither_written_to_nor_waited_for() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root).await;
+    let process = spawn_persistent(&test.home, &root).await;
     let precious = test.file("precious");
     std::fs::write(&precious, "precious").unwrap();
     let own = std::process::id();
@@ -238,7 +223,7 @@ async fn what_others_put_beside_a_socket_is_neither_written_to_nor_waited_for() 
 async fn a_close_that_waited_does_not_close_what_was_opened_meanwhile() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root).await;
+    let process = spawn_persistent(&test.home, &root).await;
     let open = || process.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty());
     let mut old = Vec::new();
     for _ in 0..10 {
@@ -261,7 +246,7 @@ async fn a_close_that_waited_does_not_close_what_was_opened_meanwhile() {
 async fn descriptors_that_were_to_be_passed_over_an_old_connection_do_not_mix_up_the_new_one() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root).await;
+    let process = spawn_persistent(&test.home, &root).await;
     let (reading, writing) = process.pipe2(OFlag::empty()).await.unwrap();
     let pipe = process.fetch_fd(&writing).await.unwrap();
     let file = tempfile::tempfile().unwrap();
@@ -290,7 +275,7 @@ async fn descriptors_that_were_to_be_passed_over_an_old_connection_do_not_mix_up
 async fn a_connection_goes_on_when_its_end_is_given_up() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root).await;
+    let process = spawn_persistent(&test.home, &root).await;
     let sleeping = tokio::spawn({
         let process = process.process().clone();
         async move { process.nanosleep(Duration::from_millis(50)).await }
@@ -307,7 +292,7 @@ async fn a_connection_goes_on_when_its_end_is_given_up() {
 async fn a_reconnect_that_is_given_up_leaves_a_connection_that_goes_on() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root).await;
+    let process = spawn_persistent(&test.home, &root).await;
     for calls in 0..20 {
         process.prepare_for_reconnect().await.unwrap();
         let mut reconnect = Box::pin(process.reconnect());
@@ -350,7 +335,7 @@ async fn more_memory_than_the_stream_takes_is_an_error_of_that_call_only() {
 async fn calls_in_an_attached_process_fail_when_it_has_ended() {
     let test = TestHome::new();
     let root = root().await;
-    let made = start(&test.home, &root).await;
+    let made = spawn_persistent(&test.home, &root).await;
     made.prepare_for_reconnect().await.unwrap();
     let process = attach(test.home.place(&name("one"))).await.unwrap();
     process.exit(0).await.unwrap();
@@ -419,7 +404,7 @@ async fn a_process_whose_maker_gave_up_waiting_can_be_reached() {
 async fn a_full_table_of_descriptors_does_not_make_a_process_unreachable() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root).await;
+    let process = spawn_persistent(&test.home, &root).await;
     let pid = process.pid().unwrap();
     limit_descriptors(pid, 40);
     let null = process.openat(None, "/dev/null", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
@@ -440,7 +425,7 @@ async fn a_full_table_of_descriptors_does_not_make_a_process_unreachable() {
 async fn what_was_dropped_before_the_end_of_a_connection_is_closed() {
     let test = TestHome::new();
     let root = root().await;
-    let process = start(&test.home, &root).await;
+    let process = spawn_persistent(&test.home, &root).await;
     let pid = process.pid().unwrap();
     let fd = process.openat(None, "/etc/passwd", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
     let number = fd.number();

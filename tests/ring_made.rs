@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::mpsc;
 use std::task::{Context, Waker};
 
-use common::{LIMIT, TestHome, blocked_in, fds, until_async};
+use common::{LIMIT, TestHome, blocked_in, fds, limit_descriptors, until_async};
 use farcall::call::{Call, Polling, Receipt};
 use farcall::persist::SharedMemory;
 use farcall::sys::Sysno;
@@ -219,16 +219,6 @@ async fn a_process_that_waits_for_its_ring_can_be_detached() {
     child.enter_ring(Polling::Adaptive).await.unwrap();
     assert!(child.connection().has_ring());
     assert_eq!(child.getpid().await.unwrap(), pid);
-}
-
-/// Sets how many descriptors another process may have.
-fn limit_descriptors(pid: i32, soft: u64) {
-    let limits = nix::libc::rlimit { rlim_cur: soft, rlim_max: 4096 };
-    // SAFETY: the limits are read from a value that lives through the call, and none is written.
-    let result = unsafe {
-        nix::libc::prlimit(pid, nix::libc::RLIMIT_NOFILE, &raw const limits, std::ptr::null_mut())
-    };
-    assert_eq!(result, 0);
 }
 
 #[tokio::test]

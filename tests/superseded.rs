@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Role, TestHome, blocked_in, hear, role, tell, until};
+use common::{
+    Role, TestHome, blocked_in, hear, role, root_without_rings, spawn_persistent, tell, until,
+};
 use farcall::call::{Call, Polling};
-use farcall::host::local::Stdio;
-use farcall::persist::{Attach, Home, Place, SharedMemory, attach};
+use farcall::persist::{Attach, Home, Place, attach};
 use farcall::process::Child;
 use farcall::sys::Sysno;
-use farcall::{Error, Fd, Local, Outcome, Process};
+use farcall::{Error, Fd, Outcome, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
@@ -25,13 +26,9 @@ use tokio::task::JoinSet;
 /// More than are under way at once on a stream or in a ring: the others wait in the queue.
 const TASKS: usize = 300;
 
+/// A persistent process that needs its root no more.
 async fn start(home: &Home) -> Child {
-    let root = Local::new().polling(None).stdio(Stdio::Null).start().await.unwrap();
-    let reserved = home.reserve(&"one".parse().unwrap()).unwrap();
-    let child = root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
-    // It needs its root no more.
-    drop(root);
-    child
+    spawn_persistent(home, &root_without_rings().await).await
 }
 
 async fn open(process: &Process, path: &Path) -> Fd {

@@ -12,11 +12,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use common::{TestHome, blocked_in, cut, fds, until, until_async};
+use common::{TestHome, blocked_in, cut, fds, persistent, root_without_rings, until, until_async};
 use farcall::call::{Call, Polling};
 use farcall::host::local::Stdio;
-use farcall::persist::{Attach, Place, Resource, Sameness, SharedMemory, attach, flight};
-use farcall::process::Child;
+use farcall::persist::{Attach, Place, Resource, Sameness, attach, flight};
 use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Error, Fd, Local, Outcome, Process};
 use nix::errno::Errno;
@@ -29,14 +28,6 @@ use nix::unistd::Pid;
 use tokio::task::JoinHandle;
 
 const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
-
-async fn start(home: &TestHome) -> (Child, Place) {
-    let root = Local::new().polling(None).stdio(Stdio::Null).start().await.unwrap();
-    let name = "one".parse().unwrap();
-    let reserved = home.home.reserve(&name).unwrap();
-    let child = root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap();
-    (child, home.home.place(&name))
-}
 
 async fn open(process: &Process, path: &Path) -> farcall::Result<Fd> {
     let flags = OFlag::O_CREAT | OFlag::O_RDWR | OFlag::O_APPEND;
@@ -100,7 +91,7 @@ fn is_stale<T: Debug>(told: farcall::Result<T>) {
 #[tokio::test]
 async fn whatever_waits_is_not_executed_once_another_controller_has_held_the_process() {
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let file = open(&process, &home.file("file")).await.unwrap();
     let other_file = process.dup(&file).await.unwrap();
     let memory = process.mmap(4096, READ_WRITE, MapFlags::MAP_PRIVATE, None).await.unwrap();
@@ -198,7 +189,7 @@ async fn whatever_waits_is_not_executed_once_another_controller_has_held_the_pro
 #[tokio::test]
 async fn that_is_so_also_if_the_other_one_died_and_by_way_of_another_process() {
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let helper = Local::new().stdio(Stdio::Null).start().await.unwrap();
     for _ in 0..3 {
         lose(&process).await;
@@ -221,7 +212,7 @@ async fn that_is_so_also_if_the_other_one_died_and_by_way_of_another_process() {
 async fn bytes_for_a_call_that_waits_reach_nothing_of_the_other_controllers() {
     const SIZE: usize = (8 << 20) - 4096;
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let file = open_named(&process, "log", &home.file("log")).await.unwrap();
     process.enter_ring(Polling::Adaptive).await.unwrap();
     let shared = process.shared_buffer(4096).unwrap();
@@ -268,7 +259,7 @@ async fn bytes_for_a_call_that_waits_reach_nothing_of_the_other_controllers() {
 #[tokio::test]
 async fn handles_from_before_are_stale_and_close_nothing_unless_they_have_their_names() {
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let pid = process.pid().unwrap();
     let path = |name: &str| home.file(name);
     let unnamed = open(&process, &path("unnamed")).await.unwrap();
@@ -355,7 +346,7 @@ async fn handles_from_before_are_stale_and_close_nothing_unless_they_have_their_
 #[tokio::test]
 async fn a_handle_goes_on_over_several_others_as_long_as_its_name_stays() {
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let path = home.file("log");
     let log = open_named(&process, "log", &path).await.unwrap();
     let mut expected = String::new();
@@ -432,7 +423,7 @@ struct Unconfirmed {
 
 async fn unconfirmed(others: usize, calls: usize) -> (Process, Unconfirmed) {
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let pid = process.pid().unwrap();
     let file = open_named(&process, "log", &home.file("log")).await.unwrap();
     let memory = process.mmap(4096, READ_WRITE, MapFlags::MAP_PRIVATE, None).await.unwrap();
@@ -498,7 +489,7 @@ async fn after_more_others_than_are_remembered_what_was_unconfirmed_may_have_bee
 #[tokio::test]
 async fn who_waits_for_room_meanwhile_sends_nothing_after() {
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let file = open(&process, &home.file("file")).await.unwrap();
     lose(&process).await;
     let getpid = || Call::syscall(Sysno::getpid, [0; 6]);
@@ -529,7 +520,7 @@ async fn who_waits_for_room_meanwhile_sends_nothing_after() {
 #[tokio::test]
 async fn who_has_only_asked_or_was_refused_has_not_held_it() {
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let file = open(&process, &home.file("file")).await.unwrap();
     for round in 0..5 {
         let refused = attach(place.clone()).await;
@@ -554,7 +545,7 @@ async fn who_has_only_asked_or_was_refused_has_not_held_it() {
 #[tokio::test]
 async fn what_others_have_opened_is_closed_only_by_who_asks_for_it() {
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let pid = process.pid().unwrap();
     process.prepare_for_reconnect().await.unwrap();
     let of_b =
@@ -582,7 +573,7 @@ async fn what_others_have_opened_is_closed_only_by_who_asks_for_it() {
 #[tokio::test]
 async fn children_are_driven_on_and_what_they_share_with_their_parent_is_left_as_it_is() {
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let pid = process.pid().unwrap();
     let mut isolated = process.child().spawn().await.unwrap();
     let mut reaped = process.child().spawn().await.unwrap();
@@ -629,7 +620,7 @@ async fn children_are_driven_on_and_what_they_share_with_their_parent_is_left_as
 #[tokio::test]
 async fn two_that_take_it_from_each_other_lose_nothing_of_each_other() {
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let log = open_named(&process, "log", &home.file("log")).await.unwrap();
     let mut kept = 0;
     for round in 0..6 {
@@ -666,7 +657,7 @@ async fn two_that_take_it_from_each_other_lose_nothing_of_each_other() {
 async fn a_link_that_is_lost_while_all_is_looked_at_anew_changes_nothing_of_that() {
     const ROUNDS: usize = 60;
     let home = TestHome::new();
-    let (process, place) = start(&home).await;
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
     let log = open_named(&process, "log", &home.file("log")).await.unwrap();
     for round in 0..ROUNDS {
         let unnamed = open(&process, &home.file("unnamed")).await.unwrap();

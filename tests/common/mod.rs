@@ -25,7 +25,7 @@ mod random;
 mod setup;
 
 pub use random::Random;
-pub use setup::{persistent, root, roots};
+pub use setup::{limit_descriptors, persistent, root, root_without_rings, roots, spawn_persistent};
 
 /// How long a test waits for an event before it fails loudly. No claim is about time.
 pub const LIMIT: Duration = Duration::from_secs(20);

@@ -17,7 +17,12 @@ impl Random {
     }
 
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+        self.number(n as u64) as usize
+    }
+
+    /// The same of 64 bits.
+    pub fn number(&mut self, n: u64) -> u64 {
+        self.next() % n
     }
 
     /// True once in `n` times.

@@ -28,3 +28,7 @@ mod upgrade;
 mod users;
 mod vectors;
 mod version_1;
+
+#[allow(dead_code, reason = "the other program of tests uses all of it")]
+#[path = "../common/random.rs"]
+mod random;

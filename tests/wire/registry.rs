@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use nix::libc;
 
 use crate::client::{Attached, Client, OTHER, TOKEN, attach};
+use crate::random::Random;
 use crate::ring::{FLUSH, LINK, Ring, SIZE};
-use crate::ring_random::{Random, confine};
+use crate::ring_random::confine;
 use crate::server::{Persistent, Server};
 use crate::stream::{KEEP, OP, REGISTRY, SERVE, Stream, UNKNOWN, read_up_to, request};
 use crate::vectors;
@@ -471,26 +472,26 @@ fn the_documents_requests_do_what_it_says() {
 /// Arguments for a KEEP: mostly fair ones, and some that are anything.
 fn arguments(random: &mut Random, registry: &Registry, capacity: u64) -> [u64; 6] {
     let mut args = [
-        random.below(capacity + 1),
-        registry.source + random.below(4096 - 2 * ENTRY),
-        random.below(2 * ENTRY),
-        [0, registry.source + random.below(4096)][random.below(2) as usize],
-        random.below(2),
-        random.below(capacity + 1),
+        random.number(capacity + 1),
+        registry.source + random.number(4096 - 2 * ENTRY),
+        random.number(2 * ENTRY),
+        [0, registry.source + random.number(4096)][random.number(2) as usize],
+        random.number(2),
+        random.number(capacity + 1),
     ];
-    while random.below(3) == 0 {
+    while random.number(3) == 0 {
         // Among them what lies inside again when it is multiplied by an entry's size.
         let edges = [0, capacity, 1 << 57, u64::MAX / ENTRY, u64::MAX, registry.page + 4096];
-        let edge = edges[random.below(6) as usize];
-        let near = edge.wrapping_add(random.below(7)).wrapping_sub(3);
-        args[random.below(6) as usize] = [near, random.next()][random.below(2) as usize];
+        let edge = edges[random.number(6) as usize];
+        let near = edge.wrapping_add(random.number(7)).wrapping_sub(3);
+        args[random.number(6) as usize] = [near, random.next()][random.number(2) as usize];
     }
     args
 }
 
 /// Hands `ask` what can be anything, and sees that nothing but the registry is written.
 fn any_arguments(stream: &Stream, registry: &Registry, mut ask: impl FnMut(u64, &[u64]) -> i64) {
-    let mut random = Random(0x5eed_0123_4567_89ab);
+    let mut random = Random::new(0x5eed_0123_4567_89ab);
     let mut results = [0; 3];
     let mut capacity = CAPACITY;
     for round in 0..20_000u64 {
@@ -498,12 +499,12 @@ fn any_arguments(stream: &Stream, registry: &Registry, mut ask: impl FnMut(u64, 
         let result = ask(KEEP, &args);
         let which = [0, EINVAL, EFAULT].iter().position(|known| *known == result);
         results[which.unwrap_or_else(|| panic!("{args:x?}: {result}"))] += 1;
-        if random.below(8) == 0 {
+        if random.number(8) == 0 {
             // The room that there is, or less: also between a KEEP and its call.
-            capacity = random.below(CAPACITY + 1);
+            capacity = random.number(CAPACITY + 1);
             assert_eq!(ask(REGISTRY, &[registry.address, capacity]), registry.address as i64);
         }
-        if random.below(2) == 0 {
+        if random.number(2) == 0 {
             assert!(ask(GETPID, &[]) > 0);
         }
         if round % 500 == 0 {
@@ -536,7 +537,7 @@ fn random_bytes_all_over_a_ring_leave_the_registry_as_it_is() {
     let before = registry.entries(stream);
     let ring = Ring::beside(process.server.pid(), stream);
     confine(stream);
-    let mut random = Random(0xabad_cafe_0000_0001);
+    let mut random = Random::new(0xabad_cafe_0000_0001);
     for round in 0..200 {
         for at in (0..SIZE).step_by(8) {
             ring.memory.u64(at).store(random.next(), Ordering::Relaxed);

@@ -8,6 +8,7 @@ use nix::libc;
 use nix::sys::socket::MsgFlags;
 
 use crate::client::{Attached, Client, Ends, hello};
+use crate::random::Random;
 use crate::ring::{
     ASLEEP, CANCEL, DELIVERED, FLUSH, LOAD, Memory, PATIENCE, RECORDS, RUNNING, Ring, SIGNALS,
     SIZE, STORE, blocked_in, fetch, pack, pipe, with_a_ring,
@@ -73,6 +74,13 @@ impl Ring {
     }
 }
 
+/// Lets some time pass, at most some hundred microseconds, and mostly less.
+fn some_time(random: &mut Random) {
+    for _ in 0..1 << random.below(16) {
+        std::hint::spin_loop();
+    }
+}
+
 /// Sends a byte to the server's end of a source.
 fn send(source: &OwnedFd) -> nix::Result<usize> {
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
@@ -97,6 +105,12 @@ fn blocks_in(server: &Server, call: libc::c_long) {
     until(&format!("call {call} blocks"), || {
         (blocked_in(server.pid()) == Some(call)).then_some(())
     });
+}
+
+/// A pipe of the server's and memory to read it into: the reading end there, the writing end here.
+fn to_be_read(server: &Server, stream: &Stream) -> (u64, OwnedFd, u64) {
+    let [reading, writing] = pipe(stream);
+    (reading, fetch(server.pid(), writing as i32), stream.memory(4096))
 }
 
 /// Calls that block, and whether the kernel would go on with them after a signal handler.
@@ -155,18 +169,13 @@ fn after_an_upgrade_the_new_image_is_interrupted() {
 fn a_call_that_has_not_begun_is_never_executed() {
     for with in [with_a_ring, with_a_source] {
         let (mut server, stream, mut ring) = with();
-        let [reading, writing] = pipe(&stream);
-        let memory = stream.memory(4096);
+        let (reading, end, memory) = to_be_read(&server, &stream);
         let read = ring.write(libc::SYS_read as u64 | FLUSH, &[reading, memory, 1]);
         let exit = ring.write(libc::SYS_exit_group as u64 | FLUSH, &[9]);
         ring.wake();
         blocks_in(&server, libc::SYS_read);
         assert!(!ring.cancel(exit), "another call is being executed");
         // The read goes on, and ends as it would.
-        let end = std::fs::OpenOptions::new()
-            .write(true)
-            .open(format!("/proc/{}/fd/{writing}", server.pid()))
-            .unwrap();
         assert_eq!(nix::unistd::write(&end, b"x"), Ok(1));
         assert_eq!(ring.wait(read), 1);
         assert_eq!(ring.wait(exit), EINTR);
@@ -237,7 +246,7 @@ fn a_call_is_withdrawn_or_begins_and_not_both() {
     let (server, stream, mut ring) = with_a_ring();
     ring.memory.u32(PATIENCE).store(65_536, Ordering::Relaxed);
     let memory = stream.memory(4096);
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = Random::new(1);
     let mut times = [0, 0];
     for time in 1.. {
         if time > TIMES && times.iter().all(|times| *times > 0) {
@@ -251,10 +260,7 @@ fn a_call_is_withdrawn_or_begins_and_not_both() {
             let complete = || ring.result(store).is_some();
             until("it has begun", || (begun() || complete()).then_some(()));
         }
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        for _ in 0..1u64 << (random >> 60) {
-            std::hint::spin_loop();
-        }
+        some_time(&mut random);
         let withdrawn = ring.withdraw(store, STORE | FLUSH);
         assert_eq!(ring.wait(store), if withdrawn { EINTR } else { 0 });
         let stored = ring.ask(LOAD, &[memory, 8]);
@@ -317,12 +323,7 @@ fn no_other_call_that_may_block_begins_while_a_signal_may_come() {
 #[test]
 fn a_signal_that_means_nobody_ends_no_read() {
     let (server, stream, mut ring) = with_a_ring();
-    let [reading, writing] = pipe(&stream);
-    let memory = stream.memory(4096);
-    let end = std::fs::OpenOptions::new()
-        .write(true)
-        .open(format!("/proc/{}/fd/{writing}", server.pid()))
-        .unwrap();
+    let (reading, end, memory) = to_be_read(&server, &stream);
     let mut delivered = 0;
     for _ in 0..20 {
         let read = ring.submit(libc::SYS_read as u64 | FLUSH, &[reading, memory, 1]);
@@ -345,8 +346,7 @@ fn a_signal_that_means_nobody_ends_no_read() {
 #[test]
 fn a_process_that_blocks_the_signal_goes_on_when_it_is_given_up() {
     let (server, stream, mut ring) = with_a_ring();
-    let [reading, writing] = pipe(&stream);
-    let memory = stream.memory(4096);
+    let (reading, end, memory) = to_be_read(&server, &stream);
     let mask = 1u64 << (INTERRUPT_SIGNAL - 1);
     assert_eq!(stream.copy_in(memory, &mask.to_le_bytes()), 8);
     let (block, unblock) = (libc::SIG_BLOCK as u64, libc::SIG_UNBLOCK as u64);
@@ -357,10 +357,6 @@ fn a_process_that_blocks_the_signal_goes_on_when_it_is_given_up() {
     blocks_in(&server, libc::SYS_read);
     assert!(ring.cancel(read));
     ring.signal(server.pid());
-    let end = std::fs::OpenOptions::new()
-        .write(true)
-        .open(format!("/proc/{}/fd/{writing}", server.pid()))
-        .unwrap();
     assert_eq!(nix::unistd::write(&end, b"x"), Ok(1));
     assert_eq!(ring.wait(read), 1);
     ring.server_sleeps(server.pid());
@@ -380,12 +376,7 @@ fn a_process_that_blocks_the_signal_goes_on_when_it_is_given_up() {
 #[test]
 fn no_signal_means_a_call_of_the_stream() {
     let (server, stream, mut ring) = with_a_ring();
-    let [reading, writing] = pipe(&stream);
-    let memory = stream.memory(4096);
-    let end = std::fs::OpenOptions::new()
-        .write(true)
-        .open(format!("/proc/{}/fd/{writing}", server.pid()))
-        .unwrap();
+    let (reading, end, memory) = to_be_read(&server, &stream);
     let first = ring.write(libc::SYS_pause as u64 | FLUSH, &[]);
     let second = ring.write(libc::SYS_pause as u64 | FLUSH, &[]);
     ring.wake();
@@ -578,15 +569,12 @@ fn no_signal_from_a_source_meets_the_next_call() {
     let short = [0u64, 1].map(u64::to_le_bytes).concat();
     assert_eq!(stream.copy_in(memory, &short), 16);
     stream.done(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, 1]);
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = Random::new(1);
     for time in 0..10_000 {
         let victim = ring.write(libc::SYS_nanosleep as u64 | FLUSH, &[memory, 0]);
         let next = ring.write(libc::SYS_nanosleep as u64 | FLUSH, &[memory, 0]);
         ring.wake();
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        for _ in 0..1u64 << (random >> 60) {
-            std::hint::spin_loop();
-        }
+        some_time(&mut random);
         let result = ring.interrupt(server.pid(), victim);
         assert!([0, EINTR].contains(&result), "{time}: {result}");
         assert_eq!(ring.wait(next), 0, "{time}");

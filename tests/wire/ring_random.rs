@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 
 use crate::client::{Attached, TOKEN, attach};
+use crate::random::Random;
 use crate::ring::{
     ASLEEP, CANCEL, DELIVERED, FLUSH, LINK, PATIENCE, RECORDS, RUNNING, Ring, SIGNALS, WAITING,
 };
@@ -74,21 +75,7 @@ pub fn filter(stream: &Stream, numbers: &[libc::c_long], these: bool, answer: u3
     stream.done(libc::SYS_seccomp, &[set, 0, memory + 2048]);
 }
 
-/// xorshift64*: the same numbers in each run.
-pub struct Random(pub u64);
-
 impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
     /// A word of a record without its mark: a system call that does nothing in a process that is
     /// confined, with any flags, or an operation that touches no memory.
     fn harmless_word(&mut self) -> u64 {
@@ -96,12 +83,12 @@ impl Random {
             0 => libc::SYS_getpid as u64,
             // Any that the filter refuses.
             1 | 2 => {
-                let number = self.below(460);
+                let number = self.number(460);
                 let needed = NEEDED.iter().any(|needed| *needed as u64 == number);
                 if needed { 1000 + number } else { number }
             }
             // An operation that the ring does not have.
-            _ => (1 << 32) + 12 + self.below(1 << 20),
+            _ => (1 << 32) + 12 + self.number(1 << 20),
         };
         let flags = self.next() & (0x7f << 34 | LINK | FLUSH);
         let unknown = if self.below(8) == 0 { 1 << (41 + self.below(7)) } else { 0 };
@@ -113,8 +100,8 @@ impl Random {
         for at in [WAITING, SIGNALS, PATIENCE] {
             ring.memory.u32(at).store(self.next() as u32, Ordering::Relaxed);
         }
-        let near = self.below(3000);
-        let cancel = [0, near, self.next()][self.below(3) as usize];
+        let near = self.number(3000);
+        let cancel = [0, near, self.next()][self.below(3)];
         ring.memory.u64(CANCEL).store(cancel, Ordering::Relaxed);
     }
 }
@@ -147,12 +134,12 @@ fn survives(mut process: Persistent, before: &Open, attached: Attached, ring: Ri
 #[test]
 fn calls_and_header_of_any_kind_do_not_harm_a_server() {
     let (process, before, attached, ring) = confined();
-    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut random = Random::new(0x1234_5678_9abc_def1);
     for lap in 0..60 {
         for index in lap * RECORDS..(lap + 1) * RECORDS {
             let record = ring.record(index);
             for at in 1..8 {
-                let value = [random.below(70), random.next()][random.below(2) as usize];
+                let value = [random.number(70), random.next()][random.below(2)];
                 ring.memory.u64(record + at * 8).store(value, Ordering::Relaxed);
             }
             let word = random.harmless_word() | (2 * lap + 1) << 48;
@@ -177,7 +164,7 @@ fn calls_and_header_of_any_kind_do_not_harm_a_server() {
 #[test]
 fn random_bytes_all_over_do_not_harm_a_server() {
     let (process, before, attached, ring) = confined();
-    let mut random = Random(0xfeed_0000_dead_beef);
+    let mut random = Random::new(0xfeed_0000_dead_beef);
     let end = Instant::now() + Duration::from_secs(1);
     let mut rounds = 0u64;
     while Instant::now() < end || rounds < 100 {

@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::libc;
 
 use crate::client::{Attached, Client, Ends, OTHER, TOKEN, attach, count, hello};
+use crate::random::Random;
 use crate::server::{Persistent, check};
 use crate::stream::request;
 
@@ -199,25 +200,15 @@ fn nothing_unwanted_takes_room_in_a_full_table() {
 }
 
 /// Random numbers that can be had again: the seed is printed, and FARCALL_SEED sets it.
-struct Random(u64);
+fn random() -> Random {
+    let seed = std::env::var("FARCALL_SEED").ok().map(|seed| seed.parse().unwrap());
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    let seed = seed.unwrap_or(now);
+    println!("FARCALL_SEED={seed}");
+    Random::new(seed)
+}
 
 impl Random {
-    fn new() -> Self {
-        let seed = std::env::var("FARCALL_SEED").ok().map(|seed| seed.parse().unwrap());
-        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
-        let seed = seed.unwrap_or(now) | 1;
-        println!("FARCALL_SEED={seed}");
-        Self(seed)
-    }
-
-    /// A number below `end`. (Marsaglia's xorshift64.)
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 16) as usize % end
-    }
-
     /// A handshake of either version with some bytes changed and its end cut off, or neither, and
     /// a number of descriptors: never one that attaches somebody by version 0, which would leave
     /// descriptors behind, never with TOKEN, and never one that takes the process over.
@@ -248,7 +239,7 @@ impl Random {
 
 #[test]
 fn ten_thousand_random_handshakes_change_nothing() {
-    let mut random = Random::new();
+    let mut random = random();
     let mut process = Persistent::new();
     let before = process.fds_when_detached();
     for _ in 0..8_000 {
