@@ -583,6 +583,31 @@ async fn another_child_of_the_same_pid_is_not_taken_for_the_one_that_had_the_nam
 }
 
 #[tokio::test]
+async fn a_handle_to_a_child_that_was_reaped_reaches_no_other_child_of_that_pid() {
+    let root = root().await;
+    // In a pid namespace of its own, in which nobody else takes pids.
+    let init = root.child().flags(CloneFlags::CLONE_NEWPID).spawn().await.unwrap();
+    let first = init.child().spawn().await.unwrap();
+    let pid = first.pid_in_parent();
+    let handle = init.adopt_child(pid).await.unwrap();
+    assert_eq!(handle.state().await.unwrap(), ChildState::Lives);
+    first.exit(0).await.unwrap();
+    init.wait_for_child(pid).await.unwrap();
+
+    let (path, flags) = ("/proc/sys/kernel/ns_last_pid", OFlag::O_WRONLY);
+    let last = init.openat(None, path, flags, Mode::empty()).await.unwrap();
+    init.write(&last, (pid - 1).to_string().into_bytes()).await.unwrap();
+    let second = init.child().spawn().await.unwrap();
+    assert_eq!(second.pid_in_parent(), pid);
+    let errno = |error: Error| error.errno();
+    assert_eq!(errno(handle.state().await.unwrap_err()), Some(Errno::ECHILD));
+    assert_eq!(errno(handle.kill(Signal::SIGKILL).await.unwrap_err()), Some(Errno::ESRCH));
+    assert_eq!(errno(handle.wait().await.unwrap_err()), Some(Errno::ECHILD));
+    assert_eq!(init.child_state(pid).await.unwrap(), ChildState::Lives);
+    second.getpid().await.unwrap();
+}
+
+#[tokio::test]
 async fn children_are_listed_also_where_a_descriptor_has_the_number_of_their_parent() {
     let root = root().await;
     let flags = CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS;

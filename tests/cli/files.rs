@@ -26,14 +26,15 @@ fn the_image_replaces_a_file_that_may_be_running() {
     let (file, socket) = (test.file("server"), test.path().join("one.sock"));
     let path = file.to_str().unwrap();
     succeed(&test, &["image", "-o", path]);
-    let mut server = Command::new(&file).arg(&socket).spawn().unwrap();
+    // Killed if this fails.
+    let server = Running::start(Command::new(&file).arg(&socket));
     let place = farcall::persist::Place::at(&socket);
     until("it listens", || place.is_listening());
     succeed(&test, &["image", "-o", path]);
     assert_eq!((fs::read(&file).unwrap(), mode(&file)), (IMAGE.to_vec(), 0o755));
     succeed(&test, &["call", "one", "getpid"]);
     succeed(&test, &["stop", "one"]);
-    assert!(server.wait().unwrap().success());
+    assert!(server.finish().status.success());
 
     // A link stays, and what it leads to is replaced.
     let (link, behind) = (test.file("link"), test.file("behind"));

@@ -75,7 +75,14 @@ fn a_command_that_ignores_ctrl_c_has_its_result() {
     let (fifo, fd) = empty_fifo(&test);
     let call = called(&test, SigHandler::SigIgn, &["call", "one", "read", fd.trim(), "@9", "9"]);
     until_in(pid, libc::SYS_read);
-    send(&call, Signal::SIGINT);
+    // A handler could be there and hear nothing yet when the bytes come.
+    let status = fs::read_to_string(format!("/proc/{}/status", call.pid())).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        assert_ne!(ignored & 1 << (signal as i32 - 1), 0, "{signal}");
+        send(&call, signal);
+    }
     File::options().write(true).open(&fifo).unwrap().write_all(b"something").unwrap();
     let ran = call.finish();
     assert_eq!(ran.stdout, "9\nargument 2: \"something\"\n", "{ran:?}");
@@ -100,6 +107,8 @@ fn a_call_that_can_not_be_interrupted_is_left_by_the_second_ctrl_c() {
     for expected in ["it can't be interrupted", "one is still in pause"] {
         kill(Pid::from_raw(call.id() as i32), Signal::SIGINT).unwrap();
         until(expected, || fs::read_to_string(&told).unwrap().contains(expected));
+        let both = fs::read_to_string(&told).unwrap();
+        assert_eq!(both.contains("still in pause"), expected.contains("still"), "{both}");
     }
     assert_eq!(call.wait().unwrap().code(), Some(1));
     let told = fs::read_to_string(&told).unwrap();
@@ -144,6 +153,30 @@ fn who_holds_a_process_is_waited_for() {
         assert_eq!(ran.status.code(), Some(0), "{arguments:?}: {ran:?}");
     }
     assert!(!alive(pid), "the last one was stop");
+}
+
+#[test]
+fn who_gives_up_sooner_is_said_by_the_timeout() {
+    let test = TestHome::new();
+    let pid = start(&test, "one");
+    let call = Running::start(&mut farcall(&test, &["call", "one", "pause"]));
+    until_in(pid, libc::SYS_pause);
+    drop(call);
+    // All of these give up while one that was begun before them still waits.
+    let patient = ["call", "--timeout", "600", "one", "getpid"];
+    let patient = Running::start(&mut farcall(&test, &patient));
+    for arguments in [
+        &["call", "one", "getpid", "--timeout", "0.1"][..],
+        &["call", "--timeout=0.1", "one", "getpid"],
+        &["names", "one", "--timeout", "0.1"],
+        &["stop", "one", "--timeout", "0.1"],
+        &["log", "one", "--timeout", "0.1"],
+    ] {
+        fail(&test, 1, arguments);
+    }
+    assert!(alive(patient.pid()), "it gives up before the others, or with them");
+    succeed(&test, &["stop", "--take-over", "one"]);
+    patient.finish();
 }
 
 #[test]
