@@ -69,8 +69,8 @@ fn all_commands_work_where_no_process_may_be_traced() {
     commands_work(profiles::docker(profiles::OF_OTHER_PROCESSES), &refused);
 }
 
-/// Podman chooses the profile, the capabilities, the mounts and the limits by itself here, and makes the
-/// container's user. Nothing of it is kept outside of the test's folder.
+/// Podman chooses the profile, the capabilities, the mounts and the limits by itself here; also with what
+/// is advised to harden a container. Nothing of it is kept outside of the test's folder.
 #[test]
 #[ignore = "cargo xtask test --places"]
 fn all_commands_work_in_a_container_that_podman_makes() {
@@ -86,7 +86,9 @@ events_logger = "none"
 lock_type = "file"
 runtime = "crun"
 "#;
-    for user in [User::Root, User::Ordinary] {
+    const HARDENED: &[&str] =
+        &["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges"];
+    for (user, options) in [(User::Root, &[][..]), (User::Ordinary, &[]), (User::Root, HARDENED)] {
         let bundle = Bundle::new(&[], user, None);
         let folder = bundle.root().with_file_name("podman");
         fs::create_dir(&folder).unwrap();
@@ -105,13 +107,14 @@ runtime = "crun"
             "FARCALL_DIR=/run/farcall",
         ]);
         podman.args(["--tmpfs=/tmp:mode=1777", "--tmpfs=/run:mode=1777", "--volume=/usr:/usr:ro"]);
+        podman.args(options);
         podman.arg(format!("--volume={}:/farcall/farcall:ro", env!("CARGO_BIN_EXE_farcall")));
         podman.arg(format!("--user={0}:{0}", user.id())).arg("--rootfs").arg(bundle.root());
         podman.args(["/bin/sh", "-c", COMMANDS, "commands", &user.id().to_string()]);
         podman.args(BY_PODMAN);
         let (stdout, stderr) = output(podman, b"");
         let stdout = String::from_utf8_lossy(&stdout);
-        assert!(stdout.ends_with("all done\n"), "{user:?}:\n{stdout}\n{stderr}");
+        assert!(stdout.ends_with("all done\n"), "{user:?}, {options:?}:\n{stdout}\n{stderr}");
     }
 }
 

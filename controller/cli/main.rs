@@ -20,6 +20,8 @@ mod torture;
 mod upgrade;
 
 use std::fs::File;
+use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -127,6 +129,11 @@ type Done = Result<ExitCode, Failure>;
 impl Failure {
     fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), code: 1 }
+    }
+
+    /// A temporary file or directory can't be made.
+    fn temporary(path: &Path, error: &io::Error) -> Self {
+        Self::new(format!("{}: {error}\n  TMPDIR names another place", path.display()))
     }
 
     /// The command line is wrong.

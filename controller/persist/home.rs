@@ -45,6 +45,10 @@ impl fmt::Display for Name {
     }
 }
 
+/// What helps where a directory does not do.
+const CHOOSE: &str = "choose a directory of your own, as with FARCALL_DIR (one that does not exist is \
+                      made, with mode 700)";
+
 /// The directory of the sockets: `$FARCALL_DIR`, or `$XDG_RUNTIME_DIR/farcall`, or for root
 /// `/run/farcall`.
 #[derive(Clone, Debug)]
@@ -125,9 +129,11 @@ impl Home {
     /// [`Error::Home`] if the name is in use, or the directory is somebody else's or open to
     /// others.
     pub fn reserve(&self, name: &Name) -> Result<Reserved> {
-        let directory = Directory::open_or_make(&self.path).map_err(|error| self.error(&error))?;
+        let directory =
+            Directory::open_or_make(&self.path).map_err(|error| self.can_not_make(&error))?;
         if directory.owner() != geteuid() {
-            return Err(self.refuse(format!("belongs to uid {}, not to you", directory.owner())));
+            let owner = directory.owner();
+            return Err(self.refuse(format!("belongs to uid {owner}, not to you: {CHOOSE}")));
         }
         if directory.mode() & 0o077 != 0 {
             return Err(self.refuse(self.open_to_others(&directory)));
@@ -148,10 +154,17 @@ impl Home {
         if own_make || self.path.file_name().is_some_and(|name| name == "farcall") {
             format!("has mode {mode:o}, which lets others in: chmod 700 it")
         } else {
-            format!(
-                "has mode {mode:o}, which lets others in: choose a directory of your own (one that \
-                 does not exist is made, with mode 700)"
-            )
+            format!("has mode {mode:o}, which lets others in: {CHOOSE}")
+        }
+    }
+
+    /// That a directory can't be made here, as in a container whose root is read-only.
+    fn can_not_make(&self, error: &io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                self.refuse(format!("{error}: {CHOOSE}"))
+            }
+            _ => self.error(error),
         }
     }
 

@@ -91,6 +91,27 @@ fn a_directory_made_under_any_umask_is_its_owners_to_use() {
 }
 
 #[test]
+fn where_no_files_can_be_made_the_variable_is_told_that_names_another_place() {
+    let test = TestHome::new();
+    let error = |uid: u32, variable: &str, place: &str, arguments: &[&str]| {
+        let mut command = farcall_as(uid, 0o022, &test, arguments);
+        let ran = Running::start(command.env(variable, place)).finish();
+        assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+        ran.stderr
+    };
+    // Not even root can make one in /sys.
+    for (uid, place) in [(0, "/sys/farcall"), (STRANGER, "/usr/farcall"), (STRANGER, "/usr")] {
+        let error = error(uid, "FARCALL_DIR", place, &["start", "web"]);
+        let advice = "choose a directory of your own, as with FARCALL_DIR";
+        assert!(error.contains(place) && error.contains(advice), "{error}");
+    }
+    for command in ["demo", "torture"] {
+        let error = error(STRANGER, "TMPDIR", "/usr", &[command]);
+        assert!(error.contains("/usr/") && error.contains("TMPDIR names another place"), "{error}");
+    }
+}
+
+#[test]
 fn nobody_is_told_to_close_a_directory_that_others_may_need() {
     let test = TestHome::new();
     let advice = |mode: u32, file: Option<&str>| {

@@ -138,7 +138,7 @@ impl NoOp {
         }
         elf.extend(CODE);
         let path = std::env::temp_dir().join(format!("farcall-no-op-{}", std::process::id()));
-        fs::write(&path, elf)?;
+        fs::write(&path, elf).map_err(|error| Failure::temporary(&path, &error))?;
         fs::set_permissions(&path, Permissions::from_mode(0o700))?;
         Ok(Self { path })
     }

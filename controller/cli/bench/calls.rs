@@ -111,7 +111,7 @@ async fn chain(
     process: &Process,
 ) -> Result<Figure, Failure> {
     let path = std::env::temp_dir().join(format!("farcall-bench-{}", std::process::id()));
-    fs::write(&path, vec![7; 4096])?;
+    fs::write(&path, vec![7; 4096]).map_err(|error| Failure::temporary(&path, &error))?;
     let [figure, baseline] = take_turns!(
         progress,
         name,

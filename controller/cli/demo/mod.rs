@@ -129,8 +129,7 @@ impl Demo {
     pub async fn run(self) -> Done {
         let name: Name = format!("demo-{}", std::process::id()).parse().map_err(Failure::new)?;
         let directory = env::temp_dir().join(format!("farcall-{name}"));
-        fs::create_dir(&directory)
-            .map_err(|error| Failure::new(format!("{}: {error}", directory.display())))?;
+        fs::create_dir(&directory).map_err(|error| Failure::temporary(&directory, &error))?;
         // Where the user has no place for sockets the demo brings its own.
         let home = Home::find().unwrap_or_else(|_| Home::at(directory.join("home")));
         let made_home = !home.path().exists();

@@ -92,7 +92,7 @@ impl Torture {
         DirBuilder::new()
             .mode(0o700)
             .create(&directory)
-            .map_err(|error| Failure::new(format!("{}: {error}", directory.display())))?;
+            .map_err(|error| Failure::temporary(&directory, &error))?;
         let clean_up = CleanUp(directory);
         let target = ProgressDrawTarget::stderr();
         let bar = ProgressBar::with_draw_target(Some(self.kills), target);
