@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::Interest;
-use tokio::time::{Instant, sleep_until};
 
 use super::overdue::Overdue;
 use super::socket::Socket;
@@ -24,14 +23,15 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
     let mut at_the_end = false;
     // Calls on threads that have waited for their own replies, when this was looked at last.
     let mut alone = 0;
-    let mut overdue = None;
+    let mut overdue = Overdue::new();
     loop {
-        let (here, look_at) = {
+        let here = {
             let state = shared.lock();
             if state.epoch != epoch {
                 break;
             }
-            (state.alone, Overdue::next(&mut overdue, &state))
+            overdue.expect(&shared, &state);
+            state.alone
         };
         let interest = match (here.is_none(), blocked) {
             (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
@@ -52,12 +52,8 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                 }
                 alone = state.alone.unwrap_or(0);
             }
-            () = async { sleep_until(look_at.unwrap_or_else(Instant::now)).await },
-                if look_at.is_some() =>
-            {
-                if let Some(overdue) = &mut overdue {
-                    overdue.look(&shared, epoch);
-                }
+            () = overdue.is_due() => {
+                overdue.look(&shared, epoch);
                 blocked = flush(&shared, epoch);
             }
             ready = stream.readable() => {

@@ -33,6 +33,7 @@ mod through_stream;
 use std::future::Future;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
@@ -46,7 +47,6 @@ use tokio::task::coop::{Coop, cooperative};
 use driver::drive;
 pub use interrupt::Interrupter;
 pub(crate) use interrupt::Interrupts;
-use overdue::Patience;
 pub(crate) use overdue::Watch;
 use passing::Passing;
 pub(crate) use passing::{DataSocket, Inbox, take};
@@ -222,6 +222,9 @@ struct Shared {
     state: Mutex<State>,
     /// There is more to write, or the connection is to end.
     work: Notify,
+    /// The link's task looks whether something is outstanding: it need not be told of it. Changed to false
+    /// under the state's lock alone.
+    is_watched: AtomicBool,
     /// Changes whenever the link, or what may be handed over on it, or the number of unanswered calls
     /// may have.
     changed: watch::Sender<()>,
@@ -235,8 +238,6 @@ pub struct Receipt<R> {
     /// Which lets other tasks have their turn even if it is always here already.
     result: Coop<AsyncReceiver<Result<R>>>,
     until: Until,
-    /// Whoever waits tells the link's task if that takes long.
-    patience: Option<Patience>,
 }
 
 /// What the batch needs of who waits for it.
@@ -246,21 +247,22 @@ enum Until {
     Looked(Waited),
     /// It waits for company.
     Written(Arc<Shared>),
-    /// Nothing, but the link's task has not been told of it.
+    /// Nothing, but the link's task may not have been told of it.
     Answered(Arc<Shared>),
 }
 
 impl Until {
-    /// Somebody waits. Returns what that one tells the link's task, if that has not been told of the batch.
-    fn wait(&mut self) -> Option<Patience> {
+    /// Somebody waits.
+    fn wait(&mut self) {
         match std::mem::replace(self, Self::Nothing) {
-            Self::Nothing => None,
-            Self::Looked(waited) => (!waited.look()).then(|| waited.patience()),
-            Self::Written(shared) => {
-                shared.write_gathered();
-                None
+            Self::Nothing => {}
+            Self::Looked(waited) => {
+                if !waited.look() {
+                    waited.expect();
+                }
             }
-            Self::Answered(shared) => Some(Patience::new(shared)),
+            Self::Written(shared) => shared.write_gathered(),
+            Self::Answered(shared) => shared.expect_reply(),
         }
     }
 
@@ -278,16 +280,8 @@ impl<R> Future for Receipt<R> {
     type Output = Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(patience) = self.until.wait() {
-            self.patience = Some(patience);
-        }
+        self.until.wait();
         let result = Pin::new(&mut self.result).poll(context);
-        if result.is_pending()
-            && let Some(patience) = &mut self.patience
-            && patience.poll(context).is_ready()
-        {
-            self.patience = None;
-        }
         // A sender that is dropped unused means that the runtime is being shut down.
         result.map(|result| result.unwrap_or(Err(Error::Lost(Outcome::PossiblyExecuted))))
     }
@@ -377,6 +371,7 @@ impl Connection {
                 when_down: None,
             }),
             work: Notify::new(),
+            is_watched: AtomicBool::new(false),
             changed: watch::Sender::new(()),
             room: Arc::default(),
         });
@@ -439,6 +434,8 @@ impl Connection {
         state.alone = None;
         state.gathered = Gathered::Nothing;
         state.link = Link::Up(stream.clone());
+        // By the new link's task not yet.
+        self.shared().is_watched.store(false, Ordering::Relaxed);
         tokio::spawn(drive(self.shared().clone(), stream, state.epoch));
         drop(state);
         self.shared().complete(answered);
@@ -911,7 +908,7 @@ fn receipt<R: Send + 'static>(
 /// Where the result of a batch goes, and what waits for it.
 fn channel<R>() -> (oneshot::Sender<Result<R>>, Receipt<R>) {
     let (sender, receiver) = oneshot::async_channel();
-    (sender, Receipt { result: cooperative(receiver), until: Until::Nothing, patience: None })
+    (sender, Receipt { result: cooperative(receiver), until: Until::Nothing })
 }
 
 impl Successor {

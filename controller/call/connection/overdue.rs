@@ -7,9 +7,10 @@
 //! - The ring's memory was mapped over in the process, or overwritten. The server does not see what is
 //!   handed over, or not that it is to ring.
 //!
-//! No timer wakes a pair that has nothing to do: whoever waits for a reply tells the link's task after a
-//! while that it is overdue, and whoever ends a link tells it at once; and that looks, less and less often,
-//! until it is there.
+//! No timer wakes a pair that has nothing to do, but for once after its last call. The first who waits for a
+//! reply tells the link's task, as does who ends a link, and that looks after a while, less and less often,
+//! until nothing is outstanding: one timer for all calls, which is set anew when it has run down and not
+//! with each call.
 //!
 //! A server that is not in a call hears its bell. So of one that has heard it twice, and has executed
 //! nothing in between though there is something to be executed, it is known that it does not see that.
@@ -17,12 +18,11 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
-use tokio::runtime::Handle as Runtime;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::ring::RingLink;
@@ -30,8 +30,7 @@ use super::state::{Link, Lost, State};
 use super::{Connection, Shared};
 use crate::call::{Error, Outcome, Replies};
 
-/// After how long a reply is overdue. A runtime of several threads may wake one of them as long after the
-/// last reply, too: it has been told when to wake, and is not told that it need not.
+/// After how long a reply is overdue.
 const FIRST: Duration = Duration::from_millis(50);
 /// How often it is looked then: half as often each time, and at least that often.
 const LAST: Duration = Duration::from_secs(30);
@@ -54,8 +53,10 @@ pub(crate) struct Watch {
 
 /// What the link's task knows of an outstanding reply.
 pub(super) struct Overdue {
-    /// When to look.
-    at: Instant,
+    /// When to look. It stays where it is while replies come: to move it costs as much as a part of a call.
+    timer: Pin<Box<Sleep>>,
+    /// Whether that is to be waited for.
+    is_set: bool,
     pause: Duration,
     /// How many calls had been answered when it was looked last.
     answered: u64,
@@ -66,35 +67,54 @@ pub(super) struct Overdue {
 }
 
 impl Overdue {
-    /// When it is to be looked whether something is wrong: some time after the last reply.
-    pub(super) fn next(this: &mut Option<Self>, state: &State) -> Option<Instant> {
-        if state.is_settled() {
-            *this = None;
-            return None;
+    pub(super) fn new() -> Self {
+        let timer = Box::pin(sleep(FIRST));
+        Self { timer, is_set: false, pause: FIRST, answered: 0, rung: 0, seen: None }
+    }
+
+    /// If something is outstanding it will be looked at.
+    pub(super) fn expect(&mut self, shared: &Shared, state: &State) {
+        if !self.is_set && !state.is_settled() {
+            self.begin(state);
         }
-        let answered = state.answered();
-        let same = this.as_ref().filter(|overdue| overdue.answered == answered).is_some();
-        if !same {
-            let at = Instant::now() + FIRST;
-            *this = Some(Self { at, pause: FIRST, answered, rung: 0, seen: None });
+        shared.is_watched.store(self.is_set, Ordering::Relaxed);
+    }
+
+    fn begin(&mut self, state: &State) {
+        (self.is_set, self.pause, self.answered) = (true, FIRST, state.answered());
+        (self.rung, self.seen) = (0, None);
+        self.timer.as_mut().reset(Instant::now() + FIRST);
+    }
+
+    /// Returns when it is to be looked.
+    pub(super) async fn is_due(&mut self) {
+        if !self.is_set {
+            return std::future::pending().await;
         }
-        this.as_ref().map(|overdue| overdue.at)
+        self.timer.as_mut().await;
     }
 
     /// Looks.
     pub(super) fn look(&mut self, shared: &Shared, epoch: u64) {
         // Its bell may have been rung in vain.
         shared.collect();
+        self.is_set = false;
         let state = shared.lock();
         if state.epoch != epoch || state.is_settled() {
             return;
         }
+        if self.answered != state.answered() {
+            self.begin(&state);
+            return;
+        }
+        self.is_set = true;
         self.pause = (2 * self.pause).min(LAST);
-        self.at = Instant::now() + self.pause;
+        let mut pause = self.pause;
         let ring = state.ring.as_ref().filter(|ring| !ring.is_idle());
         match ring.map(RingLink::ring_again) {
             Some(true) if self.rung >= HEARD => {
                 self.rung = 0;
+                self.timer.as_mut().reset(Instant::now() + pause);
                 let watch = state.watch.clone();
                 drop(state);
                 if let Some(watch) = watch {
@@ -104,10 +124,11 @@ impl Overdue {
             }
             Some(true) => {
                 self.rung += 1;
-                self.at = Instant::now() + SOON;
+                pause = SOON;
             }
             Some(false) | None => self.rung = 0,
         }
+        self.timer.as_mut().reset(Instant::now() + pause);
         let watch = state.watch.clone();
         drop(state);
         let Some(pid) = watch.and_then(|watch| (watch.leader_has_exited)()) else {
@@ -156,6 +177,17 @@ impl State {
 }
 
 impl Shared {
+    /// Somebody waits for a reply: the link's task looks, if it does not already.
+    pub(super) fn expect_reply(&self) {
+        // Whoever has submitted what is waited for had the lock, as the task has it when it looks whether
+        // there is something.
+        if !self.is_watched.load(Ordering::Relaxed)
+            && !self.is_watched.swap(true, Ordering::Relaxed)
+        {
+            self.work.notify_one();
+        }
+    }
+
     /// There is no server any more: what waits fails.
     fn leader_exited(&self, pid: i32) {
         let mut state = self.lock();
@@ -212,31 +244,5 @@ impl Connection {
         self.shared().work.notify_one();
         self.shared().fail(lost);
         drop(memory);
-    }
-}
-
-/// Tells the link's task when a reply is overdue that it has not been told of.
-pub(super) struct Patience {
-    shared: Arc<Shared>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Patience {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, timer: None }
-    }
-
-    /// Whether the task has been told.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let timer = match &mut self.timer {
-            Some(timer) => timer,
-            // A thread that waits, or another executor: there is nothing here to wait with.
-            None if Runtime::try_current().is_err() => {
-                self.shared.work.notify_one();
-                return Poll::Ready(());
-            }
-            None => self.timer.insert(Box::pin(sleep(FIRST))),
-        };
-        timer.as_mut().poll(context).map(|()| self.shared.work.notify_one())
     }
 }

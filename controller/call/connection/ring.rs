@@ -22,7 +22,6 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 
 use super::interrupt::{Interrupter, Interruption, Interrupts};
-use super::overdue::Patience;
 use super::state::{Link, State, replied};
 use super::{Batch, Connection, Of, Receipt, Shared, Until, WhenBusy, value};
 use crate::abi::ring::SHARP;
@@ -236,9 +235,9 @@ impl Waited {
         there
     }
 
-    /// What tells the link's task when it takes long.
-    pub(super) fn patience(self) -> Patience {
-        Patience::new(self.shared)
+    /// The link's task looks whether it takes long.
+    pub(super) fn expect(&self) {
+        self.shared.expect_reply();
     }
 
     /// Nobody waits for it any more.
