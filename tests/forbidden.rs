@@ -17,7 +17,7 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
-use crate::common::{TestHome, cut, deny, fds, root, until};
+use crate::common::{TestHome, cut, deny, deny_here, fds, root, until};
 
 const PAGE: usize = 4096;
 
@@ -232,6 +232,30 @@ async fn much_data_takes_the_stream_where_vmsplice_is_forbidden() {
         process.write_memory(memory.address(), bytes.clone()).await.unwrap();
         assert!(process.read_memory(memory.address(), SIZE).await.unwrap() == bytes);
     }
+}
+
+#[test]
+fn so_it_does_where_vmsplice_is_forbidden_to_the_controller() {
+    const SIZE: usize = 1 << 20;
+    let transfer = async {
+        let root = root().await;
+        let process = root.child().spawn().await.unwrap();
+        process.enter_ring(Polling::Adaptive).await.unwrap();
+        deny_here(Sysno::vmsplice, Errno::EPERM);
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let memory = process.mmap(SIZE, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+        let bytes: Vec<u8> = (0..SIZE).map(|i| (i % 251) as u8).collect();
+        for _ in 0..2 {
+            process.write_memory(memory.address(), bytes.clone()).await.unwrap();
+            assert!(process.read_memory(memory.address(), SIZE).await.unwrap() == bytes);
+        }
+    };
+    // The filter stays with the thread.
+    let thread = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(transfer);
+    });
+    thread.join().unwrap();
 }
 
 #[tokio::test]

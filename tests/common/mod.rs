@@ -265,6 +265,40 @@ pub fn blocked_in(pid: i32) -> Option<usize> {
 /// Lets a call fail in a process, and in all that it makes from here on, as it does on another kernel or
 /// in a container: always, or if its second argument is that.
 pub async fn deny(process: &Process, call: Sysno, second: Option<u64>, errno: Errno) {
+    let program = denial(call, second, errno);
+    let len = program.len() as u64;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let memory = process.mmap(4096, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
+    let at = memory.address();
+    let mut bytes = len.to_le_bytes().to_vec();
+    bytes.extend((at + 16).to_le_bytes());
+    for libc::sock_filter { code, jt, jf, k } in program {
+        bytes.extend(code.to_le_bytes());
+        bytes.extend([jt, jf]);
+        bytes.extend(k.to_le_bytes());
+    }
+    process.write_memory(at, bytes).await.unwrap();
+    let option = libc::PR_SET_NO_NEW_PRIVS as u64;
+    process.syscall(Sysno::prctl, [option, 1, 0, 0, 0, 0]).await.unwrap();
+    let mode = u64::from(libc::SECCOMP_SET_MODE_FILTER);
+    process.syscall(Sysno::seccomp, [mode, 0, at, 0, 0, 0]).await.unwrap();
+}
+
+/// The same for this thread and those that it starts, for good.
+pub fn deny_here(call: Sysno, errno: Errno) {
+    let mut program = denial(call, None, errno);
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the kernel reads the program, which has as many instructions as it says.
+    let set = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::syscall(libc::SYS_seccomp, mode, 0, &raw const program) == 0
+    };
+    assert!(set, "{}", std::io::Error::last_os_error());
+}
+
+/// A filter that lets a call fail.
+fn denial(call: Sysno, second: Option<u64>, errno: Errno) -> Vec<libc::sock_filter> {
     let action = libc::SECCOMP_RET_ERRNO | errno as u32;
     let load = |at| (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at);
     let unless = |value, skip| (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, skip, value);
@@ -276,22 +310,8 @@ pub async fn deny(process: &Process, call: Sysno, second: Option<u64>, errno: Er
         program.push(unless(call as u32, 1));
     }
     program.extend([answer(action), answer(libc::SECCOMP_RET_ALLOW)]);
-    let len = program.len() as u64;
-    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    let memory = process.mmap(4096, protection, MapFlags::MAP_PRIVATE, None).await.unwrap();
-    let at = memory.address();
-    let mut bytes = len.to_le_bytes().to_vec();
-    bytes.extend((at + 16).to_le_bytes());
-    for (code, yes, no, value) in program {
-        bytes.extend((code as u16).to_le_bytes());
-        bytes.extend([yes, no]);
-        bytes.extend(value.to_le_bytes());
-    }
-    process.write_memory(at, bytes).await.unwrap();
-    let option = libc::PR_SET_NO_NEW_PRIVS as u64;
-    process.syscall(Sysno::prctl, [option, 1, 0, 0, 0, 0]).await.unwrap();
-    let mode = u64::from(libc::SECCOMP_SET_MODE_FILTER);
-    process.syscall(Sysno::seccomp, [mode, 0, at, 0, 0, 0]).await.unwrap();
+    let instruction = |(code, jt, jf, k)| libc::sock_filter { code: code as u16, jt, jf, k };
+    program.into_iter().map(instruction).collect()
 }
 
 /// The version of the kernel, without what comes behind its first two numbers.
