@@ -8,6 +8,7 @@ use farcall::host::local::Stdio;
 use farcall::sys::Sysno;
 use farcall::{Error, Local, Process, blocking};
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::common;
 
@@ -167,4 +168,28 @@ async fn a_thread_that_executes_tasks_is_not_blocked_and_one_that_may_block_is()
     let receipt = begin();
     let pid = tokio::task::spawn_blocking(|| receipt.wait()).await.unwrap().unwrap();
     assert_eq!(pid, root.pid().unwrap() as u64);
+}
+
+#[test]
+fn without_free_descriptors_waiting_is_an_error_until_there_are_some() {
+    if !common::alone("without_free_descriptors_waiting_is_an_error_until_there_are_some") {
+        return;
+    }
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let mut refused = 0;
+    for most in 3.. {
+        setrlimit(Resource::RLIMIT_NOFILE, most, hard).unwrap();
+        match blocking::wait(async move { Ok(most) }) {
+            Ok(told) => {
+                assert_eq!(told, most);
+                break;
+            }
+            Err(Error::Io { source, .. }) => {
+                assert_eq!(source.raw_os_error(), Some(Errno::EMFILE as i32), "{most}: {source}");
+            }
+            Err(error) => panic!("{most}: {error}"),
+        }
+        refused += 1;
+    }
+    assert!(refused > 0);
 }
