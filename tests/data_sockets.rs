@@ -3,15 +3,12 @@
 use crate::common;
 
 use std::os::fd::AsFd;
-use std::time::Duration;
 
-use common::{blocked_in, fds, roots, until_async};
+use common::{LIMIT, blocked_in, fds, roots, until_async};
 use farcall::call::Call;
 use farcall::sys::Sysno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-const LIMIT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
 async fn a_child_has_none_until_it_is_needed_and_one_from_then_on() {

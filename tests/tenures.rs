@@ -529,7 +529,7 @@ async fn who_has_only_asked_or_was_refused_has_not_held_it() {
         let (p, f) = (process.process().clone(), process.inherited_fd(&file).unwrap());
         let write = begin(async move { p.write(&f, "1").await }).await;
         for _ in 0..3 {
-            flight(&place, Duration::from_secs(20)).await.unwrap();
+            flight(&place, common::LIMIT).await.unwrap();
         }
         // One who goes away in the middle of a handshake.
         drop(std::os::unix::net::UnixStream::connect(place.socket()).unwrap());

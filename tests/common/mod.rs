@@ -27,8 +27,9 @@ mod setup;
 pub use random::Random;
 pub use setup::{limit_descriptors, persistent, root, root_without_rings, roots, spawn_persistent};
 
-/// How long a test waits for an event before it fails loudly. No claim is about time.
-pub const LIMIT: Duration = Duration::from_secs(20);
+/// How long a test waits for an event before it fails loudly: longer than anything takes on a machine that
+/// is emulated on a busy one. No claim is about time.
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Waits for something to become true.
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::files::{copy, make, output, write};
+use super::files::{copy, entries, make, output, write};
 use crate::tools;
 
 /// What a guest has besides busybox: tests run these.
@@ -32,12 +32,16 @@ pub fn build(folder: &Path, target: &Path) -> Result<PathBuf, String> {
     // Where tests look for the program that was built with them.
     let debug = target.join("debug/farcall");
     contents.put(&debug, &debug.display().to_string())?;
+    // Tests read what these show.
+    copy_all(&super::root().join("docs"), &guest)?;
+    let readme = super::root().join("README.md");
+    copy(&readme, &below(&guest, &readme))?;
     contents.put_program("busybox", "bin")?;
     for program in PROGRAMS {
         contents.put_program(program, "usr/bin")?;
     }
     for library in contents.libraries {
-        copy(Path::new(&library), &guest.join(library.trim_start_matches('/')))?;
+        copy(Path::new(&library), &below(&guest, Path::new(&library)))?;
     }
     for name in ["dev", "etc", "mnt", "sbin"] {
         make(&guest.join(name))?;
@@ -65,7 +69,7 @@ struct Contents {
 
 impl Contents {
     fn put(&mut self, from: &Path, to: &str) -> Result<(), String> {
-        let to = self.guest.join(to.trim_start_matches('/'));
+        let to = below(&self.guest, Path::new(to));
         copy(from, &to)?;
         // What can't be stripped is as it is.
         let _ = Command::new("strip").arg(&to).stderr(Stdio::null()).status();
@@ -82,6 +86,19 @@ impl Contents {
         let from = tools::locate(name).ok_or_else(|| format!("{name} is not in PATH"))?;
         self.put(&from, &format!("{folder}/{name}"))
     }
+}
+
+/// The same place in the guest.
+fn below(guest: &Path, path: &Path) -> PathBuf {
+    guest.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// Copies the files of a folder to the same place in the guest.
+fn copy_all(folder: &Path, guest: &Path) -> Result<(), String> {
+    entries(folder)?
+        .iter()
+        .filter(|path| path.is_file())
+        .try_for_each(|path| copy(path, &below(guest, path)))
 }
 
 /// Where cargo says that a test program is.
