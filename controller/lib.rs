@@ -75,6 +75,7 @@ pub mod image;
 pub mod memory;
 pub mod persist;
 pub mod process;
+mod proto;
 mod runtime;
 pub mod sys;
 pub mod transport;

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::Path;
 
 use common::{fds, root, until_async};
-use farcall::call::Call;
+use farcall::call::{Call, Polling};
 use farcall::chain::Arg;
 use farcall::sys::Sysno;
 use farcall::{Error, Process};
@@ -38,6 +38,69 @@ async fn a_file_is_opened_read_and_closed_in_one_round_trip() {
         assert!(done.fd(fd).is_err(), "it is closed");
         assert_eq!(fds(pid), before);
     }
+}
+
+/// What /proc tells of a process's transfers: how often it has called read(2) and the like, say.
+fn transfers(pid: i32, name: &str) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_start_matches(':').trim().parse().unwrap()
+}
+
+#[tokio::test]
+async fn bytes_of_a_chain_come_through_the_ring_wherever_in_it_they_are_read() {
+    const SIZE: usize = 20_000;
+    let root = root().await;
+    root.enter_ring(Polling::default()).await.unwrap();
+    let pid = root.pid().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    let content: Vec<u8> = (0..2 * SIZE).map(|i| i as u8).collect();
+    std::fs::write(&path, &content).unwrap();
+    let before = transfers(pid, "wchar");
+    let mut chain = root.chain();
+    let fd = chain.openat(None, &path, OFlag::O_RDONLY, Mode::empty());
+    let first = chain.read(fd, SIZE);
+    let second = chain.read(fd, 2 * SIZE);
+    chain.close(fd);
+    let mut done = chain.run().await.unwrap();
+    assert_eq!(done.round_trips(), 1);
+    assert_eq!(done.bytes(first).unwrap(), content[..SIZE]);
+    assert_eq!(done.bytes(second).unwrap(), content[SIZE..]);
+    // It writes no more than a bell.
+    assert!(transfers(pid, "wchar") - before < SIZE as u64);
+}
+
+#[tokio::test]
+async fn bytes_that_a_later_call_overwrites_are_those_of_their_place_in_the_chain() {
+    let root = root().await;
+    root.enter_ring(Polling::default()).await.unwrap();
+    let (reader, writer) = root.pipe2(OFlag::empty()).await.unwrap();
+    root.write(&writer, "first, second").await.unwrap();
+    let mut chain = root.chain();
+    let place = chain.output(8);
+    let fd = Arg::from(reader.number());
+    let zero = Arg::from(0);
+    let mut read = |len: u64| {
+        let read = chain.syscall(Sysno::read, [fd, place, len.into(), zero, zero, zero]);
+        chain.copy_out(place, read)
+    };
+    let (first, second) = (read(7), read(8));
+    let mut done = chain.run().await.unwrap();
+    assert_eq!(done.bytes(first).unwrap(), b"first, ");
+    assert_eq!(done.bytes(second).unwrap(), b"second");
+}
+
+#[tokio::test]
+async fn a_read_is_one_round_trip_over_a_stream_too() {
+    let root = root().await;
+    let fd = root.openat(None, "/dev/zero", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+    let before = transfers(root.pid().unwrap(), "syscr");
+    for len in [0, 1, 5000] {
+        assert_eq!(root.read(&fd, len).await.unwrap(), vec![0; len]);
+    }
+    // The calls themselves, and a request for each.
+    assert!(transfers(root.pid().unwrap(), "syscr") - before <= 6);
 }
 
 #[tokio::test]

@@ -72,27 +72,9 @@ impl Call {
         Self::operation(Operation::CopyOut, [address, len as u64, 0, 0, 0, 0])
     }
 
-    /// What it is called: in its man page, or as an operation of the protocol.
-    pub(crate) fn name(&self) -> &'static str {
-        let number = (self.request.word & Word::NUMBER) as u32;
-        if self.request.word & Word::OP == 0 {
-            Sysno::new(number as usize).map_or("syscall", |number| number.name())
-        } else {
-            Operation::from_number(number).map_or("operation", Operation::name)
-        }
-    }
-
     /// The same, executed only if the call before succeeded. For servers of version 1.
     pub(crate) fn linked(mut self) -> Self {
         self.request.word |= Word::LINK;
-        self
-    }
-
-    /// The same, with the result of the call `back` calls before as argument `index`. For servers
-    /// of version 1.
-    pub(crate) fn referring(mut self, index: u32, back: usize) -> Self {
-        self.request.word |= Word::reference(index);
-        self.request.args[index as usize] = back as u64;
         self
     }
 

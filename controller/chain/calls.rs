@@ -14,6 +14,7 @@ use super::{AnyFd, Arg, Chain, Later};
 use crate::abi::wire::Operation;
 use crate::call::Error;
 use crate::handle::Fd;
+use crate::proto::batch::Makes;
 use crate::sys::address::ADDRESS_SIZE;
 use crate::sys::{Guardian, SocketAddress};
 
@@ -46,12 +47,12 @@ impl Chain<'_> {
         kept: bool,
     ) -> Later<u64> {
         let later = self.call(number, some);
-        self.steps[later.step].linked |= kept;
+        self.batch.step_mut(later.step).linked |= kept;
         later
     }
 
     fn opens(&mut self, step: usize) -> Later<Fd> {
-        self.steps[step].opens = true;
+        self.batch.step_mut(step).makes = Makes::Fd;
         self.later(step)
     }
 
@@ -135,7 +136,7 @@ impl Chain<'_> {
     /// close(2) of a descriptor that the chain has opened: no handle to it is left.
     pub fn close(&mut self, fd: Later<Fd>) -> Later<u64> {
         let closed = self.call(Sysno::close, [fd.into()]);
-        self.steps[closed.step].closes = Some(fd.step);
+        self.batch.step_mut(closed.step).closes = Some(fd.step);
         closed
     }
 

@@ -12,11 +12,12 @@ use std::mem::offset_of;
 
 use syscalls::Sysno;
 
-use super::{Arg, Chain, Kind, Later};
+use super::{Arg, Chain, Later};
 use crate::abi::registry::{ENTRY_SIZE, Entry};
 use crate::abi::wire::Operation;
 use crate::call::Error;
 use crate::handle::{Fd, Tag, kind};
+use crate::proto::batch::{self, Makes};
 use crate::sys::registry::{STAT_DEV, STAT_MODE, STAT_SIZE, check_name, entry};
 
 impl Chain<'_> {
@@ -51,7 +52,7 @@ impl Chain<'_> {
         let entry = |(name, tag): &(String, Tag)| entry(name, kind::FD, [0; 3], *tag).to_bytes();
         let entries: Vec<u8> = names.iter().flat_map(entry).collect();
         let source = self.input(entries);
-        let slot = self.place(Kind::Slot(self.slots));
+        let slot = self.own(batch::Arg::Slot(self.slots));
         self.push_keep(slot, source, count * ENTRY_SIZE, from, count, 0.into());
         names
     }
@@ -64,7 +65,7 @@ impl Chain<'_> {
         let linked = std::mem::replace(&mut self.linked, true);
         let count = fds.len() as u64;
         for ((i, fd), (name, tag)) in (0..).zip(fds).zip(&names) {
-            self.steps[fd.step].named = Some(*tag);
+            self.batch.step_mut(fd.step).makes = Makes::NamedFd(*tag);
             let stat = self.output(STAT_SIZE);
             let fd = Arg::from(*fd);
             let zero = Arg::from(0);
@@ -75,8 +76,8 @@ impl Chain<'_> {
             self.copy(details.offset(16), stat.offset(STAT_MODE), 4);
             let [before, slot] = [0, count].map(|offset| self.slots + offset + i);
             // Counted from 1.
-            let clear = self.place(Kind::Slot(before + 1));
-            self.push_keep(self.place(Kind::Slot(slot)), bytes, ENTRY_SIZE, 0.into(), 1, clear);
+            let clear = self.own(batch::Arg::Slot(before + 1));
+            self.push_keep(self.own(batch::Arg::Slot(slot)), bytes, ENTRY_SIZE, 0.into(), 1, clear);
             self.syscall(Sysno::dup2, [fd, fd, zero, zero, zero, zero]);
         }
         self.slots += 2 * count;
@@ -96,6 +97,6 @@ impl Chain<'_> {
     ) {
         let args = [slot, source, (len as u64).into(), from, (count as u64).into(), clear];
         let step = self.operation("KEEP", Operation::Keep, args);
-        self.steps[step].keeps = true;
+        self.batch.step_mut(step).keeps = true;
     }
 }

@@ -18,7 +18,8 @@ use nix::errno::Errno;
 
 use crate::abi::wire::{Operation, Word};
 use crate::call::{Error, Reply, Result};
-use crate::handle::{Fd, Tag};
+use crate::handle::Fd;
+use crate::proto::batch::{self, Batch, Step};
 use crate::sys::{SocketAddress, Task};
 
 /// Calls to be sent together to one process.
@@ -26,11 +27,7 @@ use crate::sys::{SocketAddress, Task};
 pub struct Chain<'t> {
     task: &'t Task,
     id: ChainId,
-    steps: Vec<Step>,
-    /// What lies in the process's memory before the first call, from the chain's buffer on.
-    input: Vec<u8>,
-    /// How many bytes behind that are for what calls leave.
-    output: usize,
+    batch: Batch,
     linked: bool,
     one_by_one: bool,
     /// Names for what the next call opens.
@@ -40,24 +37,6 @@ pub struct Chain<'t> {
     slots: u64,
     /// What was wrong with an argument: told by `run`.
     error: Option<Error>,
-}
-
-/// One call of a chain.
-#[derive(Debug)]
-struct Step {
-    name: &'static str,
-    /// The number of the system call or operation, with [`Word::OP`] for the latter.
-    word: u64,
-    args: [Arg; 6],
-    linked: bool,
-    /// Its result is a new descriptor.
-    opens: bool,
-    /// The descriptor has a name, in an entry with that tag.
-    named: Option<Tag>,
-    /// It closes the descriptor that is the result of that step.
-    closes: Option<usize>,
-    /// It is about the step behind it, and goes with that.
-    keeps: bool,
 }
 
 /// Which chain something belongs to: no two chains of a program have the same.
@@ -75,24 +54,14 @@ impl ChainId {
 /// memory. Only values are arguments of calls in other chains as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arg {
-    kind: Kind,
+    arg: batch::Arg,
     /// The chain that the result or place belongs to.
     chain: Option<ChainId>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Value(u64),
-    Result(usize),
-    Input(usize),
-    Output(usize),
-    /// An entry of the registry, of those that the chain needs; and so much more.
-    Slot(u64),
-}
-
 impl From<u64> for Arg {
     fn from(value: u64) -> Self {
-        Self { kind: Kind::Value(value), chain: None }
+        Self { arg: batch::Arg::Value(value), chain: None }
     }
 }
 
@@ -105,7 +74,7 @@ impl From<i32> for Arg {
 
 impl<T> From<Later<T>> for Arg {
     fn from(later: Later<T>) -> Self {
-        Self { kind: Kind::Result(later.step), chain: Some(later.chain) }
+        Self { arg: batch::Arg::Result(later.step), chain: Some(later.chain) }
     }
 }
 
@@ -113,12 +82,7 @@ impl Arg {
     /// The place `bytes` further on in the chain's memory. A value or result is returned as it is.
     #[must_use]
     pub fn offset(self, bytes: usize) -> Self {
-        let kind = match self.kind {
-            Kind::Input(at) => Kind::Input(at.saturating_add(bytes)),
-            Kind::Output(at) => Kind::Output(at.saturating_add(bytes)),
-            other => other,
-        };
-        Self { kind, ..self }
+        Self { arg: self.arg.offset(bytes), ..self }
     }
 }
 
@@ -281,9 +245,7 @@ impl Task {
         Chain {
             task: self,
             id: ChainId::new(),
-            steps: Vec::new(),
-            input: Vec::new(),
-            output: 0,
+            batch: Batch::default(),
             linked: true,
             one_by_one: false,
             keeping: Vec::new(),
@@ -317,23 +279,19 @@ impl Chain<'_> {
 
     /// Bytes that lie in the process's memory, at a multiple of 8, before the chain's first call.
     pub fn input(&mut self, bytes: impl AsRef<[u8]>) -> Arg {
-        let at = self.input.len().next_multiple_of(8);
-        self.input.resize(at, 0);
-        self.input.extend_from_slice(bytes.as_ref());
-        self.place(Kind::Input(at))
+        let place = self.batch.input(bytes.as_ref());
+        self.own(place)
     }
 
-    /// A place in this chain's memory, or an entry of the registry that it needs.
-    fn place(&self, kind: Kind) -> Arg {
-        Arg { kind, chain: Some(self.id) }
+    /// An argument that only this chain understands.
+    fn own(&self, arg: batch::Arg) -> Arg {
+        Arg { arg, chain: Some(self.id) }
     }
 
     /// `len` bytes of the process's memory, at a multiple of 8, for what calls leave.
     pub fn output(&mut self, len: usize) -> Arg {
-        let at = self.output.next_multiple_of(8);
-        // What is too much is refused when memory is asked for.
-        self.output = at.saturating_add(len);
-        self.place(Kind::Output(at))
+        let place = self.batch.output(len);
+        self.own(place)
     }
 
     /// Adds a system call.
@@ -357,10 +315,10 @@ impl Chain<'_> {
         if args.iter().any(|arg| arg.chain.is_some_and(|chain| chain != self.id)) {
             self.refuse(foreign());
         }
-        let linked = self.linked;
-        let (opens, named, keeps, closes) = (false, None, false, None);
-        self.steps.push(Step { name, word, args, linked, opens, named, keeps, closes });
-        self.later(self.steps.len() - 1)
+        let mut step = Step::new(name, word, args.map(|arg| arg.arg));
+        step.linked = self.linked;
+        let step = self.batch.push(step);
+        self.later(step)
     }
 
     fn later<T>(&self, step: usize) -> Later<T> {

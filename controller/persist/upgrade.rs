@@ -15,6 +15,7 @@ use crate::call::{self, Call, Error, Reply, Result, to_the_end};
 use crate::fault;
 use crate::image::{IMAGE, Loaded, table_of};
 use crate::process::Process;
+use crate::proto::batch::{Arg, Batch, Part, PartSteps, Places};
 
 impl Process {
     /// The process goes on as the image that this build of farcall carries: see
@@ -88,10 +89,15 @@ impl Process {
             Sharing::Shared | Sharing::Unknown => None,
         };
         let new = |base| Loaded::of_table(base, table);
-        let calls = calls(place, image, &old);
+        let (batch, steps) = batch(place, &image, &old);
+        let buffer = self.buffer(batch.size()).await?;
+        let Part { calls, steps: part } = batch.whole(Places { memory: buffer.address(), slot: 0 });
         self.lose_sight_of_image();
         fault::point("upgrade.prepared");
-        let done = self.connection.submit_on_this_link(epoch, calls, Done::from_replies);
+        let done = self.connection.submit_on_this_link(epoch, calls, move |replies| {
+            let _buffer = buffer;
+            Done::from_replies(&part.in_order(replies)?, &part, steps, image.len())
+        });
         fault::point("upgrade.sent");
         let done = done.await?;
         fault::point("upgrade.done");
@@ -150,31 +156,36 @@ impl Process {
     }
 }
 
-/// The places of calls in the batch.
-const MAPPED: usize = 0;
-const FILLED: usize = 1;
-const ENTERED: usize = 2;
-const UNMAPPED: usize = 3;
+/// The indices of the batch's steps.
+#[derive(Clone, Copy)]
+struct Steps {
+    mapped: usize,
+    filled: usize,
+    entered: usize,
+    told: usize,
+}
 
-/// The batch: after the third call it is the new image that executes and answers. With `place` nobody
-/// else executes the old one, and it is taken away.
-fn calls(place: Option<u64>, image: Vec<u8>, old: &Loaded) -> Vec<Call> {
+/// The batch: behind UPGRADE it is the new image that executes and answers. With `place` nobody else
+/// executes the old one, and it is taken away.
+fn batch(place: Option<u64>, image: &[u8], old: &Loaded) -> (Batch, Steps) {
+    let mut batch = Batch::default();
+    let bytes = batch.input(image);
+    let len = Arg::from(image.len() as u64);
     let fixed = if place.is_some() { libc::MAP_FIXED } else { 0 };
-    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed) as u64;
-    let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    let mmap = [place.unwrap_or(0), image.len() as u64, protection, flags, u64::MAX, 0];
-    let mut calls = vec![
-        Call::syscall(Sysno::mmap, mmap),
-        Call::copy_in(0, image).referring(0, FILLED - MAPPED).linked(),
-        Call::operation(Operation::Upgrade, [0; 6]).referring(0, ENTERED - MAPPED).linked(),
-    ];
+    let flags = Arg::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed);
+    let protection = Arg::from(libc::PROT_READ | libc::PROT_WRITE);
+    let mmap = [place.unwrap_or(0).into(), len, protection, flags, (-1).into()];
+    let mapped = batch.syscall(Sysno::mmap, mmap);
+    let filled = batch.operation(Operation::Copy, [Arg::Result(mapped), bytes, len]);
+    let entered = batch.operation(Operation::Upgrade, [Arg::Result(mapped)]);
     if place.is_some() {
-        let munmap = munmap(0, old.entries().size);
         // What UPGRADE says is where the old image was.
-        calls.push(munmap.referring(0, UNMAPPED - ENTERED).linked());
+        let size = Arg::from(u64::from(old.entries().size));
+        batch.syscall(Sysno::munmap, [Arg::Result(entered), size]);
     }
-    calls.push(Call::operation(Operation::Image, [0; 6]));
-    calls
+    let told = batch.operation(Operation::Image, []);
+    batch.unlink(told);
+    (batch, Steps { mapped, filled, entered, told })
 }
 
 fn munmap(base: u64, size: u32) -> Call {
@@ -190,20 +201,24 @@ enum Done {
 }
 
 impl Done {
-    fn from_replies(replies: Vec<Reply>) -> Result<Self> {
-        let value = |place: usize, name| {
-            let reply = replies.get(place).ok_or(Error::Protocol("too few replies"))?;
-            reply.value().map_err(Error::call(name))
-        };
-        let base = match value(MAPPED, "mmap") {
+    fn from_replies(
+        replies: &[Reply],
+        part: &PartSteps,
+        steps: Steps,
+        image_size: usize,
+    ) -> Result<Self> {
+        let value = |step| part.value(replies, step);
+        let base = match value(steps.mapped) {
             Ok(base) => base,
             Err(error) => return Ok(Self::Refused { error, mapped: None }),
         };
         let refused = |error| Ok(Self::Refused { error, mapped: Some(base) });
-        if let Err(error) = value(FILLED, "COPY_IN") {
-            return refused(error);
+        match value(steps.filled) {
+            Ok(filled) if filled == image_size as u64 => {}
+            Ok(_) => return refused(Error::Fault { address: base, len: image_size }),
+            Err(error) => return refused(error),
         }
-        match value(ENTERED, "UPGRADE") {
+        match value(steps.entered) {
             Ok(_) => {}
             Err(Error::Call { errno: Errno::EACCES | Errno::EPERM, .. }) => {
                 return refused(cannot(
@@ -216,7 +231,7 @@ impl Done {
             }
             Err(error) => return refused(error),
         }
-        if value(replies.len() - 1, "IMAGE")? != base {
+        if value(steps.told)? != base {
             return Err(Error::Protocol("another image serves than the one that was entered"));
         }
         Ok(Self::Serves { at: base })

@@ -10,9 +10,10 @@ use nix::sched::CloneFlags;
 use syscalls::Sysno;
 
 use super::{Child, ChildBuilder};
-use crate::abi::wire::Word;
-use crate::call::{Call, Connection, Error, Outcome, Receipt, Reply, Result, to_the_end};
-use crate::sys::{Buffer, c_string, finish};
+use crate::abi::wire::MAX_REF;
+use crate::call::{Connection, Error, Outcome, Receipt, Result, to_the_end};
+use crate::proto::batch::{Arg, Batch, Part, Places};
+use crate::sys::{Buffer, c_string};
 
 impl ChildBuilder {
     /// Makes the child and runs the program at `path` in it: [`spawn`](ChildBuilder::spawn) and
@@ -111,16 +112,28 @@ impl Program {
         Ok(Self { path, argv: strings(argv)?, envp: strings(envp)? })
     }
 
-    fn lay_out(&self, base: u64) -> Layout {
-        lay_out(base, &self.path, &self.argv, &self.envp)
-    }
-
     /// How large a buffer it takes.
     pub(super) fn size(&self) -> usize {
-        let strings = [&self.argv, &self.envp].map(|list| list.iter().map(Vec::len).sum::<usize>());
-        let text = self.path.len() + strings.iter().sum::<usize>();
-        let pointers = self.argv.len() + self.envp.len() + 2;
-        text.next_multiple_of(8) + (pointers + 1) * size_of::<u64>()
+        self.batch(None).0.size()
+    }
+
+    /// The batch that runs it, and the index of the step that fails if another process is the parent.
+    fn batch(&self, parent: Option<u32>) -> (Batch, Option<usize>) {
+        let mut batch = Batch::default();
+        // At the beginning, whether or not it is needed: the size does not depend on that.
+        let expected = batch.input(&u64::from(parent.unwrap_or(0)).to_le_bytes());
+        let path = batch.input(&self.path);
+        let [argv, envp] = [&self.argv, &self.envp].map(|list| pointers(&mut batch, list));
+        let compared = parent.map(|_| {
+            let parent = batch.syscall(Sysno::getppid, []);
+            equals(&mut batch, expected, parent)
+        });
+        let executed = batch.syscall(Sysno::execve, [path, argv, envp]);
+        if compared.is_none() {
+            // Servers of version 0 know no links.
+            batch.unlink(executed);
+        }
+        (batch, compared)
     }
 
     /// Has a server run it, with a buffer in that one's memory. One that has only just tied its life to
@@ -131,31 +144,20 @@ impl Program {
         buffer: Arc<Buffer>,
         parent: Option<u32>,
     ) -> Receipt<u64> {
-        let base = buffer.address();
-        let Layout { mut bytes, argv, envp } = self.lay_out(base);
-        let expected = base + bytes.len() as u64;
-        bytes.extend(u64::from(parent.unwrap_or(0)).to_le_bytes());
-        debug_assert_eq!(bytes.len(), self.size());
-        let mut calls = Vec::with_capacity(4);
+        let (batch, compared) = self.batch(parent);
+        let memory = buffer.address();
+        let run = batch.run(Places { memory, slot: 0 }, MAX_REF as usize);
         // Memory that this process has too can be written to right here.
-        if !buffer.shared().is_some_and(|memory| memory.write(base, &bytes)) {
-            calls.push(Call::copy_in(base, bytes));
-        }
-        if parent.is_some() {
-            calls.push(Call::syscall(Sysno::getppid, [0; 6]));
-            calls.push(equals(expected));
-        }
-        calls.push(Call::syscall(Sysno::execve, [base, argv, envp, 0, 0, 0]));
-        if parent.is_some() {
-            // Only with what was copied, and only if it is.
-            calls.iter_mut().skip(1).for_each(|call| call.request.word |= Word::LINK);
-        }
+        let write =
+            |bytes: &[u8]| buffer.shared().is_some_and(|shared| shared.write(memory, bytes));
+        let Part { calls, steps } = run.whole_with_input(write);
         connection.submit(calls, move |replies| {
             let _buffer = buffer;
-            if let [.., Reply { result: OTHER, .. }, _] = replies[..] {
+            let replies = steps.in_order(replies)?;
+            if compared.is_some_and(|step| replies.get(step).is_some_and(|it| it.result == OTHER)) {
                 return Err(Error::ParentDied);
             }
-            finish("execve", &replies)
+            steps.failed(&replies, 0..replies.len()).map_or(Ok(0), Err)
         })
     }
 }
@@ -163,42 +165,29 @@ impl Program {
 /// What [`equals`] returns if it is another number.
 const OTHER: i64 = -(libc::EAGAIN as i64);
 
-/// A call that fails if the result of the call before is not the number of 4 bytes at `address`: futex(2),
-/// which wakes nobody and moves nobody, but compares.
-fn equals(address: u64) -> Call {
-    let operation = (libc::FUTEX_CMP_REQUEUE | libc::FUTEX_PRIVATE_FLAG) as u64;
-    let futex = Call::syscall(Sysno::futex, [address, operation, 0, 0, address, 1]);
-    Call { quick: true, ..futex.referring(5, 1) }
+/// Adds a call that fails if a step's result is not the number of 4 bytes at `place`: futex(2), which wakes
+/// nobody and moves nobody, but compares.
+fn equals(batch: &mut Batch, place: Arg, step: usize) -> usize {
+    let operation = Arg::from(libc::FUTEX_CMP_REQUEUE | libc::FUTEX_PRIVATE_FLAG);
+    let zero = Arg::from(0);
+    let args = [place, operation, zero, zero, place, Arg::Result(step)];
+    let compared = batch.syscall(Sysno::futex, args);
+    batch.step_mut(compared).quick = true;
+    compared
+}
+
+/// Adds an array of pointers to strings, and a null pointer behind them.
+fn pointers(batch: &mut Batch, strings: &[Vec<u8>]) -> Arg {
+    let text = batch.input(&strings.concat());
+    let array = batch.input(&vec![0; (strings.len() + 1) * size_of::<u64>()]);
+    let mut at = 0;
+    for (index, string) in strings.iter().enumerate() {
+        batch.point(array.offset(index * size_of::<u64>()), text.offset(at));
+        at += string.len();
+    }
+    array
 }
 
 fn strings<S: AsRef<OsStr>>(items: impl IntoIterator<Item = S>) -> Result<Vec<Vec<u8>>> {
     items.into_iter().map(|item| c_string("execve", item.as_ref().as_bytes())).collect()
-}
-
-/// The path, the strings and the two arrays of pointers, as they lie in the child's memory.
-struct Layout {
-    bytes: Vec<u8>,
-    argv: u64,
-    envp: u64,
-}
-
-fn lay_out(base: u64, path: &[u8], argv: &[Vec<u8>], envp: &[Vec<u8>]) -> Layout {
-    let mut bytes = path.to_vec();
-    let mut place = |strings: &[Vec<u8>]| -> Vec<u64> {
-        let mut addresses = Vec::with_capacity(strings.len() + 1);
-        for string in strings {
-            addresses.push(base + bytes.len() as u64);
-            bytes.extend_from_slice(string);
-        }
-        addresses.push(0);
-        addresses
-    };
-    let arrays = [place(argv), place(envp)];
-    bytes.resize(bytes.len().next_multiple_of(8), 0);
-    let [argv, envp] = arrays.map(|addresses| {
-        let at = base + bytes.len() as u64;
-        bytes.extend(addresses.into_iter().flat_map(u64::to_le_bytes));
-        at
-    });
-    Layout { bytes, argv, envp }
 }

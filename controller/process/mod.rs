@@ -38,13 +38,12 @@ pub(crate) use overdue::{is_leaderless, threads};
 pub(crate) use start::madvise;
 
 use crate::abi::handshake::Token;
-use crate::call::{
-    Call, Connection, DataSocket, Error, Outcome, Polling, Result, Socket, to_the_end,
-};
+use crate::call::{Connection, DataSocket, Error, Outcome, Polling, Result, Socket, to_the_end};
 use crate::descriptor::{off_standard_streams, socketpair};
 use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
 use crate::memory::Arena;
+use crate::proto::batch::{Arg, Batch};
 use crate::runtime;
 use crate::sys::{Ends, Guardian, ServerFds, Task};
 use tenure::Tenures;
@@ -285,17 +284,19 @@ impl Process {
     async fn unshare_there(&self, flags: CloneFlags) -> Result<()> {
         if flags == CloneFlags::CLONE_FILES {
             // No descriptor has that number: none is closed.
-            let nothing = u64::from(u32::MAX);
-            let args = [nothing, nothing, libc::CLOSE_RANGE_UNSHARE.into(), 0, 0, 0];
-            let call = Call::syscall(Sysno::close_range, args);
-            match self.change("close_range", call, vec![], ()).await {
+            let nothing = Arg::from(u64::from(u32::MAX));
+            let mut batch = Batch::default();
+            let unshare = u64::from(libc::CLOSE_RANGE_UNSHARE).into();
+            batch.syscall(Sysno::close_range, [nothing, nothing, unshare]);
+            match self.change(batch).await {
                 Err(Error::Call { errno, .. }) if is_forbidden(errno) => {}
                 done => return done,
             }
         }
         // The bits of the flags, as they are.
-        let args = [flags.bits() as u32 as u64, 0, 0, 0, 0, 0];
-        self.change("unshare", Call::syscall(Sysno::unshare, args), vec![], ()).await
+        let mut batch = Batch::default();
+        batch.syscall(Sysno::unshare, [u64::from(flags.bits() as u32).into()]);
+        self.change(batch).await
     }
 
     /// Gets a copy of a table that it shares.

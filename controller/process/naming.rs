@@ -13,62 +13,64 @@ use std::mem::offset_of;
 use syscalls::Sysno;
 
 use super::Process;
-use super::start::Steps;
 use crate::abi::registry::{ENTRY_SIZE, Entry};
 use crate::abi::wire::Operation;
-use crate::call::{Call, Result};
+use crate::call::Result;
 use crate::handle::{Slots, Tag, kind};
-use crate::sys::Buffer;
+use crate::proto::batch::{Arg, Batch};
 use crate::sys::registry::{STAT_DEV, STAT_MODE, STAT_SIZE, check_name, entry};
 
-/// Two entries of the registry that are set aside for a child, and memory for what is written there. Both
-/// are kept until the replies are here.
+/// Two entries of the registry that are set aside for a child, until the replies are here.
 pub(super) struct Naming {
     name: String,
     slots: Slots,
-    /// An entry, a struct stat, and the pid.
-    buffer: Buffer,
 }
 
-const STAT: u64 = ENTRY_SIZE as u64;
-const PID: u64 = STAT + STAT_SIZE as u64;
-const SIZE: usize = PID as usize + size_of::<u64>();
-
 impl Naming {
+    /// How much of a batch's memory it takes, at most: an entry, a struct stat, and the pid.
+    pub(super) const SIZE: usize = ENTRY_SIZE + STAT_SIZE.next_multiple_of(8) + size_of::<u64>();
+
     pub(super) async fn new(parent: &Process, name: &str) -> Result<Self> {
         check_name(name)?;
         let slots = parent.slots(2, &[name.to_owned()]).await?;
-        let buffer = parent.buffer(SIZE).await?;
-        Ok(Self { name: name.into(), slots, buffer })
+        Ok(Self { name: name.into(), slots })
     }
 
-    /// Adds what goes directly before the call that makes the child, which is to be linked to it.
-    pub(super) fn prepare(&self, steps: &mut Steps) {
-        let from = self.buffer.address();
+    /// The first of the entries.
+    pub(super) fn slot(&self) -> u64 {
+        self.slots.first
+    }
+
+    /// Adds what goes directly before the call that makes the child, which is to be linked to it. Returns
+    /// where the entry lies.
+    pub(super) fn prepare(&self, batch: &mut Batch) -> Arg {
         let entry = entry(&self.name, kind::CHILD, [0; 3], Tag::new()).to_bytes();
-        let args = [self.slots.first, from, entry.len() as u64, 0, 1, 0];
-        steps.linked(Call::copy_in(from, entry.to_vec()));
-        steps.linked(Call::operation(Operation::Keep, args));
+        let at = batch.input(&entry);
+        let result = Arg::from(0);
+        keep(batch, [Arg::Slot(0), at, result, 0.into()]);
+        at
     }
 
-    /// Adds what enters which child it is, whose pid and pidfd are the results at these places. Where
-    /// that fails it has its name all the same.
-    pub(super) fn enter(&self, steps: &mut Steps, pid: usize, pidfd: usize) {
-        let from = self.buffer.address();
-        let (stat, at) = (from + STAT, from + PID);
-        let details = from + offset_of!(Entry, details) as u64;
-        let copy = |to: u64, offset: usize, len: u64| {
-            Call::operation(Operation::Copy, [to, stat + offset as u64, len, 0, 0, 0])
-        };
+    /// Adds what enters which child it is, whose pid and pidfd are the results of these steps. Where that
+    /// fails it has its name all the same.
+    pub(super) fn enter(batch: &mut Batch, entry: Arg, pid: usize, pidfd: usize) {
+        let (stat, at) = (batch.output(STAT_SIZE), batch.output(size_of::<u64>()));
+        let details = entry.offset(offset_of!(Entry, details));
         // Also if the pidfd could not be sent to a controller that is gone.
-        steps.with(pidfd, Call::syscall(Sysno::fstat, [0, stat, 0, 0, 0, 0]));
-        steps.store(at, pid);
-        steps.linked(copy(details, STAT_DEV, 16));
-        steps.linked(copy(details + 16, STAT_MODE, 4));
-        let (slot, clear) = (self.slots.first + 1, self.slots.first + 1);
-        // Slots to be freed are counted from 1.
-        let args = [slot, from, ENTRY_SIZE as u64, at, 1, clear];
-        steps.linked(Call::operation(Operation::Keep, args));
-        steps.linked(Call::syscall(Sysno::getpid, [0; 6]));
+        let looked = batch.syscall(Sysno::fstat, [Arg::Result(pidfd), stat]);
+        batch.unlink(looked);
+        batch.operation(Operation::Store, [at, 8.into(), Arg::Result(pid)]);
+        batch.operation(Operation::Copy, [details, stat.offset(STAT_DEV), 16.into()]);
+        batch.operation(Operation::Copy, [details.offset(16), stat.offset(STAT_MODE), 4.into()]);
+        // The second entry. The first one, counted from 1, is freed.
+        keep(batch, [Arg::Slot(1), entry, at, Arg::Slot(1)]);
+        batch.syscall(Sysno::getpid, []);
     }
+}
+
+/// KEEP of one entry: where it is entered, what, where the value is, and which entry is freed.
+fn keep(batch: &mut Batch, [slot, entry, from, clear]: [Arg; 4]) {
+    let len = Arg::from(ENTRY_SIZE as u64);
+    let keep = batch.operation(Operation::Keep, [slot, entry, len, from, 1.into(), clear]);
+    batch.step_mut(keep).keeps = true;
 }

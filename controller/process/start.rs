@@ -11,6 +11,7 @@ use std::sync::Arc;
 use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
+use nix::sys::socket::MsgFlags;
 use syscalls::Sysno;
 
 use super::clone::Extent;
@@ -20,6 +21,7 @@ use crate::abi::entry::{SAME, TrampolineFrame};
 use crate::abi::wire::Operation;
 use crate::call::{Call, DataSocket, Error, Inbox, Reply, Result};
 use crate::handle::{Fd, FdTable, Stack};
+use crate::proto::batch::{Arg, Batch, Part, PartSteps, Places};
 use crate::sys::{Buffer, Message, unreceived};
 use crate::transport::Shared;
 
@@ -61,8 +63,8 @@ pub(super) async fn start(
     }
 }
 
-/// Memory of the parent's for the calls that start a child: a message that sends the child's pidfd, one
-/// that takes its descriptor, what the child pops from its stack, and where it says that it has begun.
+/// Memory of the parent's for the batch that starts a child. A child says in its first word that it has
+/// begun.
 pub(super) struct Desk {
     buffer: Arc<Buffer>,
     begun: Option<Begun>,
@@ -82,13 +84,14 @@ impl Begun {
 }
 
 impl Desk {
-    const SIZE: usize = 2 * SLOT + TrampolineFrame::STACK_BYTES + size_of::<u64>();
+    const SIZE: usize =
+        size_of::<u64>() + 2 * Message::SIZE + TrampolineFrame::STACK_BYTES + Naming::SIZE;
 
     /// A child that shares its parent's memory can say there that it has begun, where that is shared
     /// with this process. It does not have to be asked then, in most cases.
     pub(super) async fn new(parent: &Process, flags: CloneFlags) -> Result<Self> {
         let buffer = parent.buffer(Self::SIZE).await?;
-        let [.., address] = Self::places(buffer.address());
+        let address = buffer.address();
         let says = flags.contains(CloneFlags::CLONE_VM) && parent.image().begins_ahead();
         let memory = buffer.shared().filter(|_| says).cloned();
         let begun = memory.map(|memory| Begun { address, memory });
@@ -103,22 +106,26 @@ impl Desk {
     pub(super) fn leave(&self) {
         std::mem::forget(self.buffer.clone());
     }
-
-    fn places(start: u64) -> [u64; 4] {
-        let frame = start + 2 * SLOT as u64;
-        [start, start + SLOT as u64, frame, frame + TrampolineFrame::STACK_BYTES as u64]
-    }
 }
 
-/// Bytes of a message.
-const SLOT: usize = Message::size(1).next_multiple_of(16);
+/// On x86-64 the arguments of clone(2) are flags, stack, parent_tid (which takes the pidfd, if there is a
+/// place for it), child_tid and tls. These are the flags.
+fn clone_flags(flags: CloneFlags, has_pidfd: bool) -> u64 {
+    let with_pidfd = if has_pidfd { libc::CLONE_PIDFD } else { 0 };
+    (flags.bits() | with_pidfd) as u32 as u64 | Signal::SIGCHLD as u64
+}
 
-/// On x86-64: flags, stack, parent_tid (which takes the pidfd, if there is a place for it), child_tid,
-/// tls.
-fn clone(flags: CloneFlags, sp: u64, pidfd: Option<u64>) -> Call {
-    let with_pidfd = if pidfd.is_some() { libc::CLONE_PIDFD } else { 0 };
-    let flags = (flags.bits() | with_pidfd) as u32 as u64 | Signal::SIGCHLD as u64;
-    Call::syscall(Sysno::clone, [flags, sp, pidfd.unwrap_or(0), 0, 0, 0])
+/// Adds clone(2), which leaves the child's pidfd at `pidfd`.
+fn clone(batch: &mut Batch, flags: CloneFlags, sp: u64, pidfd: Option<Arg>) -> usize {
+    let flags = Arg::from(clone_flags(flags, pidfd.is_some()));
+    batch.syscall(Sysno::clone, [flags, sp.into(), pidfd.unwrap_or(0.into())])
+}
+
+/// The advice of [`madvise`], whatever else has failed.
+fn advise(batch: &mut Batch, memory: &Range<u64>, advice: i32) {
+    let len = Arg::from(memory.end - memory.start);
+    let advised = batch.syscall(Sysno::madvise, [memory.start.into(), len, advice.into()]);
+    batch.unlink(advised);
 }
 
 /// Whether a child gets a copy of that memory.
@@ -127,73 +134,25 @@ pub(crate) fn madvise(memory: &Range<u64>, advice: i32) -> Call {
     Call::syscall(Sysno::madvise, [memory.start, len, advice as u64, 0, 0, 0])
 }
 
-/// A batch for a server of version 1, in which calls are named by their places.
-pub(super) struct Steps(Vec<Call>);
-
-/// The names of calls, from the first of these places on.
-struct Names {
-    first: usize,
-    names: Vec<&'static str>,
+/// Takes the child's end of its stream from a message, into the frame at `sp`.
+fn receive(batch: &mut Batch, socket: &DataSocket, message: Arg, sp: u64) -> Input {
+    let received = socket.recvmsg(batch, message);
+    batch.step_mut(received).quick = true;
+    let fd = message.offset(Message::FDS);
+    let number = batch.operation(Operation::Load, [fd, 4.into()]);
+    // In a full table none has come, and -1 is left in its place.
+    batch.syscall(Sysno::fcntl, [Arg::Result(number), libc::F_GETFD.into()]);
+    // The first argument of the function, behind the trampoline's address.
+    batch.operation(Operation::Store, [(sp + 8).into(), 8.into(), Arg::Result(number)]);
+    Input::Received { number }
 }
 
-impl Steps {
-    /// Adds a call that is executed only if the one before succeeded.
-    pub(super) fn linked(&mut self, call: Call) -> usize {
-        self.0.push(call.linked());
-        self.0.len() - 1
-    }
-
-    /// Adds a call, whatever else has failed.
-    fn add(&mut self, call: Call) -> usize {
-        self.0.push(call);
-        self.0.len() - 1
-    }
-
-    /// The names of the calls from one to another.
-    fn names(&self, first: usize, last: usize) -> Names {
-        Names { first, names: self.0[first..=last].iter().map(Call::name).collect() }
-    }
-
-    /// How far back a call lies from the one that is added next.
-    fn back(&self, to: usize) -> usize {
-        self.0.len() - to
-    }
-
-    /// LOAD of the 4 bytes at `address`.
-    fn load(&mut self, address: u64) -> usize {
-        self.linked(Call::operation(Operation::Load, [address, 4, 0, 0, 0, 0]))
-    }
-
-    /// STORE of an earlier result to the 8 bytes at `address`.
-    pub(super) fn store(&mut self, address: u64, result: usize) -> usize {
-        let back = self.back(result);
-        let store = Call::operation(Operation::Store, [address, 8, 0, 0, 0, 0]);
-        self.linked(store.referring(2, back))
-    }
-
-    /// Takes the child's end of its stream from a message that is there, into the frame at `sp`.
-    fn receive(&mut self, socket: &DataSocket, incoming: u64, sp: u64) -> Input {
-        self.linked(Call { quick: true, ..socket.recvmsg(incoming) });
-        let number = self.load(incoming + Message::FDS as u64);
-        // In a full table none has come, and -1 is left in its place.
-        let getfd = Call::syscall(Sysno::fcntl, [0, libc::F_GETFD as u64, 0, 0, 0, 0]);
-        self.linked(getfd.referring(0, self.back(number)));
-        // The first argument of the function, behind the trampoline's address.
-        self.store(sp + 8, number);
-        Input::Received { number }
-    }
-
-    /// Adds a call with an earlier result as its first argument, whatever else has failed.
-    pub(super) fn with(&mut self, result: usize, call: Call) {
-        self.add(call.referring(0, self.back(result)));
-    }
-
-    /// close(2) of an earlier result: a pidfd, or a socket of which this process has the other end,
-    /// neither of which waits for anything.
-    fn close(&self, fd: usize) -> Call {
-        let close = Call { quick: true, ..Call::syscall(Sysno::close, [0; 6]) };
-        close.referring(0, self.back(fd))
-    }
+/// close(2) of a step's result: a pidfd, or a socket of which this process has the other end, neither of
+/// which waits for anything.
+fn close(batch: &mut Batch, fd: usize) -> usize {
+    let closed = batch.syscall(Sysno::close, [Arg::Result(fd)]);
+    batch.step_mut(closed).quick = true;
+    closed
 }
 
 /// What the child pops lies at the top of its stack. It comes there from a buffer of the parent's, in
@@ -216,16 +175,7 @@ async fn at_once(
     // Above its stack is what it reads ahead into.
     let begins = desk.begun.as_ref().map(|begun| (top, begun.address));
     let frame = parent.image().stack_that_serves(known.unwrap_or(0), SAME, begins);
-    let buffer = desk.buffer.clone();
     let sp = top - frame.len() as u64;
-    let [outgoing, incoming, template, begun] = Desk::places(buffer.address());
-    let mut bytes = Message::sending(outgoing, &[0], &[-1]);
-    bytes.resize(SLOT, 0);
-    bytes.extend(Message::receiving(incoming, 1));
-    bytes.resize(2 * SLOT, 0);
-    bytes.extend(&frame);
-    debug_assert_eq!(bytes.len() as u64, begun - outgoing);
-    bytes.extend(0u64.to_le_bytes());
     let shares_files = flags.contains(CloneFlags::CLONE_FILES);
     let table = parent.table();
     // A name says which child it is by what its pidfd is, there.
@@ -237,53 +187,70 @@ async fn at_once(
         let initial_stack = parent.inner().initial_stack.get();
         let copied = initial_stack
             .filter(|_| extent == Extent::All && !flags.contains(CloneFlags::CLONE_VM));
-        let mut steps = Steps(Vec::with_capacity(12));
-        if let Some(stack) = copied {
-            // Where that can't be had the child does without.
-            steps.add(madvise(stack, libc::MADV_DOFORK));
-        }
-        let first = steps.add(Call::copy_in(buffer.address(), bytes));
-        let copy = [sp, template, frame.len() as u64, 0, 0, 0];
-        steps.linked(Call::operation(Operation::Copy, copy));
+        let mut batch = Batch::default();
+        let begun = batch.input(&[0; 8]);
+        let template = batch.input(&frame);
+        let copy = [Arg::from(sp), template, (frame.len() as u64).into()];
+        let framed = match copied {
+            None => batch.operation(Operation::Copy, copy),
+            Some(stack) => {
+                // Where that advice can't be had the child does without. What must have succeeded is the
+                // step before it, which is an argument that COPY does not have.
+                let first = batch.operation(Operation::Load, [begun, 8.into()]);
+                advise(&mut batch, stack, libc::MADV_DOFORK);
+                let [to, from, len] = copy;
+                let framed = batch.operation(Operation::Copy, [to, from, len, Arg::Result(first)]);
+                batch.unlink(framed);
+                framed
+            }
+        };
         let (input, sent) = match there {
             There::Already(number) => (Input::Known(*number), None),
-            There::Passed(there) => (steps.receive(socket, incoming, sp), Some(there.as_fd())),
+            There::Passed(there) => {
+                let message = Message::receiving(&mut batch, 1);
+                (receive(&mut batch, socket, message, sp), Some(there.as_fd()))
+            }
         };
         // Directly before clone, which it is about.
-        if let Some(naming) = &naming {
-            naming.prepare(&mut steps);
-        }
+        let entry = naming.as_ref().map(|naming| naming.prepare(&mut batch));
         let (cloned, passed) = if number_here.is_some() {
-            (steps.linked(clone(flags, sp, None)), None)
+            (clone(&mut batch, flags, sp, None), None)
         } else {
             // The kernel puts the pidfd right into the message.
-            let slot = outgoing + Message::FDS as u64;
-            let cloned = steps.linked(clone(flags, sp, Some(slot)));
-            let pidfd = steps.load(slot);
-            if let Some(naming) = &naming {
-                naming.enter(&mut steps, cloned, pidfd);
+            let message = Message::sending(&mut batch, &[-1]);
+            let slot = message.offset(Message::FDS);
+            let cloned = clone(&mut batch, flags, sp, Some(slot));
+            let pidfd = batch.operation(Operation::Load, [slot, 4.into()]);
+            if let Some(entry) = entry {
+                Naming::enter(&mut batch, entry, cloned, pidfd);
             }
             // Whatever has become of that. Without a child there is nothing to send, which is an error.
-            let sent = steps.add(socket.try_sendmsg(outgoing));
+            let sent = socket.sendmsg(&mut batch, message, MsgFlags::MSG_DONTWAIT);
+            batch.unlink(sent);
             // Here is where it is needed. There it would be one more in the table of every child to
             // come.
-            steps.linked(steps.close(pidfd));
+            close(&mut batch, pidfd);
             (cloned, Some(Passed { pidfd, sent }))
         };
         if let Some(stack) = copied {
-            steps.add(madvise(stack, libc::MADV_DONTFORK));
+            advise(&mut batch, stack, libc::MADV_DONTFORK);
         }
         if let Input::Received { number } = input
             && !shares_files
         {
             // Whatever else has failed.
-            steps.add(steps.close(number));
+            let closed = close(&mut batch, number);
+            batch.unlink(closed);
         }
-        let needed = steps.names(first, cloned);
-        let places = Places { input, needed, cloned, passed };
-        parent.connection.submit_passing(steps.0, socket, sent.as_slice(), move |replies, inbox| {
+        debug_assert!(batch.size() <= Desk::SIZE);
+        let buffer = desk.buffer.clone();
+        let slot = naming.as_ref().map_or(0, Naming::slot);
+        let Part { calls, steps } = batch.whole(Places { memory: buffer.address(), slot });
+        let places = Indices { input, needed: framed..cloned + 1, cloned, passed };
+        parent.connection.submit_passing(calls, socket, sent.as_slice(), move |replies, inbox| {
             let _used = (buffer, naming);
-            places.started(&replies, &table, inbox, shares_files)
+            let replies = steps.in_order(replies)?;
+            places.started(&replies, &steps, &table, inbox, shares_files)
         })
     };
     let (pid, input, pidfd) = receipt.await?;
@@ -306,22 +273,22 @@ async fn at_once(
 #[derive(Clone, Copy)]
 enum Input {
     Known(i32),
-    /// The place of the call that has loaded the number of the descriptor that came.
+    /// The index of the step that has loaded the number of the descriptor that came.
     Received {
         number: usize,
     },
 }
 
-/// The places of calls in the batch.
-struct Places {
+/// The indices of steps of the batch.
+struct Indices {
     input: Input,
     /// What is linked up to the clone, which is the last of it.
-    needed: Names,
+    needed: Range<usize>,
     cloned: usize,
     passed: Option<Passed>,
 }
 
-/// The places of the calls that have loaded the number of the pidfd and sent that.
+/// The indices of the steps that have loaded the number of the pidfd and sent that.
 struct Passed {
     pidfd: usize,
     sent: usize,
@@ -336,37 +303,27 @@ enum Pidfd {
     ByPid,
 }
 
-impl Names {
-    /// The first of the calls that has failed. Those behind it are linked to it, and were not executed.
-    fn failed(&self, replies: &[Reply]) -> Option<Error> {
-        let mut called = self.names.iter().zip(replies.get(self.first..)?);
-        called.find_map(|(name, reply)| reply.value().err().map(Error::call(name)))
-    }
-}
-
-impl Places {
+impl Indices {
     /// The pid and the number of the stream of what has been started, and its pidfd.
     fn started(
         &self,
         replies: &[Reply],
+        steps: &PartSteps,
         table: &Arc<FdTable>,
         inbox: &Inbox,
         shares_files: bool,
     ) -> Result<(i32, i32, Pidfd)> {
-        let value = |place: usize, name| {
-            let reply = replies.get(place).ok_or(Error::Protocol("too few replies"))?;
-            reply.value().map_err(Error::call(name))
-        };
-        let failed = self.needed.failed(replies);
+        let value = |step: usize| steps.value(replies, step);
+        let failed = steps.failed(replies, self.needed.clone());
         let input = match self.input {
             Input::Known(number) => Some(number),
             // What has not come has no number.
             Input::Received { number } => {
-                value(number, "LOAD").ok().map(|number| number as i32).filter(|number| *number >= 0)
+                value(number).ok().map(|number| number as i32).filter(|number| *number >= 0)
             }
         };
         let (pid, input) = match (failed, input) {
-            (None, Some(input)) => (value(self.cloned, "clone")? as i32, input),
+            (None, Some(input)) => (value(self.cloned)? as i32, input),
             (None, None) => return Err(Error::Protocol("a child, and no stream for it")),
             (Some(error), input) => {
                 if shares_files && matches!(self.input, Input::Received { .. }) {
@@ -376,7 +333,7 @@ impl Places {
             }
         };
         let pidfd = self.passed.as_ref().map_or(Pidfd::ByPid, |passed| {
-            match (value(passed.sent, "sendmsg"), value(passed.pidfd, "LOAD")) {
+            match (value(passed.sent), value(passed.pidfd)) {
                 (Err(_), Ok(number)) => Pidfd::There(table.made(number as i32)),
                 // The message is there now, and messages arrive in the order of the replies.
                 (sent, _) => Pidfd::Here(sent.and_then(|_| inbox.take())),
@@ -401,11 +358,9 @@ async fn step_by_step(
     let at = buffer.address();
     let stack = parent.image().stack_that_serves(input, input, None);
     let sp = top - stack.len() as u64;
-    let calls = vec![
-        Call::copy_in(sp, stack.to_vec()),
-        clone(flags, sp, Some(at)),
-        Call::copy_out(at, size_of::<i32>()),
-    ];
+    let clone = Call::syscall(Sysno::clone, [clone_flags(flags, true), sp, at, 0, 0, 0]);
+    let calls =
+        vec![Call::copy_in(sp, stack.to_vec()), clone, Call::copy_out(at, size_of::<i32>())];
     let made = table.clone();
     let cloned = parent
         .connection

@@ -25,6 +25,7 @@ use crate::call::{Call, Error, Reply, Result};
 use crate::descriptor::off_standard_streams;
 use crate::handle::Fd;
 use crate::process::is_forbidden;
+use crate::proto::batch::{Batch, Part, Places};
 
 /// From how many bytes on a pipe is worth its two calls a piece.
 const MUCH: usize = 256 * 1024;
@@ -154,11 +155,11 @@ impl Task {
             let piece = pipe.piece.min(len - bytes.len());
             let from = address + bytes.len() as u64;
             let flags = u64::from(SpliceFFlags::SPLICE_F_NONBLOCK.bits());
-            let (there, at) = (pipe.there.number() as u64, iovec.address());
-            let calls = vec![
-                Call::copy_in(at, [from, piece as u64].map(u64::to_le_bytes).concat()),
-                Call::syscall(Sysno::vmsplice, [there, at, 1, flags, 0, 0]).linked(),
-            ];
+            let there = pipe.there.number().into();
+            let mut batch = Batch::default();
+            let at = batch.input(&[from, piece as u64].map(u64::to_le_bytes).concat());
+            batch.syscall(Sysno::vmsplice, [there, at, 1.into(), flags.into()]);
+            let Part { calls, .. } = batch.whole(Places { memory: iovec.address(), slot: 0 });
             let used = iovec.clone();
             let complete = move |replies: Vec<Reply>| {
                 let _used = used;

@@ -16,6 +16,7 @@ use syscalls::Sysno;
 
 use super::{Guardian, Task};
 use crate::call::{Call, Error, Result};
+use crate::proto::batch::{Arg, Batch};
 
 /// "Leave it as it is", for the calls that set several ids.
 const KEEP: u32 = u32::MAX;
@@ -35,8 +36,9 @@ impl Task {
     ) -> Result<()> {
         let ids = [real, effective, saved].map(|id| u64::from(id.map_or(KEEP, Uid::as_raw)));
         let [r, e, s] = ids;
-        self.change("setresuid", Call::syscall(Sysno::setresuid, [r, e, s, 0, 0, 0]), vec![], ())
-            .await
+        let mut batch = Batch::default();
+        batch.syscall(Sysno::setresuid, [r, e, s].map(Arg::from));
+        self.change(batch).await
     }
 
     /// Sets the real, effective and saved group id of the target process; `None` keeps one:
@@ -53,8 +55,9 @@ impl Task {
     ) -> Result<()> {
         let ids = [real, effective, saved].map(|id| u64::from(id.map_or(KEEP, Gid::as_raw)));
         let [r, e, s] = ids;
-        self.change("setresgid", Call::syscall(Sysno::setresgid, [r, e, s, 0, 0, 0]), vec![], ())
-            .await
+        let mut batch = Batch::default();
+        batch.syscall(Sysno::setresgid, [r, e, s].map(Arg::from));
+        self.change(batch).await
     }
 
     /// Sets the supplementary groups of the target process: setgroups(2).
@@ -64,45 +67,33 @@ impl Task {
     /// EPERM, EINVAL as in setgroups(2); [`Error::ParentDied`].
     pub async fn setgroups(&self, groups: &[Gid]) -> Result<()> {
         let bytes: Vec<u8> = groups.iter().flat_map(|gid| gid.as_raw().to_le_bytes()).collect();
-        let buffer = self.buffer(bytes.len()).await?;
-        let args = [groups.len() as u64, buffer.address(), 0, 0, 0, 0];
-        let before = vec![Call::copy_in(buffer.address(), bytes)];
-        self.change("setgroups", Call::syscall(Sysno::setgroups, args), before, buffer).await
+        let mut batch = Batch::default();
+        let list = batch.input(&bytes);
+        let set = batch.syscall(Sysno::setgroups, [(groups.len() as u64).into(), list]);
+        // Servers of version 0 know no links.
+        batch.unlink(set);
+        self.change(batch).await
     }
 
-    /// Makes a call that changes credentials, after `before` and with `buffer` in use, and ties the
-    /// life to the parent's again.
-    pub(crate) async fn change<B: Send + 'static>(
-        &self,
-        name: &'static str,
-        call: Call,
-        before: Vec<Call>,
-        buffer: B,
-    ) -> Result<()> {
-        self.connection.room().await;
-        let mut calls = before;
-        let at = calls.len();
-        calls.push(call);
+    /// Sends a batch whose only step is a call that changes credentials, and ties the life to the parent's
+    /// again.
+    pub(crate) async fn change(&self, mut batch: Batch) -> Result<()> {
+        let mut also = |number, args: [Arg; 3]| {
+            let step = batch.syscall(number, args);
+            batch.unlink(step);
+            step
+        };
         if !matches!(self.guardian(), Guardian::None) {
-            calls.push(super::set_pdeathsig(nix::libc::SIGKILL));
+            let (option, signal) = (nix::libc::PR_SET_PDEATHSIG, nix::libc::SIGKILL);
+            also(Sysno::prctl, [option.into(), signal.into(), 0.into()]);
         }
         if let Some(source) = self.ends.fds().source {
             // Who may be signalled by what arrives there is judged by the ids of who has said so.
-            let own = [source as u64, nix::libc::F_SETOWN as u64, 0, 0, 0, 0];
-            calls.push(Call::syscall(Sysno::gettid, [0; 6]));
-            calls.push(Call::syscall(Sysno::fcntl, own).referring(2, 1));
+            let thread = also(Sysno::gettid, [0.into(); 3]);
+            let own = nix::libc::F_SETOWN.into();
+            also(Sysno::fcntl, [source.into(), own, Arg::Result(thread)]);
         }
-        self.connection
-            .submit(calls, move |replies| {
-                let _buffer = buffer;
-                for before in replies.iter().take(at) {
-                    before.value().map_err(Error::call("COPY_IN"))?;
-                }
-                replies.get(at).map_or(Err(Error::Protocol("no reply")), |reply| {
-                    reply.value().map_err(Error::call(name)).map(|_| ())
-                })
-            })
-            .await?;
+        self.send(batch, |replies, steps| steps.value(&replies, 0).map(|_| ())).await?;
         if self.guardian().lives() {
             return Ok(());
         }

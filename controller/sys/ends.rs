@@ -18,6 +18,7 @@ use super::{Buffer, Task, last};
 use crate::call::{Call, Connection, DataSocket, Error, Result, ThroughStream, take, to_the_end};
 use crate::descriptor::{FIRST, socketpair};
 use crate::handle::{FdTable, Lent};
+use crate::proto::batch::{Batch, Places};
 
 /// The descriptors that a server runs on; a negative one is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,9 +135,12 @@ impl Ends {
 
     /// The calls that take the other end of a data socket, with a message in the buffer.
     fn taking(&self, buffer: &Buffer) -> (Vec<Call>, Call) {
-        let address = buffer.address();
-        let message = Message::receiving(address, 1);
-        (vec![Call::copy_in(address, message)], take(self.fds().input, address))
+        let mut batch = Batch::default();
+        Message::receiving(&mut batch, 1);
+        // It is the first piece of the input: it lies where that does.
+        let memory = buffer.address();
+        let part = batch.whole(Places { memory, slot: 0 });
+        (part.calls, take(self.fds().input, memory))
     }
 }
 
@@ -160,7 +164,7 @@ impl Coming {
     async fn finish(self) -> Result<()> {
         let Self { ends, connection, table, buffer, pair: (here, there), passing, _locks } = self;
         let pause = passing.finish(there.as_fd()).await?;
-        let message = vec![Call::copy_out(buffer.address(), Message::size(1))];
+        let message = vec![Call::copy_out(buffer.address(), Message::SIZE)];
         let taken = connection.submit_first(message, |replies| taken(&replies)).await;
         let (numbers, _) = taken?;
         let &[mut number] = numbers.as_slice() else {
@@ -197,7 +201,7 @@ impl Task {
         if self.ends.data().is_some() {
             return Ok(());
         }
-        let buffer = self.buffer(Message::size(1)).await?;
+        let buffer = self.buffer(Message::SIZE).await?;
         let (ends, connection) = (self.ends.clone(), self.connection.clone());
         to_the_end(async move {
             let settled = ends.settled().await;
@@ -239,7 +243,7 @@ impl Task {
         if self.has_data() || !Arc::ptr_eq(&table, &self.table()) {
             return Ok(None);
         }
-        let Some(buffer) = self.arena.take(Message::size(1)).map(Buffer::Arena) else {
+        let Some(buffer) = self.arena.take(Message::SIZE).map(Buffer::Arena) else {
             return Ok(None);
         };
         let pair = pair()?;

@@ -8,9 +8,11 @@ use nix::sys::stat::Mode;
 use nix::unistd::Whence;
 use syscalls::Sysno;
 
-use super::{Task, c_string, finish, last};
-use crate::call::{Call, Error, Result};
+use super::{Buffer, Task, c_string, finish, last};
+use crate::abi::wire::Operation;
+use crate::call::{Call, Error, Reply, Result};
 use crate::handle::Fd;
+use crate::proto::batch::{Arg, Batch};
 
 /// What a relative path starts from.
 const AT_FDCWD: u64 = nix::libc::AT_FDCWD as u64;
@@ -55,17 +57,42 @@ impl Task {
         let fd = self.number(fd)?;
         let buffer = self.buffer(len).await?;
         let address = buffer.address();
+        let call = Call::syscall(Sysno::read, [fd, address, len as u64, 0, 0, 0]);
+        if self.connection.version() == 0 || self.is_bulk(address, len) {
+            return self.read_then_copy(call, address, len, buffer).await;
+        }
         let weight = self.connection.weigh(len);
-        let (buffer, read) = self
-            .connection
-            .submit(
-                vec![Call::syscall(Sysno::read, [fd, address, len as u64, 0, 0, 0])],
-                move |replies| {
-                    let _weight = weight;
-                    Ok((buffer, last(&replies)?.value().map_err(Error::call("read"))?))
-                },
-            )
-            .await?;
+        let mut batch = Batch::default();
+        let place = batch.output(len);
+        let read = batch.syscall(Sysno::read, [fd.into(), place, (len as u64).into()]);
+        batch.operation(Operation::CopyOut, [place, Arg::Result(read)]);
+        let read = self.send_with(batch, buffer, 0, move |mut replies, steps| {
+            let _weight = weight;
+            let data = replies.pop().ok_or(Error::Protocol("no reply"))?.data;
+            let read = steps.value(&replies, read)?;
+            if (data.len() as u64) < read {
+                return Err(Error::Fault { address, len });
+            }
+            Ok(data)
+        });
+        read.await
+    }
+
+    /// Makes the call `read`, and then fetches what it has read: for a server that knows no references,
+    /// and for many bytes, which come through a pipe.
+    async fn read_then_copy(
+        &self,
+        read: Call,
+        address: u64,
+        len: usize,
+        buffer: Buffer,
+    ) -> Result<Vec<u8>> {
+        let weight = self.connection.weigh(len);
+        let complete = move |replies: Vec<Reply>| {
+            let _weight = weight;
+            Ok((buffer, last(&replies)?.value().map_err(Error::call("read"))?))
+        };
+        let (buffer, read) = self.connection.submit(vec![read], complete).await?;
         if read == 0 {
             return Ok(Vec::new());
         }

@@ -32,9 +32,10 @@ pub(crate) use rights::{Message, duplicate, unreceived};
 pub use shared::SharedBuffer;
 pub use syscalls::Sysno;
 
-use crate::call::{Call, Connection, Error, Reply, Result};
+use crate::call::{Call, Connection, Error, Receipt, Reply, Result};
 use crate::handle::{AddressSpace, Fd, FdTable, Mapping, Registry};
 use crate::memory::{Arena, Piece};
+use crate::proto::batch::{Batch, Part, PartSteps, Places};
 use crate::transport::Shared;
 
 /// What calls are made in.
@@ -262,6 +263,38 @@ impl Task {
             Ok(table.made(number as i32))
         };
         self.connection.submit(vec![call], complete).await
+    }
+
+    /// Sends a batch that is one part, and completes with what `complete` makes of the replies to its
+    /// steps: one round trip.
+    pub(crate) async fn send<R: Send + 'static>(
+        &self,
+        batch: Batch,
+        complete: impl FnOnce(Vec<Reply>, &PartSteps) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        if batch.size() > 0 {
+            let buffer = self.buffer(batch.size()).await?;
+            return self.send_with(batch, buffer, 0, complete).await;
+        }
+        self.connection.room().await;
+        let Part { calls, steps } = batch.whole(Places::default());
+        let complete = move |replies| complete(steps.in_order(replies)?, &steps);
+        self.connection.submit(calls, complete).await
+    }
+
+    /// The same, with its memory, and the first entry of the registry that is set aside for it.
+    pub(crate) fn send_with<R: Send + 'static>(
+        &self,
+        batch: Batch,
+        buffer: Buffer,
+        slot: u64,
+        complete: impl FnOnce(Vec<Reply>, &PartSteps) -> Result<R> + Send + 'static,
+    ) -> Receipt<R> {
+        let Part { calls, steps } = batch.whole(Places { memory: buffer.address(), slot });
+        self.connection.submit(calls, move |replies| {
+            let _buffer = buffer;
+            complete(steps.in_order(replies)?, &steps)
+        })
     }
 
     /// Memory for a call: from the arena if there is any left, else from a mapping of its own.

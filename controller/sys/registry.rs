@@ -9,12 +9,13 @@ use nix::libc;
 use nix::sys::stat::fstat;
 use syscalls::Sysno;
 
-use super::{Buffer, Task, last};
+use super::{Task, last};
 use crate::abi::registry::{ENTRY_SIZE, Entry, NAME_SIZE};
 use crate::abi::wire::Operation;
 use crate::call::{Call, Connection, Error, Reply, Result};
 use crate::fault;
 use crate::handle::{FdTable, Kept, Registry, Slots, Tag, Unready, kind};
+use crate::proto::batch::{Arg, Batch};
 
 /// Where registries lie: each process has one address for it, by its pid, so that one that was made
 /// larger by a controller that died meanwhile is not in anybody's way.
@@ -63,11 +64,9 @@ pub(crate) fn details_of(fd: impl AsFd) -> Result<[u64; 3]> {
     Ok([stat.st_dev, stat.st_ino, u64::from(stat.st_mode)])
 }
 
-/// Entries that are set aside for descriptors that the next call makes, and memory for what is written
-/// there. Both are kept until the replies are here.
+/// Entries that are set aside for descriptors that the next call makes, until the replies are here.
 pub(super) struct Keeping {
-    slots: Slots,
-    buffer: Buffer,
+    pub(super) slots: Slots,
     entries: Vec<u8>,
     pub(super) tags: Vec<Tag>,
     count: u64,
@@ -90,27 +89,16 @@ impl Keeping {
         }
         let count = names.len() as u64;
         let slots = task.slots(count, names).await?;
-        let buffer = task.buffer(entries.len()).await?;
-        Ok(Self { slots, buffer, entries, tags, count })
+        Ok(Self { slots, entries, tags, count })
     }
 
-    /// The calls directly before the one that leaves the descriptors' numbers at `from`.
-    pub(super) fn calls(&self, from: u64) -> [Call; 2] {
-        let source = self.buffer.address();
-        let args = [self.slots.first, source, self.entries.len() as u64, from, self.count, 0];
-        let keep = Call::operation(Operation::Keep, args).linked();
-        [Call::copy_in(source, self.entries.clone()), keep]
-    }
-
-    /// Takes the replies to these calls out, which are behind the first one.
-    pub(super) fn kept(&self, replies: &mut Vec<Reply>) -> Result<()> {
-        if replies.len() < 3 {
-            return Err(Error::Protocol("too few replies"));
-        }
-        for (reply, name) in replies.drain(1..3).zip(["COPY_IN", "KEEP"]) {
-            reply.value().map_err(Error::call(name))?;
-        }
-        Ok(())
+    /// Adds what goes directly before the call that leaves the descriptors' numbers at `from`.
+    pub(super) fn prepare(&self, batch: &mut Batch, from: Arg) {
+        let source = batch.input(&self.entries);
+        let len = Arg::from(self.entries.len() as u64);
+        let args = [Arg::Slot(0), source, len, from, self.count.into()];
+        let keep = batch.operation(Operation::Keep, args);
+        batch.step_mut(keep).keeps = true;
     }
 
     /// Frees the entries: fewer descriptors have come. Nobody waits for that.

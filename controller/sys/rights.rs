@@ -5,24 +5,29 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::sys::socket::MsgFlags;
 use syscalls::Sysno;
 
 use super::registry::Keeping;
-use super::{Buffer, Task, finish, last};
+use super::{Buffer, Task, last};
+use crate::abi::wire::Operation;
 use crate::call::{Call, Connection, DataSocket, Error, Outcome, Receipt, Reply, Result};
 use crate::descriptor::FIRST;
 use crate::handle::{Fd, FdTable};
+use crate::proto::batch::{Arg, Batch, Part, Places};
 
 /// The most descriptors that one message of farcall's carries.
 const MAX_RIGHTS: usize = 16;
 
-/// `struct msghdr`, one `struct iovec`, a control message with descriptors and the data, laid out
-/// for the memory of a target process.
-pub(crate) struct Message(Vec<u8>);
+/// `struct msghdr`, one `struct iovec`, a control message with descriptors and one byte of data, as a piece
+/// of a batch's input.
+pub(crate) struct Message;
 
 impl Message {
     /// Where the first descriptor of a message lies.
     pub(crate) const FDS: usize = Self::CONTROL + Self::HEADER;
+    /// Bytes of a message.
+    pub(crate) const SIZE: usize = (Self::DATA + 1).next_multiple_of(8);
     const IOV: usize = 56;
     const CONTROL: usize = Self::IOV + 16;
     /// The header of a control message.
@@ -32,46 +37,41 @@ impl Message {
     const CONTROL_LEN: usize = 40;
     const FLAGS: usize = 48;
 
-    /// How many bytes a message with `data_len` bytes of data takes.
-    pub(crate) const fn size(data_len: usize) -> usize {
-        Self::DATA + data_len
-    }
-
-    /// A message at `address` with these data and room for `count` descriptors.
-    fn at(address: u64, data: &[u8], count: usize) -> Self {
-        let mut message = Self(vec![0; Self::DATA]);
-        message.0.extend_from_slice(data);
-        message.put(16, address + Self::IOV as u64);
-        message.put(24, 1);
-        message.put(32, address + Self::CONTROL as u64);
-        message.put(Self::CONTROL_LEN, (Self::HEADER + 4 * count).next_multiple_of(8) as u64);
-        message.put(Self::IOV, address + Self::DATA as u64);
-        message.put(Self::IOV + 8, data.len() as u64);
+    /// A message with this control message, of `control_len` bytes.
+    fn add(batch: &mut Batch, control_len: u64, header: [u64; 2], fds: &[u8]) -> Arg {
+        let mut bytes = vec![0; Self::SIZE];
+        let mut put = |at: usize, word: u64| bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        // msg_iovlen, and iov_len.
+        put(24, 1);
+        put(Self::IOV + 8, 1);
+        put(Self::CONTROL_LEN, control_len);
+        put(Self::CONTROL, header[0]);
+        put(Self::CONTROL + 8, header[1]);
+        bytes[Self::FDS..Self::FDS + fds.len()].copy_from_slice(fds);
+        let message = batch.input(&bytes);
+        // msg_iov, msg_control, and iov_base.
+        let places = [(16, Self::IOV), (32, Self::CONTROL), (Self::IOV, Self::DATA)];
+        for (at, to) in places {
+            batch.point(message.offset(at), message.offset(to));
+        }
         message
     }
 
-    fn put(&mut self, at: usize, word: u64) {
-        self.0[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    fn control_len(count: usize) -> u64 {
+        (Self::HEADER + 4 * count).next_multiple_of(8) as u64
     }
 
-    /// A message that sends these data and descriptors.
-    pub(crate) fn sending(address: u64, data: &[u8], fds: &[i32]) -> Vec<u8> {
-        let mut message = Self::at(address, data, fds.len());
-        message.put(Self::CONTROL, (Self::HEADER + 4 * fds.len()) as u64);
+    /// Adds a message that sends these descriptors.
+    pub(crate) fn sending(batch: &mut Batch, fds: &[i32]) -> Arg {
         let kind = nix::libc::SOL_SOCKET as u64 | (nix::libc::SCM_RIGHTS as u64) << 32;
-        message.put(Self::CONTROL + 8, kind);
-        let items = message.0[Self::FDS..Self::DATA].as_chunks_mut::<4>().0;
-        for (item, fd) in items.iter_mut().zip(fds) {
-            *item = fd.to_le_bytes();
-        }
-        message.0
+        let header = [(Self::HEADER + 4 * fds.len()) as u64, kind];
+        let numbers: Vec<u8> = fds.iter().flat_map(|fd| fd.to_le_bytes()).collect();
+        Self::add(batch, Self::control_len(fds.len()), header, &numbers)
     }
 
-    /// A message that receives up to `count` descriptors with one byte. Where none comes, -1 stays.
-    pub(crate) fn receiving(address: u64, count: usize) -> Vec<u8> {
-        let mut message = Self::at(address, &[0], count);
-        message.0[Self::FDS..Self::DATA].fill(0xff);
-        message.0
+    /// Adds a message that receives up to `count` descriptors. Where none comes, -1 stays.
+    pub(crate) fn receiving(batch: &mut Batch, count: usize) -> Arg {
+        Self::add(batch, Self::control_len(count), [0; 2], &[0xff; 4 * MAX_RIGHTS])
     }
 
     /// The descriptors in a message that was received, and whether some were lost.
@@ -97,14 +97,16 @@ impl DataSocket {
         buffer: Buffer,
         number: i32,
     ) -> Receipt<OwnedFd> {
-        let address = buffer.address();
-        let calls = vec![
-            Call::copy_in(address, Message::sending(address, &[0], &[number])),
-            self.sendmsg(address),
-        ];
+        let mut batch = Batch::default();
+        let message = Message::sending(&mut batch, &[number]);
+        let sent = self.sendmsg(&mut batch, message, MsgFlags::empty());
+        // Servers of version 0 know no links.
+        batch.unlink(sent);
+        let Part { calls, steps } = batch.whole(Places { memory: buffer.address(), slot: 0 });
         connection.submit_passing(calls, self, &[], move |replies, inbox| {
             let _buffer = buffer;
-            match finish("sendmsg", &replies) {
+            let sent = steps.in_order(replies).and_then(|replies| steps.value(&replies, 0));
+            match sent {
                 // The socket was at its end already.
                 Err(Error::Call { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => {
                     Err(Error::Lost(Outcome::NotExecuted))
@@ -115,7 +117,7 @@ impl DataSocket {
     }
 
     /// How large a buffer a fetch needs.
-    pub(crate) const FETCH_SIZE: usize = Message::size(1);
+    pub(crate) const FETCH_SIZE: usize = Message::SIZE;
 }
 
 impl Task {
@@ -186,28 +188,32 @@ impl Task {
             return Err(Error::Call { call: "sendmsg", errno: Errno::EINVAL });
         }
         self.need_data().await?;
-        let buffer = self.buffer(Message::size(1)).await?;
-        let address = buffer.address();
         let count = fds.len();
+        let mut batch = Batch::default();
+        let message = Message::receiving(&mut batch, count);
+        let slot = keeping.as_ref().map_or(0, |keeping| {
+            keeping.prepare(&mut batch, message.offset(Message::FDS));
+            keeping.slots.first
+        });
+        let buffer = self.buffer(batch.size()).await?;
         let table = self.table();
         let receipt = {
             // The order of messages is the order of the calls that take them.
             let data = self.ends.data();
             let data = data.as_ref().ok_or(Error::Gone)?;
-            let mut calls = vec![Call::copy_in(address, Message::receiving(address, count))];
-            if let Some(keeping) = &keeping {
-                calls.extend(keeping.calls(address + Message::FDS as u64));
-            }
             // Whether or not there are names for what it brings: else the next one would take that.
-            calls.extend([data.recvmsg(address), Call::copy_out(address, Message::size(1))]);
+            let received = data.recvmsg(&mut batch, message);
+            let len = Arg::from(Message::SIZE as u64);
+            let copied = batch.operation(Operation::CopyOut, [message, len]);
+            batch.unlink(received);
+            batch.unlink(copied);
+            let Part { calls, steps } = batch.whole(Places { memory: buffer.address(), slot });
             let connection = self.connection.clone();
-            self.connection.submit_passing(calls, data, fds, move |mut replies, _| {
+            self.connection.submit_passing(calls, data, fds, move |replies, _| {
                 let _buffer = buffer;
-                let kept = match &keeping {
-                    Some(keeping) => keeping.kept(&mut replies),
-                    None => Ok(()),
-                };
-                let (numbers, lost) = taken(&replies)?;
+                let replies = steps.in_order(replies)?;
+                let kept = steps.failed(&replies, 0..received).map_or(Ok(()), Err);
+                let (numbers, lost) = taken(&replies[received..])?;
                 if lost || numbers.len() != count || kept.is_err() {
                     table.close_later(numbers);
                     if let Some(keeping) = keeping {
@@ -273,7 +279,7 @@ pub(crate) fn unreceived(error: Error) -> Error {
 /// What a target process has received: the last of these replies is a message.
 pub(super) fn taken(replies: &[Reply]) -> Result<(Vec<i32>, bool)> {
     let message = last(replies)?;
-    let names = ["COPY_OUT", "recvmsg", "COPY_IN"];
+    let names = ["COPY_OUT", "recvmsg"];
     for (reply, name) in replies.iter().rev().zip(names).rev() {
         reply.value().map_err(Error::call(name))?;
     }

@@ -58,6 +58,8 @@ struct Behind {
     address: u64,
     len: Len,
     linked: bool,
+    /// It is done only if the call so far back has succeeded.
+    depends: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -227,7 +229,9 @@ impl<T> Ring<T> {
         shape.behind.reverse();
         if middle.is_empty() {
             // What is linked, or has another's result for its length, needs that other one.
-            let alone = |copy: &Behind| !copy.linked && matches!(copy.len, Len::Bytes(_));
+            let alone = |copy: &Behind| {
+                !copy.linked && copy.depends.is_none() && matches!(copy.len, Len::Bytes(_))
+            };
             return shape.behind.iter().all(alone).then_some(shape);
         }
         let fits = self.in_flight + middle.len() <= IN_FLIGHT
@@ -242,22 +246,25 @@ impl<T> Ring<T> {
             && self.memory.is_of_one_batch(address, len)
     }
 
-    /// A COPY_OUT that can be done after the `before` calls before it, not counting those in front.
+    /// A COPY_OUT that can be done after the `before` calls before it, not counting those in front. A
+    /// reference in the place of a third argument, which COPY_OUT does not have, is a call that it
+    /// depends on.
     fn direct_out(&self, call: &Call, before: usize) -> Option<Behind> {
-        let Request { word, args: [address, len, ..] } = call.request;
-        let refers = word & Word::reference(1);
-        if word & !(Word::LINK | refers) != Word::OP | Operation::CopyOut as u64 {
+        let Request { word, args: [address, len, depends, ..] } = call.request;
+        let has = |bit| word & bit != 0;
+        let (of_len, of_third) = (Word::reference(1), Word::reference(2));
+        if word & !(Word::LINK | of_len | of_third) != Word::OP | Operation::CopyOut as u64 {
             return None;
         }
-        let linked = word & Word::LINK != 0;
-        let len = if refers == 0 { Len::Bytes(len) } else { Len::Back(len) };
+        let len = if has(of_len) { Len::Back(len) } else { Len::Bytes(len) };
+        let depends = Some(depends).filter(|_| has(of_third));
+        let reaches = |back: u64| (1..=before as u64).contains(&back);
         let there = match len {
             Len::Bytes(len) => self.memory.is_of_one_batch(address, len),
-            Len::Back(back) => {
-                (1..=before as u64).contains(&back) && self.memory.is_of_one_batch(address, 0)
-            }
+            Len::Back(back) => reaches(back) && self.memory.is_of_one_batch(address, 0),
         };
-        there.then_some(Behind { address, len, linked })
+        let linked = has(Word::LINK);
+        (there && depends.is_none_or(reaches)).then_some(Behind { address, len, linked, depends })
     }
 
     /// Takes the batches that are complete, in order.
@@ -287,16 +294,18 @@ impl<T> Ring<T> {
         let before = shape.before.iter().map(|len| reply(*len as i64));
         let mut replies: Replies = before.chain(results).collect();
         for copy in &shape.behind {
-            let last_failed = || replies.last().is_some_and(|reply| reply.value().is_err());
+            let value = |back: u64| {
+                let at = replies.len().checked_sub(back as usize);
+                at.and_then(|at| replies.get(at)?.value().ok())
+            };
+            let is_canceled = (copy.linked && value(1).is_none())
+                || copy.depends.is_some_and(|back| value(back).is_none());
             let len = match copy.len {
                 Len::Bytes(len) => Some(len),
-                Len::Back(back) => {
-                    let at = replies.len().checked_sub(back as usize);
-                    at.and_then(|at| replies.get(at)?.value().ok())
-                }
+                Len::Back(back) => value(back),
             };
             let copied = match len {
-                Some(len) if !(copy.linked && last_failed()) => {
+                Some(len) if !is_canceled => {
                     // A result that is longer than the memory is not one that the kernel gave.
                     match self.memory.read(copy.address, len) {
                         Some(data) => Reply { result: len as i64, data },

@@ -16,6 +16,7 @@ use syscalls::Sysno;
 use crate::abi::wire::Word;
 use crate::call::{Call, Error, Outcome, Reply, Result};
 use crate::descriptor::off_standard_streams;
+use crate::proto::batch::{Arg, Batch};
 
 /// Both ends of a link's data socket: ours, and the number of the other in the target.
 pub(crate) struct DataSocket {
@@ -72,22 +73,16 @@ impl DataSocket {
         }
     }
 
-    /// The call that takes a message, laid out at `address`, from the socket.
-    pub(crate) fn recvmsg(&self, address: u64) -> Call {
-        take(self.there, address)
+    /// Adds the call that takes a message from the socket.
+    pub(crate) fn recvmsg(&self, batch: &mut Batch, message: Arg) -> usize {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC.bits();
+        batch.syscall(Sysno::recvmsg, [self.there.into(), message, flags.into()])
     }
 
-    /// The call that sends the message at `address`.
-    pub(crate) fn sendmsg(&self, address: u64) -> Call {
-        let flags = MsgFlags::MSG_NOSIGNAL.bits() as u64;
-        Call::syscall(Sysno::sendmsg, [self.there as u64, address, flags, 0, 0, 0])
-    }
-
-    /// The same, if there is room for it at once.
-    pub(crate) fn try_sendmsg(&self, address: u64) -> Call {
-        let mut call = self.sendmsg(address);
-        call.request.args[2] |= MsgFlags::MSG_DONTWAIT.bits() as u64;
-        call
+    /// Adds the call that sends a message.
+    pub(crate) fn sendmsg(&self, batch: &mut Batch, message: Arg, flags: MsgFlags) -> usize {
+        let flags = (flags | MsgFlags::MSG_NOSIGNAL).bits();
+        batch.syscall(Sysno::sendmsg, [self.there.into(), message, flags.into()])
     }
 }
 
@@ -210,6 +205,8 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::UnixStream;
 
+    use crate::proto::batch::Places;
+
     use super::*;
 
     /// A data socket, of which the other end is `there` in the target.
@@ -232,10 +229,19 @@ mod tests {
         Reply { result: 1, data: Vec::new() }
     }
 
+    /// The calls that receive a message over that socket, and send one.
+    fn messages(socket: &DataSocket) -> [Call; 2] {
+        let mut batch = Batch::default();
+        socket.recvmsg(&mut batch, 1.into());
+        socket.sendmsg(&mut batch, 2.into(), MsgFlags::empty());
+        batch.whole(Places::default()).calls.try_into().unwrap()
+    }
+
     /// As of a child that is made: a message comes, and one goes.
     fn both(socket: &DataSocket) -> Vec<Call> {
+        let [received, sent] = messages(socket);
         let other = Call::syscall(Sysno::recvmsg, [77, 0, 0, 0, 0, 0]);
-        vec![socket.recvmsg(1), socket.sendmsg(2), other, Call::syscall(Sysno::close, [5; 6])]
+        vec![received, sent, other, Call::syscall(Sysno::close, [5; 6])]
     }
 
     #[test]
@@ -247,7 +253,7 @@ mod tests {
         let (next, target) = socket(9);
         let mut moved = calls.clone();
         passing.move_to(&next, &mut moved).unwrap();
-        assert_eq!(moved[..2], [next.recvmsg(1), next.sendmsg(2)]);
+        assert_eq!(moved[..2], messages(&next));
         assert_eq!(moved[2..], calls[2..]);
         assert_eq!(inode(target.here.receive()), expected);
         // What the batch sends comes there, too.
@@ -283,7 +289,7 @@ mod tests {
         let (next, other) = socket(9);
         let mut rest = calls[1..].to_vec();
         passing.move_to(&next, &mut rest).unwrap();
-        assert_eq!(rest[0], next.sendmsg(2));
+        assert_eq!(rest[0], messages(&next)[1]);
         assert!(other.here.receive().is_err());
     }
 
@@ -291,7 +297,8 @@ mod tests {
     fn no_batch_gets_the_message_of_one_whose_result_is_lost() {
         let (socket, target) = socket(5);
         let (file, _) = file();
-        let calls = [socket.sendmsg(2)];
+        let [_, sent] = messages(&socket);
+        let calls = [sent];
         let (lost, _) = Passing::over(&socket, &[], &calls, true).unwrap();
         let (passing, inbox) = Passing::over(&socket, &[], &calls, true).unwrap();
         target.pass(&[file.as_fd()]).unwrap();

@@ -1,13 +1,8 @@
-//! Calls: one at a time, many in flight, and in chains.
-
-use std::fs;
-use std::io::Read;
+//! Calls over a stream: one at a time, and many in flight.
 
 use farcall::Process;
 use farcall::call::Call;
 use farcall::sys::Sysno;
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 
 use super::baseline::Server;
 use super::measure::{Figure, Pinned, take_turns};
@@ -21,8 +16,6 @@ const CALLS: usize = 500;
 /// Calls in flight together, and how often in one round.
 const IN_FLIGHT: usize = 64;
 const BATCHES: usize = 50;
-/// Chains of one round.
-const CHAINS: usize = 100;
 
 pub async fn calls(progress: &Progress) -> Result<Vec<Figure>, Failure> {
     let process = root(None).await?;
@@ -32,7 +25,6 @@ pub async fn calls(progress: &Progress) -> Result<Vec<Figure>, Failure> {
         blocking(progress, "stream.call.sync", &process).await?,
         one_at_a_time(progress, "stream.call.async", &process, &mut server).await?,
         in_flight(progress, "stream.pipelined", &process, &mut server).await?,
-        chain(progress, "chain.open_read_close", &process).await?,
     ])
 }
 
@@ -102,35 +94,4 @@ async fn in_flight(
         },
     );
     Ok(Figure::times(name, figure, "64 in flight at a one-at-a-time server", baseline))
-}
-
-/// A file of 4 KiB opened, read and closed: one round trip, or it is no figure.
-async fn chain(
-    progress: &Progress,
-    name: &'static str,
-    process: &Process,
-) -> Result<Figure, Failure> {
-    let path = std::env::temp_dir().join(format!("farcall-bench-{}", std::process::id()));
-    fs::write(&path, vec![7; 4096]).map_err(|error| Failure::temporary(&path, &error))?;
-    let [figure, baseline] = take_turns!(
-        progress,
-        name,
-        CHAINS,
-        for _ in 0..CHAINS {
-            let mut chain = process.chain();
-            let fd = chain.openat(None, &path, OFlag::O_RDONLY, Mode::empty());
-            let bytes = chain.read(fd, 4096);
-            chain.close(fd);
-            let mut done = chain.run().await?;
-            if done.round_trips() != 1 || done.bytes(bytes)?.len() != 4096 {
-                let message = "the chain took more than one round trip, or read less";
-                return Err(Failure::new(message));
-            }
-        },
-        for _ in 0..CHAINS {
-            std::hint::black_box(fs::File::open(&path)?.read(&mut [0; 4096])?);
-        },
-    );
-    fs::remove_file(&path)?;
-    Ok(Figure::times(name, figure, "three local calls", baseline))
 }

@@ -9,6 +9,7 @@ mod plot;
 mod processes;
 mod progress;
 mod ring;
+mod typed;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -151,6 +152,7 @@ impl Group {
             Self::Calls => {
                 let mut figures = ring::ring(progress).await?;
                 figures.extend(calls::calls(progress).await?);
+                figures.extend(typed::typed(progress).await?);
                 Ok(figures)
             }
             Self::Memory => memory::memory(progress).await,

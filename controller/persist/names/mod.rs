@@ -21,8 +21,9 @@ use crate::call::{Call, Error, Result};
 use crate::fault;
 use crate::handle::{Fd, Kept, Mapping, Tag, kind};
 use crate::process::{Child, Process};
+use crate::proto::batch::{Arg, Batch};
+use crate::sys::last;
 use crate::sys::registry::{check_name, details_of, entry};
-use crate::sys::{Buffer, last};
 
 /// The most bytes that [`Process::keep_bytes`] keeps under one name.
 pub const MAX_BYTES: usize = 64 * 1024;
@@ -243,28 +244,24 @@ impl Process {
         let process = self.in_this_tenure();
         let mut bytes = entry(name, kind, details, Tag::new()).to_bytes().to_vec();
         bytes.extend(Kept::parts(behind));
-        let len = bytes.len() as u64;
-        bytes.extend(value.to_le_bytes());
-        let buffer = process.buffer(bytes.len()).await?;
+        let mut batch = Batch::default();
+        let (source, len) = (batch.input(&bytes), bytes.len() as u64);
+        let value = batch.input(&value.to_le_bytes());
+        let buffer = process.buffer(batch.size()).await?;
         // What is replaced has the name, and loses it at the same instant.
         let names = if clear.is_some() { Vec::new() } else { vec![name.to_owned()] };
         let slots = process.slots(len / ENTRY_SIZE as u64, &names).await?;
-        let from = buffer.address();
-        let clear = clear.map_or(0, |slot| slot + 1);
+        let clear = Arg::from(clear.map_or(0, |slot| slot + 1));
         fault::point("keep.prepared");
-        let calls = vec![
-            Call::copy_in(from, bytes),
-            Call::operation(Operation::Keep, [slots.first, from, len, 0, 1, clear]).linked(),
-            // Its result is the value.
-            Call::operation(Operation::Load, [from + len, 8, 0, 0, 0, 0]).linked(),
-        ];
-        let kept = process.connection.submit(calls, move |replies| {
-            let _used: (Buffer, _) = (buffer, slots);
-            let names = ["COPY_IN", "KEEP", "LOAD"];
-            for (reply, name) in replies.iter().zip(names) {
-                reply.value().map_err(Error::call(name))?;
-            }
-            Ok(())
+        let keep = [Arg::Slot(0), source, len.into(), 0.into(), 1.into(), clear];
+        let keep = batch.operation(Operation::Keep, keep);
+        batch.step_mut(keep).keeps = true;
+        // Its result is the value.
+        let loaded = batch.operation(Operation::Load, [value, 8.into()]);
+        let first = slots.first;
+        let kept = process.send_with(batch, buffer, first, move |replies, steps| {
+            let _used = slots;
+            steps.failed(&replies, keep..loaded + 1).map_or(Ok(()), Err)
         });
         fault::point("keep.sent");
         kept.await?;

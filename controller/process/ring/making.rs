@@ -15,14 +15,13 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::signal::{interrupt, signal, source};
 use crate::abi::ring::Sent;
-use crate::abi::wire::{HelloResult, Operation, STREAM_VERSION};
-use crate::call::{
-    self, Bell, Call, DataSocket, Error, Interrupts, Pause, Polling, Receipt, Reply, Result,
-};
+use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
+use crate::call::{Bell, DataSocket, Error, Interrupts, Pause, Polling, Receipt, Reply, Result};
 use crate::descriptor;
 use crate::fault;
 use crate::handle::{AddressSpace, FdTable, Mapping};
 use crate::process::Process;
+use crate::proto::batch::{Arg, Batch, Part, PartSteps, Places};
 use crate::sys::{Buffer, Message, unreceived};
 use crate::transport::{Prepared, SHARED_SIZE};
 
@@ -77,11 +76,14 @@ impl Making {
             // descriptors with that: then this thread has the socket.
             let Some(data) = process.ends.try_data() else { return Ok(None) };
             let data = data.as_ref().ok_or(Error::Gone)?;
-            let calls = calls(data, buffer.address());
+            let (batch, steps) = batch(data);
+            debug_assert!(batch.size() <= Message::SIZE);
+            let Part { calls, steps: part } =
+                batch.whole(Places { memory: buffer.address(), slot: 0 });
             let (table, space) = (table.clone(), process.space.clone());
             let complete = move |replies: Vec<Reply>| {
                 let _buffer = buffer;
-                told(&replies, &table, &space)
+                told(&part.in_order(replies)?, &part, steps, &table, &space)
             };
             process.connection.submit_if_idle(own, || data.pass(&sent), calls, complete)?
         };
@@ -138,73 +140,75 @@ impl Making {
     }
 }
 
-/// The places of calls in the batch.
-const WRITTEN: usize = 0;
-const RECEIVED: usize = 1;
-const MEMFD: usize = 2;
-const BELLS: usize = 3;
-const SOURCE: usize = 4;
-const COMPLETE: usize = 5;
-const MAPPED: usize = 6;
-const ENTERED: usize = 8;
-const CLOSED: usize = 9;
-const OFFERED: usize = 10;
+/// The indices of the batch's steps whose replies say something.
+#[derive(Clone, Copy)]
+struct Steps {
+    received: usize,
+    memfd: usize,
+    bells: usize,
+    source: usize,
+    complete: usize,
+    mapped: usize,
+    entered: usize,
+    offered: usize,
+}
 
-/// The batch, with a message at `address`.
-fn calls(data: &DataSocket, address: u64) -> Vec<Call> {
-    let load = |at: u64, width: u64| {
-        let fds = address + Message::FDS as u64;
-        Call::operation(Operation::Load, [fds + at, width, 0, 0, 0, 0]).linked()
+/// The batch that gives the server its ring.
+fn batch(data: &DataSocket) -> (Batch, Steps) {
+    let mut batch = Batch::default();
+    let message = Message::receiving(&mut batch, 4);
+    let received = data.recvmsg(&mut batch, message);
+    let mut load = |at: usize, width: u64| {
+        let from = message.offset(Message::FDS + at);
+        batch.operation(Operation::Load, [from, width.into()])
     };
-    let protection = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).bits() as u64;
-    let shared = MapFlags::MAP_SHARED.bits() as u64;
-    let mmap = [0, SHARED_SIZE as u64, protection, shared, 0, 0];
+    // Two bells together, as RING takes them.
+    let (memfd, bells, source) = (load(0, 4), load(4, 8), load(12, 4));
+    // In a full table fewer have come, and -1 is left in the place of the last.
+    let complete = batch.syscall(Sysno::fcntl, [Arg::Result(source), libc::F_GETFD.into()]);
+    let (zero, size) = (Arg::from(0), Arg::from(SHARED_SIZE as u64));
+    let protection = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).bits().into();
+    let flags = MapFlags::MAP_SHARED.bits().into();
+    let mmap = [zero, size, protection, flags, Arg::Result(memfd)];
+    let mapped = batch.syscall(Sysno::mmap, mmap);
     // Children that get a copy of the process's memory have no use for their parent's ring. Where that
     // can't be had they have it mapped, and their servers do not look at it.
-    let madvise = [0, SHARED_SIZE as u64, libc::MADV_DONTFORK as u64, 0, 0, 0];
-    let getfd = [0, libc::F_GETFD as u64, 0, 0, 0, 0];
-    let back = |from: usize, to: usize| from - to;
-    vec![
-        Call::copy_in(address, Message::receiving(address, 4)),
-        data.recvmsg(address).linked(),
-        load(0, 4),
-        // As RING takes them.
-        load(4, 8),
-        load(12, 4),
-        // In a full table fewer have come, and -1 is left in the place of the last.
-        Call::syscall(Sysno::fcntl, getfd).referring(0, back(COMPLETE, SOURCE)).linked(),
-        Call::syscall(Sysno::mmap, mmap).referring(4, back(MAPPED, MEMFD)).linked(),
-        Call::syscall(Sysno::madvise, madvise).referring(0, back(MAPPED + 1, MAPPED)),
-        // A server that knows of no source does not look at it.
-        Call::operation(Operation::Ring, [0, 0, 0, 1, 0, 0])
-            .referring(0, back(ENTERED, MAPPED))
-            .referring(1, back(ENTERED, BELLS))
-            .referring(2, back(ENTERED, SOURCE)),
-        // Whatever has failed.
-        Call::syscall(Sysno::close, [0; 6]).referring(0, back(CLOSED, MEMFD)),
-        // It stays in the version that it speaks.
-        call::hello(STREAM_VERSION, 0, false),
-    ]
+    let madvise = [Arg::Result(mapped), size, libc::MADV_DONTFORK.into()];
+    let advised = batch.syscall(Sysno::madvise, madvise);
+    // A server that knows of no source does not look at it.
+    let ring = [Arg::Result(mapped), Arg::Result(bells), Arg::Result(source), 1.into()];
+    let entered = batch.operation(Operation::Ring, ring);
+    // Whatever has failed.
+    let closed = batch.syscall(Sysno::close, [Arg::Result(memfd)]);
+    // The server stays in the version that it speaks, and says what it offers.
+    let hello = [u64::from(STREAM_VERSION).into(), zero, (AHEAD_SIZE as u64).into()];
+    let offered = batch.operation(Operation::Hello, hello);
+    for step in [advised, entered, closed, offered] {
+        batch.unlink(step);
+    }
+    (batch, Steps { received, memfd, bells, source, complete, mapped, entered, offered })
 }
 
 /// What the replies say. Where something has failed, what came before is given back.
-fn told(replies: &[Reply], table: &Arc<FdTable>, space: &Arc<AddressSpace>) -> Result<Told> {
-    let value = |place: usize, name| {
-        let reply = replies.get(place).ok_or(Error::Protocol("too few replies"))?;
-        reply.value().map_err(Error::call(name))
-    };
-    let bells = value(BELLS, "LOAD").map(|bells| [bells as i32, (bells >> 32) as i32]);
-    let source = value(SOURCE, "LOAD").map(|source| source as i32);
-    let mapping = value(MAPPED, "mmap").map(|address| Mapping::new(space, address, SHARED_SIZE));
+fn told(
+    replies: &[Reply],
+    part: &PartSteps,
+    steps: Steps,
+    table: &Arc<FdTable>,
+    space: &Arc<AddressSpace>,
+) -> Result<Told> {
+    let value = |step| part.value(replies, step);
+    let bells = value(steps.bells).map(|bells| [bells as i32, (bells >> 32) as i32]);
+    let source = value(steps.source).map(|source| source as i32);
+    let mapping = value(steps.mapped).map(|address| Mapping::new(space, address, SHARED_SIZE));
     let entered = || {
-        value(WRITTEN, "COPY_IN")?;
-        value(RECEIVED, "recvmsg")?;
+        value(steps.received)?;
         // The number of 8 bytes can't be judged: two descriptors that have not come look like an error.
-        value(MEMFD, "LOAD")?;
-        value(COMPLETE, "fcntl").map_err(unreceived)?;
+        value(steps.memfd)?;
+        value(steps.complete).map_err(unreceived)?;
         let mapping = mapping?;
-        let before = value(ENTERED, "RING")?;
-        let offered = HelloResult(value(OFFERED, "HELLO")?.cast_signed());
+        let before = value(steps.entered)?;
+        let offered = HelloResult(value(steps.offered)?.cast_signed());
         Ok((mapping, before, offered.features()))
     };
     match (entered(), bells) {

@@ -52,7 +52,7 @@ impl Process {
         let _turn = self.inner().entering.lock().await;
         let process = self.in_this_tenure();
         process.need_data().await?;
-        let buffer = Arc::new(process.buffer(Message::size(1)).await?);
+        let buffer = Arc::new(process.buffer(Message::SIZE).await?);
         let mut changed = process.connection.watch();
         loop {
             // Where there is always something under way it would never be idle by itself.
@@ -161,7 +161,7 @@ impl Process {
     /// Makes a ring, if nothing is in the way. Says when that is to be tried again: what it takes may
     /// be there later.
     fn begin_ring(&self, polling: Polling) -> WhenBusy {
-        let buffer = || self.arena.take(Message::size(1)).map(Buffer::Arena).map(Arc::new);
+        let buffer = || self.arena.take(Message::SIZE).map(Buffer::Arena).map(Arc::new);
         match self.try_ring(polling, None, buffer) {
             Ok(Try::Begun(making)) => {
                 let process = self.clone();

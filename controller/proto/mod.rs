@@ -1,0 +1,3 @@
+//! What travels between a controller and a server, as plain values: no I/O, no runtime.
+
+pub(crate) mod batch;
