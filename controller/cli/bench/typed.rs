@@ -18,7 +18,7 @@ use super::root;
 use crate::Failure;
 
 /// Repetitions of one round.
-const CALLS: usize = 2_000;
+const CALLS: usize = 500;
 
 /// Bytes of the file that is opened, and of the larger transfers.
 const SIZE: usize = 4096;
