@@ -2,6 +2,8 @@
 
 use crate::common;
 
+mod old_image;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;

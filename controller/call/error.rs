@@ -103,8 +103,7 @@ pub enum Error {
     TimedOut {
         /// The call's name in its man page.
         call: &'static str,
-        /// It had begun, and returned EINTR. A call that waits behind another one has not, but is told as
-        /// begun in a process whose image is from before calls could be withdrawn.
+        /// It had begun, and returned EINTR. A call that waits behind another one has not.
         begun: bool,
     },
     /// What was asked for needs a server that reads ahead, and this one does not.

@@ -48,12 +48,15 @@ pub(super) struct Interruption {
     index: u64,
     /// It was being executed, and a signal was sent, or is about to be.
     signalled: bool,
+    /// Its turn had not come when it was named: the server sees that, and does not execute it.
+    before_its_turn: bool,
 }
 
 /// What is to be done to interrupt a call.
 enum Step {
-    /// Nothing: it is complete.
-    Over,
+    /// Nothing: it is complete. If it returned EINTR, whether that was because it was named before its
+    /// turn.
+    Over { before_its_turn: bool },
     /// Nothing more: it was withdrawn, and this completes it.
     Withdrawn(Batch, Replies),
     /// To send the signal.
@@ -90,7 +93,7 @@ impl Interrupter {
         self.end().await.map(|_| ())
     }
 
-    /// The same; says whether the call had not begun, and so never will.
+    /// The same; says of a call that was interrupted whether it had not begun, and so never will.
     pub(super) async fn end(&self) -> Result<bool> {
         let this = self.clone();
         // A signal that was announced is sent, whoever waits for it.
@@ -104,7 +107,7 @@ impl Interrupter {
         loop {
             changed.mark_unchanged();
             match self.shared.step(&self.common, self.index) {
-                Step::Over => return Ok(false),
+                Step::Over { before_its_turn } => return Ok(before_its_turn),
                 Step::Withdrawn(batch, replies) => {
                     self.shared.complete(vec![(batch, replies)]);
                     return Ok(true);
@@ -164,10 +167,12 @@ impl Shared {
     fn step(&self, common: &Common, index: u64) -> Step {
         let mut state = self.lock();
         let Some(ring) = state.ring.as_mut().filter(|ring| ring.is_of(common)) else {
-            return Step::Over;
+            return Step::Over { before_its_turn: false };
         };
         if !ring.calls.is_under_way(index) {
-            return Step::Over;
+            let named = ring.interruption.filter(|named| named.index == index);
+            let before_its_turn = named.is_some_and(|named| named.before_its_turn);
+            return Step::Over { before_its_turn };
         }
         if common.interrupts.withdraws
             && let Some((batch, replies)) = ring.withdraw(index)
@@ -181,8 +186,12 @@ impl Shared {
             Some(earlier) if earlier.index <= index => return Step::Wait,
             _ => {}
         }
-        let signalled = common.memory.ring().interrupt(index, common.interrupts.sent);
-        ring.interruption = Some(Interruption { index, signalled });
+        let shared = common.memory.ring();
+        let signalled = shared.interrupt(index, common.interrupts.sent);
+        // One that can be withdrawn, and was not, has begun.
+        let before_its_turn =
+            !common.interrupts.withdraws && !signalled && shared.result(index).is_none();
+        ring.interruption = Some(Interruption { index, signalled, before_its_turn });
         if signalled { Step::Signal } else { Step::Wait }
     }
 
