@@ -7,11 +7,11 @@ use farcall::abi::handshake::{
     ANSWER_SIZE, Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, Hello, Token,
 };
 use farcall::abi::wire::{RESULT_SIZE, STREAM_VERSION};
-use farcall::call::{Call, Replies};
-use farcall::memory::{ARENA_SIZE, Arena};
+use farcall::calls::Sysno;
+use farcall::calls::arena::{ARENA_SIZE, Arena};
 use farcall::persist::answer as read_answer;
-use farcall::sys::Sysno;
-use farcall::transport::stream::Stream;
+use farcall::proto::stream::Stream;
+use farcall::proto::{Call, Replies};
 
 const MEGABYTE: usize = 1 << 20;
 

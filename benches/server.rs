@@ -4,8 +4,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use farcall::call::Call;
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
+use farcall::proto::Call;
 use farcall::{Local, Process};
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;

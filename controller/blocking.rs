@@ -2,7 +2,7 @@
 //! the program's threads wait.
 //!
 //! ```
-//! use farcall::sys::Sysno;
+//! use farcall::calls::Sysno;
 //! use farcall::{Local, blocking};
 //!
 //! # fn main() -> farcall::Result<()> {
@@ -25,7 +25,7 @@ use std::thread;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::call::{Error, Result};
+use crate::error::{Error, Result};
 use crate::runtime;
 
 /// Waits on this thread for what `steps` come to, which run on the library's own. What they start

@@ -25,8 +25,8 @@
 //! # }
 //! ```
 //!
-//! Calls can be awaited, sent together as a [`chain`], made on threads that wait for them
-//! ([`blocking`]), interrupted, and have deadlines ([`Task::syscall_within`](sys::Task::syscall_within)).
+//! Calls can be awaited, sent together as a [`chain`](calls::chain), made on threads that wait for them
+//! ([`blocking`]), interrupted, and have deadlines ([`Task::syscall_within`](calls::Task::syscall_within)).
 //! A process that is called often comes to share memory with the controller, through which calls are
 //! several times faster than over a stream: see [`Process::enter_ring`].
 //!
@@ -46,42 +46,38 @@
 //!
 //! | module | what it has |
 //! |---|---|
-//! | [`persist`] | persistent processes: [`attach`](persist::attach), [`Home`](persist::Home), reconnecting |
 //! | [`host`] | where servers are started: [`Local`], this machine |
-//! | [`process`] | [`Process`], [`Child`], [`ChildBuilder`]: clone, exec, wait |
-//! | [`blocking`] | for programs without a runtime: threads that wait |
-//! | [`chain`] | [`Chain`](chain::Chain): calls that are sent together, later ones with the results of earlier ones |
-//! | [`sys`] | the typed calls, as methods of [`Task`](sys::Task), to which a [`Process`] dereferences; [`SharedBuffer`](sys::SharedBuffer), in memory that both have |
-//! | [`handle`] | [`Fd`] and [`FdTable`], [`Mapping`]: resources of another process |
-//! | [`memory`] | buffers for calls, in the memory of the target process |
-//! | [`call`] | [`Connection`](call::Connection): batches of calls and their results, [`Interrupter`](call::Interrupter), [`Polling`](call::Polling); [`Error`] and [`Outcome`] |
-//! | [`transport`] | the protocols of the stream and of the ring, without I/O |
+//! | [`persist`] | persistent processes: [`attach`](persist::attach), [`Home`](persist::Home), reconnecting |
+//! | [`process`] | [`Process`], [`Child`], [`ChildBuilder`]: clone, exec, wait; beside it [`blocking`], for programs without a runtime |
+//! | [`calls`] | the typed calls, as methods of [`Task`](calls::Task), to which a [`Process`] dereferences; [`chain`](calls::chain): calls that are sent together, later ones with the results of earlier ones; [`handle`](calls::handle): [`Fd`], [`FdTable`] and [`Mapping`], resources of another process |
+//! | [`link`] | [`Connection`](link::Connection): batches of calls on their way, [`Interrupter`](link::Interrupter), [`Polling`](link::Polling) |
+//! | [`proto`] | the protocols of the stream and of the ring, without I/O: [`Call`](proto::Call), [`Reply`](proto::Reply) |
 //! | [`image`] | the server image that this build carries |
+//! | [`error`] | [`Error`] and [`Outcome`] |
 //! | [`abi`] | types and numbers that both sides agree on |
+//!
+//! Each uses those below it, and no other; `tests/layers.rs` sees to that.
 
 // A future that is not Send can neither be spawned nor given to `blocking::wait`.
 #![deny(clippy::future_not_send)]
 
 pub mod abi;
 pub mod blocking;
-pub mod call;
-pub mod chain;
+pub mod calls;
 mod descriptor;
+pub mod error;
 #[doc(hidden)]
 pub mod fault;
-pub mod handle;
 pub mod host;
 pub mod image;
-pub mod memory;
+pub mod link;
 pub mod persist;
 pub mod process;
-mod proto;
+pub mod proto;
 mod runtime;
-pub mod sys;
-pub mod transport;
 
-pub use call::{Error, Outcome, Result};
-pub use handle::{Fd, FdTable, Mapping};
+pub use calls::handle::{Fd, FdTable, Mapping};
+pub use error::{Error, Outcome, Result};
 pub use host::local::Local;
 pub use process::{Child, ChildBuilder, Process};
 

@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Builder, Handle, Id, Runtime};
 
-use crate::call::{Error, Result};
+use crate::error::{Error, Result};
 
 const ADVICE: &str = "farcall needs a tokio runtime with I/O and timers around it (Builder::enable_all, or \
      enable_io and enable_time); without one there is farcall::blocking";

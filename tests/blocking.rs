@@ -3,9 +3,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use farcall::call::{Call, Polling};
+use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
-use farcall::sys::Sysno;
+use farcall::link::Polling;
+use farcall::proto::Call;
 use farcall::{Error, Local, Process, blocking};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

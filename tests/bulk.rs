@@ -1,6 +1,6 @@
 //! Large transfers between processes of one machine.
 
-use farcall::call::Polling;
+use farcall::link::Polling;
 use farcall::{Error, Local, Process};
 use nix::sys::mman::{MapFlags, ProtFlags};
 
@@ -64,7 +64,7 @@ async fn memory_that_ends_is_a_fault_and_the_next_transfer_is_whole() {
     let address = memory.address();
     let size = 4 << 20;
     let end = address + size as u64;
-    process.syscall(farcall::sys::Sysno::munmap, [end - PAGE, PAGE, 0, 0, 0, 0]).await.unwrap();
+    process.syscall(farcall::calls::Sysno::munmap, [end - PAGE, PAGE, 0, 0, 0, 0]).await.unwrap();
     for _ in 0..3 {
         let written = process.write_memory(address, pattern(size)).await;
         assert!(matches!(written, Err(Error::Fault { .. })), "{written:?}");

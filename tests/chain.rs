@@ -6,9 +6,10 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::Path;
 
 use common::{fds, root, until_async};
-use farcall::call::{Call, Polling};
-use farcall::chain::Arg;
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
+use farcall::calls::chain::Arg;
+use farcall::link::Polling;
+use farcall::proto::Call;
 use farcall::{Error, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;

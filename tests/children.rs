@@ -14,10 +14,10 @@ use common::{
     Role, TELLS_PIDFDS, TestHome, alive, deny, hear, is_same_child, limit_descriptors, linux,
     persistent, role, root, tell, until, until_async,
 };
-use farcall::call::Call;
+use farcall::calls::{Sysno, WaitStatus};
 use farcall::persist::{Place, Resource, Sameness, SharedMemory, attach};
 use farcall::process::{Child, ChildState};
-use farcall::sys::{Sysno, WaitStatus};
+use farcall::proto::Call;
 use farcall::{Error, Fd, Local, Mapping, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;

@@ -5,8 +5,8 @@ use crate::common;
 use std::os::fd::AsFd;
 
 use common::{LIMIT, blocked_in, fds, roots, until_async};
-use farcall::call::Call;
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
+use farcall::proto::Call;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -9,10 +9,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use crate::common::{LIMIT, Role, TestHome, cut, limit_descriptors, role, tell, until_async};
-use farcall::call::Polling;
+use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Home, Place, SharedMemory, attach};
-use farcall::sys::Sysno;
 use farcall::{Child, Error, Fd, Local, Process};
 use nix::errno::Errno;
 use nix::libc;

@@ -12,9 +12,10 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use common::{TestHome, blocked_in, cut, cut_stream, fds, persistent, until, until_async};
-use farcall::call::{Call, Polling};
+use farcall::calls::{Sysno, WaitStatus};
+use farcall::link::Polling;
 use farcall::persist::{Attach, Place, attach};
-use farcall::sys::{Sysno, WaitStatus};
+use farcall::proto::Call;
 use farcall::{Error, Fd, Local, Outcome, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;

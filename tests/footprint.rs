@@ -8,9 +8,9 @@ use std::os::unix::fs::FileExt;
 use common::{Role, TestHome, alive, blocked_in, fds, role, tell, until};
 use farcall::Local;
 use farcall::abi::entry::STACK_SIZE;
+use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
 use farcall::persist::{Home, SharedMemory, attach};
-use farcall::sys::Sysno;
 
 /// The most private memory of a fresh persistent process.
 const MAX_PRIVATE: u64 = 64 * 1024;

@@ -5,11 +5,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::time::Duration;
 
-use farcall::call::Polling;
+use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
 use farcall::image::Carrier;
+use farcall::link::Polling;
 use farcall::persist::{Resource, SharedMemory, attach};
-use farcall::sys::Sysno;
 use farcall::{Error, Local, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;

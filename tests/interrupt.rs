@@ -3,8 +3,9 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use farcall::call::{Call, Polling};
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
+use farcall::link::Polling;
+use farcall::proto::Call;
 use farcall::{Child, Error, Local, Outcome, Process, blocking};
 use nix::errno::Errno;
 use nix::sys::eventfd::EfdFlags;
@@ -203,7 +204,7 @@ async fn a_batch_whose_last_call_is_to_be_interrupted_keeps_no_earlier_call_from
     let (_root, child) = child().await;
     let connection = child.connection();
     let getpid = || Call::syscall(Sysno::getpid, [0; 6]);
-    let results = |replies: Vec<farcall::call::Reply>| {
+    let results = |replies: Vec<farcall::proto::Reply>| {
         Ok(replies.iter().map(|reply| reply.result).collect::<Vec<_>>())
     };
     let blocked = connection.call("ppoll", sleep());

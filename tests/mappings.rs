@@ -1,9 +1,9 @@
 //! Bytes of every kind of memory: what a call may read and write in a process can be transferred, at
 //! any size and by any way, and what it may not is the same error everywhere.
 
-use farcall::call::Polling;
+use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
-use farcall::sys::Sysno;
+use farcall::link::Polling;
 use farcall::{Error, Fd, Local, Process};
 use nix::libc;
 

@@ -7,9 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 
 use common::{TestHome, root};
 use farcall::abi::wire::{Operation, Request, Word};
-use farcall::call::{Call, Polling};
+use farcall::calls::{SocketAddress, Sysno};
 use farcall::host::local::Stdio;
-use farcall::sys::{SocketAddress, Sysno};
+use farcall::link::Polling;
+use farcall::proto::Call;
 use farcall::{Error, Local, Process, blocking};
 use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;

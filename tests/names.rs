@@ -10,9 +10,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use common::{Role, TestHome, hear, is_same_child, persistent, role, tell};
-use farcall::call::Polling;
+use farcall::calls::{Sysno, WaitStatus};
+use farcall::link::Polling;
 use farcall::persist::{Attach, Named, Place, Resource, Sameness, attach};
-use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Error, Local, Process};
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};

@@ -8,9 +8,10 @@ use farcall::abi::entry::{
     ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE, EntryTable, SAME, TrampolineFrame,
 };
 use farcall::abi::wire::Operation;
-use farcall::call::{Call, Polling};
+use farcall::calls::Sysno;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Place, SharedMemory};
-use farcall::sys::Sysno;
+use farcall::proto::Call;
 use farcall::{Error, Outcome, Process};
 use nix::fcntl::OFlag;
 use nix::libc;

@@ -9,9 +9,10 @@ use std::time::Duration;
 use common::{
     Role, TestHome, alive, fds, hear, role, root, spawn_persistent, tell, until, until_async,
 };
-use farcall::call::{Call, Polling};
+use farcall::calls::{Sysno, WaitStatus};
+use farcall::link::Polling;
 use farcall::persist::{Attach, Home, Name, Place, SharedMemory, attach, flight};
-use farcall::sys::{Sysno, WaitStatus};
+use farcall::proto::Call;
 use farcall::{Child, Error, Outcome, Process};
 use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
@@ -216,8 +217,8 @@ async fn calls_made_while_disconnected_wait_and_go_out_in_order() {
     assert_eq!(order, (0..50).collect::<Vec<u8>>());
 }
 
-fn getpid() -> farcall::call::Call {
-    farcall::call::Call::syscall(Sysno::getpid, [0; 6])
+fn getpid() -> farcall::proto::Call {
+    farcall::proto::Call::syscall(Sysno::getpid, [0; 6])
 }
 
 #[tokio::test]
@@ -231,7 +232,7 @@ async fn calls_in_flight_at_a_disconnect_have_their_results() {
     let page =
         process.mmap(4096, ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE, None).await.unwrap();
     let args = [reading.number() as u64, page.address(), 1, 0, 0, 0];
-    let read = farcall::call::Call::syscall(Sysno::read, args);
+    let read = farcall::proto::Call::syscall(Sysno::read, args);
     let blocked = process.connection().call("read", read);
     let behind: Vec<_> = (0..300).map(|_| process.connection().call("getpid", getpid())).collect();
     until_async("it reads", || in_call(pid, Sysno::read)).await;

@@ -5,7 +5,7 @@ use crate::common;
 use std::fs;
 
 use common::{TestHome, alive, cut, fds, persistent, root, spawn_persistent, until, until_async};
-use farcall::call::Polling;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Place, Warning, attach};
 use farcall::{Child, Error, Process};
 use nix::fcntl::OFlag;

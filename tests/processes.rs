@@ -9,11 +9,11 @@ use std::time::Duration;
 use common::{
     LIMIT, Role, alive, alone, fds, limit_descriptors, role, root, roots, tell, until, until_async,
 };
-use farcall::call::Polling;
+use farcall::calls::{Sysno, WaitStatus};
 use farcall::host::local::Stdio;
-use farcall::image::{self, Carrier};
-use farcall::sys::{Sysno, WaitStatus};
-use farcall::{Child, Error, Local, Process};
+use farcall::image::Carrier;
+use farcall::link::Polling;
+use farcall::{Child, Error, Local, Process, image};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;

@@ -13,9 +13,9 @@ use common::{
     until_async,
 };
 use farcall::Error;
-use farcall::call::Polling;
+use farcall::calls::Sysno;
+use farcall::link::Polling;
 use farcall::persist::{Home, Name, SharedMemory, attach};
-use farcall::sys::Sysno;
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::{Signal, kill};
@@ -320,7 +320,7 @@ async fn a_status_is_not_lost_with_a_wait_that_is_given_up() {
         let mut wait = Box::pin(child.wait());
         begin(&mut wait);
     }
-    let status = farcall::sys::WaitStatus::Exited(7);
+    let status = farcall::calls::WaitStatus::Exited(7);
     assert_eq!(in_time("wait", child.wait()).await.unwrap(), status);
 }
 

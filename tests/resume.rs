@@ -7,9 +7,9 @@ mod server;
 use farcall::abi::handshake::Token;
 use farcall::abi::log::LOG_CAPACITY;
 use farcall::abi::wire::{Operation, Word};
-use farcall::call::{Call, Replies};
-use farcall::transport::log::Log;
-use farcall::transport::stream::{Fates, Stream};
+use farcall::proto::log::Log;
+use farcall::proto::stream::{Fates, Stream};
+use farcall::proto::{Call, Replies};
 use proptest::prelude::*;
 
 use batches::{Maker, Piece, pieces};

@@ -12,9 +12,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use common::{LIMIT, Random, Role, fds, hear, role, state, tell, until, until_async};
-use farcall::call::{Call, Polling};
+use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
-use farcall::sys::Sysno;
+use farcall::link::Polling;
+use farcall::proto::Call;
 use farcall::{Fd, Local, Process};
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};

@@ -7,9 +7,10 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use common::{LIMIT, TestHome, alive, blocked_in, cut, fds, until, until_async};
-use farcall::call::{Call, Polling};
+use farcall::calls::Sysno;
+use farcall::link::Polling;
 use farcall::persist::{SharedMemory, attach};
-use farcall::sys::Sysno;
+use farcall::proto::Call;
 use farcall::{Error, Fd, Local, Process, blocking};
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};

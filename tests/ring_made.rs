@@ -10,9 +10,10 @@ use std::sync::mpsc;
 use std::task::{Context, Waker};
 
 use common::{LIMIT, TestHome, blocked_in, fds, limit_descriptors, until_async};
-use farcall::call::{Call, Polling, Receipt};
+use farcall::calls::Sysno;
+use farcall::link::{Polling, Receipt};
 use farcall::persist::SharedMemory;
-use farcall::sys::Sysno;
+use farcall::proto::Call;
 use farcall::{Child, Error, Local, Process};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};

@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 
 use common::{TestHome, alone, blocked_in, until_async};
-use farcall::call::{Call, Error};
+use farcall::calls::{Sysno, Task};
+use farcall::error::Error;
 use farcall::persist::SharedMemory;
-use farcall::sys::{Sysno, Task};
+use farcall::proto::Call;
 use farcall::{Child, Local, Mapping, Process};
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};

@@ -6,10 +6,10 @@ use crate::common;
 use std::collections::BTreeSet;
 
 use common::{TestHome, blocked_in, fds, roots, until_async};
-use farcall::call::Call;
+use farcall::calls::{Sysno, WaitStatus};
 use farcall::host::local::Stdio;
 use farcall::persist::SharedMemory;
-use farcall::sys::{Sysno, WaitStatus};
+use farcall::proto::Call;
 use farcall::{Child, Local, Process};
 use nix::sys::signal::Signal;
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use common::{LIMIT, Role, TestHome, hear, persistent, role, root, state, tell, until};
-use farcall::call::Polling;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Home, Place};
 use farcall::{Error, Process};
 use nix::sys::mman::{MapFlags, ProtFlags};
@@ -250,7 +250,7 @@ async fn a_detach_that_is_given_up_ends_the_connection_when_the_process_goes_on(
     // Calls wait for the next reconnect.
     let waits = child
         .connection()
-        .call("getpid", farcall::call::Call::syscall(farcall::sys::Sysno::getpid, [0; 6]));
+        .call("getpid", farcall::proto::Call::syscall(farcall::calls::Sysno::getpid, [0; 6]));
     drop(stopped);
     common::until_async("the link is over", || !child.connection().is_connected()).await;
     let other = Attach::default().to(place).await.unwrap();

@@ -7,8 +7,8 @@ mod model;
 
 use std::collections::BTreeSet;
 
-use farcall::call::{Call, Reply};
-use farcall::transport::stream::Stream;
+use farcall::proto::stream::Stream;
+use farcall::proto::{Call, Reply};
 use model::{Pair, batch, reply_to};
 use proptest::prelude::*;
 

@@ -23,6 +23,7 @@ mod exactly_once;
 mod forbidden;
 mod image;
 mod interrupt;
+mod layers;
 mod long;
 mod mappings;
 mod misuse;

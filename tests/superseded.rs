@@ -11,10 +11,11 @@ use std::time::Duration;
 use common::{
     Role, TestHome, blocked_in, hear, role, root_without_rings, spawn_persistent, tell, until,
 };
-use farcall::call::{Call, Polling};
+use farcall::calls::Sysno;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Home, Place, attach};
 use farcall::process::Child;
-use farcall::sys::Sysno;
+use farcall::proto::Call;
 use farcall::{Error, Fd, Outcome, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use common::{Role, TestHome, alive, blocked_in, hear, role, state, tell, until, until_async};
-use farcall::call::{Call, Polling};
+use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Home, Place, SharedMemory};
-use farcall::sys::Sysno;
+use farcall::proto::Call;
 use farcall::{Error, Local, Process};
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};

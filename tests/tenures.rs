@@ -13,10 +13,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use common::{TestHome, blocked_in, cut, fds, persistent, root_without_rings, until, until_async};
-use farcall::call::{Call, Polling};
+use farcall::calls::{Sysno, WaitStatus};
 use farcall::host::local::Stdio;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Place, Resource, Sameness, attach, flight};
-use farcall::sys::{Sysno, WaitStatus};
+use farcall::proto::Call;
 use farcall::{Error, Fd, Local, Outcome, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;

@@ -11,10 +11,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Role, TestHome, blocked_in, cut, fds, persistent, role, tell, until, until_async};
-use farcall::call::{Call, Polling};
+use farcall::calls::{Sysno, WaitStatus};
 use farcall::image::IMAGE;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Home, Place, attach};
-use farcall::sys::{Sysno, WaitStatus};
+use farcall::proto::Call;
 use farcall::{Error, Local, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;

@@ -7,10 +7,10 @@ use std::time::Duration;
 use clap::Args;
 use farcall::abi::log::{LogHead, Record};
 use farcall::abi::wire::{MAX_ERRNO, Operation, Word};
-use farcall::call::errno_name;
+use farcall::calls::Sysno;
+use farcall::error::errno_name;
 use farcall::persist::{Flight, Home, Name, flight};
-use farcall::sys::Sysno;
-use farcall::transport::log::Log;
+use farcall::proto::log::Log;
 use nix::errno::Errno;
 use serde::Serialize;
 

@@ -23,12 +23,15 @@ use syscalls::Sysno;
 use tokio::sync::oneshot;
 
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
-use crate::call::{Call, Connection, DataSocket, Error, Polling, Result};
-use crate::handle::{AddressSpace, FdTable, close_others};
-use crate::image::{self, Carrier, Loaded};
-use crate::memory::{ARENA_SIZE, Arena};
+use crate::calls::arena::{ARENA_SIZE, Arena};
+use crate::calls::handle::{AddressSpace, FdTable, close_others};
+use crate::calls::{Guardian, ServerFds, set_pdeathsig};
+use crate::error::{Error, Result};
+use crate::image;
+use crate::image::{Carrier, Loaded};
+use crate::link::{Connection, DataSocket, Polling};
 use crate::process::{Parts, Process, Sockets, madvise, pidfd_open, random_token};
-use crate::sys::{Guardian, ServerFds, set_pdeathsig};
+use crate::proto::Call;
 
 /// What the descriptors 0, 1 and 2 of a root server are, and so of its children.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

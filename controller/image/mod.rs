@@ -8,7 +8,7 @@ pub use load::{Carrier, executable, mappable};
 use crate::abi::entry::{
     AHEAD, ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE, EntryTable, IMAGE_VERSION, TrampolineFrame,
 };
-use crate::call::Error;
+use crate::error::Error;
 
 /// The image that this build of farcall carries: at once an ELF executable, and what is mapped
 /// into processes.

@@ -15,13 +15,15 @@ use super::place::Place;
 use super::target::{Standing, Target};
 use crate::abi::entry::{ENTRY_TABLE_OFFSET, ENTRY_TABLE_SIZE};
 use crate::abi::wire::{AHEAD_SIZE, Operation, STREAM_VERSION};
-use crate::call::{Call, Connection, DataSocket, Error, Polling, Receipt, Reply, Result};
+use crate::calls::arena::{ARENA_SIZE, Arena};
+use crate::calls::handle::{AddressSpace, FdTable};
+use crate::calls::{Buffer, Guardian, ServerFds, last};
+use crate::error::{Error, Result};
 use crate::fault;
-use crate::handle::{AddressSpace, FdTable};
 use crate::image::Loaded;
-use crate::memory::{ARENA_SIZE, Arena};
+use crate::link::{Connection, DataSocket, Polling, Receipt};
 use crate::process::{Parts, Process, Sockets, random_token, threads};
-use crate::sys::{Buffer, Guardian, ServerFds, last};
+use crate::proto::{Call, Reply};
 
 /// Where the arenas of attached processes lie: see [`arena_address`].
 const ARENAS: u64 = 0x1000_0000_0000;

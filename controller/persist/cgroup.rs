@@ -22,7 +22,7 @@ use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
 
 use super::directory::Author;
 use super::rights::as_user;
-use crate::call::{Error, Result};
+use crate::error::{Error, Result};
 
 /// What unprivileged users can do.
 const ADVICE: &str = "as root, or let a service manager make one: `systemd-run --scope farcall \

@@ -12,7 +12,7 @@ use super::directory::{Directory, Pinned};
 use super::place::Place;
 use super::record::State;
 use super::reserved::Left;
-use crate::call::{Error, Result};
+use crate::error::{Error, Result};
 
 /// How long others may keep the directory locked while this process wants to make or remove files.
 pub(super) const LOCK_LIMIT: Duration = Duration::from_secs(10);

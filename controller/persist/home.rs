@@ -14,7 +14,7 @@ use nix::unistd::geteuid;
 use super::directory::Directory;
 use super::place::Place;
 use super::reserved::Reserved;
-use crate::call::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The name of a persistent process: 1 to 64 letters, digits, `-`, `_` or `.`, not beginning with
 /// `.` or `-`.

@@ -17,7 +17,7 @@ use nix::sys::socket::{
 };
 
 use super::target::Target;
-use crate::call::Result;
+use crate::error::Result;
 
 /// F_SETSIG of fcntl(2).
 const F_SETSIG: libc::c_int = 10;

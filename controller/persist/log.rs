@@ -6,10 +6,10 @@ use super::attach::refused;
 use super::handshake::Hold;
 use super::meet::{Heard, ask, deadline};
 use super::place::Place;
-use crate::call::Result;
+use crate::error::Result;
 use crate::process::{Process, random_token};
+use crate::proto::log::Log;
 use crate::runtime;
-use crate::transport::log::Log;
 
 /// What a persistent process has executed last, and who holds it.
 #[derive(Clone, Debug)]

@@ -13,8 +13,10 @@ use super::attach::reserve_arena;
 use super::reserved::Reserved;
 use crate::abi::handshake::Token;
 use crate::abi::wire::{Operation, Spares};
-use crate::call::{Call, Error, Result, to_the_end};
-use crate::process::{Child, ChildBuilder, Extent, Legacy, Process, is_forbidden};
+use crate::error::{Error, Result, is_forbidden};
+use crate::link::to_the_end;
+use crate::process::{Child, ChildBuilder, Extent, Legacy, Process};
+use crate::proto::Call;
 
 /// What becomes of memory that a process shares when it becomes persistent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

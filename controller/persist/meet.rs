@@ -22,11 +22,11 @@ use super::place::Place;
 use super::target::Standing;
 use crate::abi::handshake::{ANSWER_SIZE, HELLO_SIZE, Token};
 use crate::abi::log::{LOG_HEAD_SIZE, LOG_SIZE};
-use crate::call::{Error, Result};
 use crate::descriptor::off_standard_streams;
+use crate::error::{Error, Result};
 use crate::fault;
 use crate::process::Sockets;
-use crate::transport::log::Log;
+use crate::proto::log::Log;
 
 /// How long a server that does not answer is given before NAME.json is asked who holds it.
 const PATIENCE: Duration = Duration::from_millis(500);

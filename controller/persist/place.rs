@@ -12,7 +12,7 @@ use nix::unistd::geteuid;
 use super::directory::{Author, Directory, Pinned};
 use super::listener::listens_at;
 use super::target::Standing;
-use crate::call::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Where one persistent process can be reached: the path of its socket.
 #[derive(Clone, Debug, PartialEq, Eq)]

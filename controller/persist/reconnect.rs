@@ -16,12 +16,14 @@ use super::attach::{Taken, find_image_first, map_arena_first, refused, taken};
 use super::meet::{Heard, Manner, PAUSE, meet, no_answer, shake_hands};
 use super::place::Place;
 use crate::abi::log::LogHead;
-use crate::call::{Call, Connection, DataSocket, Error, Past, Result, to_the_end};
+use crate::calls::handle::{FdTable, Unready};
+use crate::calls::registry::tags_of;
+use crate::calls::{SocketAddress, Task};
+use crate::error::{Error, Result};
 use crate::fault;
-use crate::handle::{FdTable, Unready};
+use crate::link::{Connection, DataSocket, Past, to_the_end};
 use crate::process::{Process, Sockets};
-use crate::sys::registry::tags_of;
-use crate::sys::{SocketAddress, Task};
+use crate::proto::Call;
 
 /// How long a reconnect waits for a server that is busy.
 const TIMEOUT: Duration = Duration::from_secs(10);

@@ -15,7 +15,7 @@ use super::directory::{Author, Directory};
 use super::incarnation::Incarnation;
 use super::listener::has_listener;
 use super::place::Place;
-use crate::call::{Error, Result};
+use crate::error::{Error, Result};
 
 /// The process of a place that is reserved: none yet. No process has that pid.
 pub(super) const NONE_YET: Incarnation = Incarnation { pid: 0, start_time: 0, pid_ns: None };

@@ -24,7 +24,8 @@ use super::place::Place;
 use super::record::Record;
 use super::target::{Standing, user_of};
 use super::warning::Warning;
-use crate::call::{Error, Result, to_the_end};
+use crate::error::{Error, Result};
+use crate::link::to_the_end;
 use crate::process::Process;
 
 impl Place {

@@ -16,8 +16,8 @@ use super::home::Name;
 use super::incarnation::Incarnation;
 use super::place::Place;
 use super::record::{NONE_YET, State, now};
-use crate::call::{Error, Result};
 use crate::descriptor::off_standard_streams;
+use crate::error::{Error, Result};
 
 /// A place with a socket on which nobody listens yet. It is removed again unless a process becomes
 /// persistent there.

@@ -10,7 +10,7 @@ use super::handshake::Hold;
 use super::meet::{Heard, PAUSE, ask};
 use super::place::Place;
 use crate::abi::handshake::Token;
-use crate::call::{Past, Successor};
+use crate::link::{Past, Successor};
 use crate::process::Process;
 
 /// How long a server may be busy with a call of its new controller before it says who that is. Until

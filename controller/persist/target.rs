@@ -19,7 +19,7 @@ use super::listener::has_listener;
 use super::place::Place;
 use super::record::Record;
 use super::rights::as_user;
-use crate::call::{Error, Result};
+use crate::error::{Error, Result};
 use crate::process::pidfd_open;
 
 /// The process at a place, held by a pidfd, and on whose word it is the one that is meant: see

@@ -11,11 +11,14 @@ use syscalls::Sysno;
 use super::attach::{IMAGE_PLACE, find_image, image_places};
 use crate::abi::entry::EntryTable;
 use crate::abi::wire::{HelloResult, Operation, STREAM_VERSION};
-use crate::call::{self, Call, Error, Reply, Result, to_the_end};
+use crate::error::{Error, Result};
 use crate::fault;
 use crate::image::{IMAGE, Loaded, table_of};
+use crate::link::to_the_end;
 use crate::process::Process;
 use crate::proto::batch::{Arg, Batch, Part, PartSteps, Places};
+use crate::proto::hello;
+use crate::proto::{Call, Reply};
 
 impl Process {
     /// The process goes on as the image that this build of farcall carries: see
@@ -120,7 +123,7 @@ impl Process {
     async fn can_hand_over(&self, old: &Loaded, new: &EntryTable) -> Result<()> {
         self.connection.needs_read_ahead("an upgrade")?;
         // In version 1 it only tells what is there.
-        let hello = self.connection.call("HELLO", call::hello(STREAM_VERSION, 0, false)).await?;
+        let hello = self.connection.call("HELLO", hello(STREAM_VERSION, 0, false)).await?;
         if HelloResult(hello.cast_signed()).features() & HelloResult::UPGRADE == 0 {
             return refuse("its server is older than upgrades");
         }

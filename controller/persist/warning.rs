@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
-use crate::call::{Error, Result};
+use crate::error::{Error, Result};
 use crate::process::Process;
 
 /// Warnings that are kept for who asks.

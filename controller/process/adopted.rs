@@ -10,10 +10,11 @@ use tokio::io::unix::AsyncFd;
 
 use super::child::{Shared, readable};
 use super::{ChildState, Process};
-use crate::call::{Call, Error, Result};
-use crate::handle::Fd;
+use crate::calls::WaitStatus;
+use crate::calls::handle::Fd;
+use crate::error::{Error, Result};
 use crate::persist::{Resource, Sameness};
-use crate::sys::WaitStatus;
+use crate::proto::Call;
 
 /// A child of a process that this controller has not made, held by a pidfd: it stays the same child
 /// whatever is reaped meanwhile. From [`Process::adopt_child`] and [`Process::adopt_named_child`].

@@ -12,9 +12,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use super::Process;
-use crate::call::{Call, Connection, Error, Result, Socket};
-use crate::handle::{Fd, Lent, Stack};
-use crate::sys::WaitStatus;
+use crate::calls::WaitStatus;
+use crate::calls::handle::{Fd, Lent, Stack};
+use crate::error::{Error, Result};
+use crate::link::{Connection, Socket};
+use crate::proto::Call;
 
 /// A child of a process, made through [`Process::child`].
 ///
@@ -334,7 +336,7 @@ impl Drop for Child {
 impl Process {
     /// Waits until the child with this pid (in the process's own pid namespace) has ended, and
     /// reaps it: for a child that an earlier controller made, or that the process got as a
-    /// [subreaper](crate::sys::Task::set_child_subreaper). The process is never blocked by it. If this is
+    /// [subreaper](crate::calls::Task::set_child_subreaper). The process is never blocked by it. If this is
     /// dropped while it is under way, the next that waits in this controller is told the status.
     ///
     /// # Errors

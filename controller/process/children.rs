@@ -9,9 +9,10 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::Process;
-use crate::call::{Call, Error, Result};
-use crate::handle::{Fd, kind};
-use crate::sys::{SIGINFO_SIZE, WaitStatus, pid_of_siginfo, waitid};
+use crate::calls::handle::{Fd, kind};
+use crate::calls::{SIGINFO_SIZE, WaitStatus, pid_of_siginfo, waitid};
+use crate::error::{Error, Result};
+use crate::proto::Call;
 
 /// The children of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +116,7 @@ impl Untold {
 
 impl Process {
     /// The children of the process with what has become of them: those that it has made itself, and,
-    /// where it is a [subreaper](crate::sys::Task::set_child_subreaper) or process 1 of a pid namespace,
+    /// where it is a [subreaper](crate::calls::Task::set_child_subreaper) or process 1 of a pid namespace,
     /// those that it got when their parents ended. None is reaped: who wants to lose no status whatever
     /// happens writes down what this tells, and reaps then.
     ///

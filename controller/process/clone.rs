@@ -13,12 +13,15 @@ use super::naming::Naming;
 use super::start::{Desk, Started, There, start};
 use super::{Parts, Process, small_stream, stream};
 use crate::abi::wire::Operation;
-use crate::call::{self, Call, Connection, Error, Outcome, Receipt, Result, to_the_end};
+use crate::calls::arena::Arena;
+use crate::calls::handle::{AddressSpace, Fd, FdTable, Lent, Spare};
+use crate::calls::{Buffer, Guardian, ServerFds, duplicate};
 use crate::descriptor::FIRST;
+use crate::error::{Error, Outcome, Result};
 use crate::fault;
-use crate::handle::{AddressSpace, Fd, FdTable, Lent, Spare};
-use crate::memory::Arena;
-use crate::sys::{Buffer, Guardian, ServerFds, duplicate};
+use crate::link::{Connection, Receipt, to_the_end};
+use crate::proto::Call;
+use crate::proto::hello;
 
 /// What a child shares with its parent and what it has for itself. By default it is isolated: it
 /// has a copy of its parent's memory and descriptors, as after fork(2).
@@ -172,8 +175,7 @@ impl ChildBuilder {
         // Where it does not begin in that version, its first request waits in its stream when it
         // begins.
         let greet = |connection: &Connection| {
-            let hello =
-                || connection.call_at_once("HELLO", call::hello(version, stack.top(), true));
+            let hello = || connection.call_at_once("HELLO", hello(version, stack.top(), true));
             let ready = begun.is_none().then(hello);
             connection.set_version_of(&parent.connection);
             ready
@@ -271,7 +273,7 @@ impl ChildBuilder {
             (None, Some(_)) if execve.is_some() => Ok(0),
             (None, Some(begun)) if !begun.is_said() => {
                 // It is in the version that it speaks.
-                connection.call_at_once("HELLO", call::hello(version, 0, true)).await
+                connection.call_at_once("HELLO", hello(version, 0, true)).await
             }
             (None, _) => Ok(0),
         };

@@ -11,9 +11,11 @@ use syscalls::Sysno;
 
 use super::{Child, ChildBuilder};
 use crate::abi::wire::MAX_REF;
-use crate::call::{Connection, Error, Outcome, Receipt, Result, to_the_end};
+use crate::calls::{Buffer, c_string};
+use crate::error::{Error, Outcome, Result};
+use crate::link::{Connection, Receipt, to_the_end};
 use crate::proto::batch::{Arg, Batch, Part, Places};
-use crate::sys::{Buffer, c_string};
+use crate::proto::ring::Memory as _;
 
 impl ChildBuilder {
     /// Makes the child and runs the program at `path` in it: [`spawn`](ChildBuilder::spawn) and
@@ -48,7 +50,7 @@ impl Child {
     ///
     /// Returns when the program runs. No call can be made in the child from then on; [`Child::wait`]
     /// and [`Child::kill`] work. Descriptors are inherited unless they are closed on exec, which
-    /// all are that typed calls open: [`dup2`](crate::sys::Task::dup2) makes one that is not.
+    /// all are that typed calls open: [`dup2`](crate::calls::Task::dup2) makes one that is not.
     ///
     /// A child that shares its parent's table of descriptors gets a copy of it first, as execve
     /// would give it: a round trip more than for one that shares memory only.

@@ -21,7 +21,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use nix::errno::Errno;
 use nix::libc;
 use nix::sched::CloneFlags;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -38,14 +37,15 @@ pub(crate) use overdue::{is_leaderless, threads};
 pub(crate) use start::madvise;
 
 use crate::abi::handshake::Token;
-use crate::call::{Connection, DataSocket, Error, Outcome, Polling, Result, Socket, to_the_end};
+use crate::calls::arena::Arena;
+use crate::calls::handle::{AddressSpace, FdTable};
+use crate::calls::{Ends, Guardian, ServerFds, Task};
 use crate::descriptor::{off_standard_streams, socketpair};
-use crate::handle::{AddressSpace, FdTable};
+use crate::error::{Error, Outcome, Result, is_forbidden};
 use crate::image::Loaded;
-use crate::memory::Arena;
+use crate::link::{Connection, DataSocket, Polling, Socket, to_the_end};
 use crate::proto::batch::{Arg, Batch};
 use crate::runtime;
-use crate::sys::{Ends, Guardian, ServerFds, Task};
 use tenure::Tenures;
 
 /// A process that a server runs in. Clones are the same process.
@@ -90,7 +90,7 @@ pub(crate) struct Inner {
     /// How many controllers there had been when this one came to hold it, itself included.
     pub(crate) controllers: Arc<AtomicU64>,
     /// What the process had executed when this controller attached to it.
-    pub(crate) before: OnceLock<crate::transport::log::Log>,
+    pub(crate) before: OnceLock<crate::proto::log::Log>,
     pub(crate) polling: Option<Polling>,
     /// The memory that the program was started with: most children get no copy of it.
     pub(crate) initial_stack: OnceLock<Range<u64>>,
@@ -254,7 +254,7 @@ impl Process {
     ///
     /// [`Error::Gone`] if it has ended already.
     pub async fn exit(&self, status: i32) -> Result<()> {
-        let call = self.connection.call_at_once("exit_group", crate::sys::exit_group(status));
+        let call = self.connection.call_at_once("exit_group", crate::calls::exit_group(status));
         match call.await {
             // The result never comes: that is the success.
             Ok(_) | Err(Error::Lost(Outcome::PossiblyExecuted)) => Ok(()),
@@ -375,12 +375,6 @@ impl Process {
     pub(crate) fn shared_pidfd(&self) -> &Arc<OwnedFd> {
         &self.inner.pidfd
     }
-}
-
-/// Whether an errno says that there is no such call: the kernel is older, or a seccomp filter or a
-/// security module does not let it be made.
-pub(crate) fn is_forbidden(errno: Errno) -> bool {
-    matches!(errno, Errno::ENOSYS | Errno::EPERM | Errno::EACCES)
 }
 
 /// A new controller's token.

@@ -15,10 +15,10 @@ use syscalls::Sysno;
 use super::Process;
 use crate::abi::registry::{ENTRY_SIZE, Entry};
 use crate::abi::wire::Operation;
-use crate::call::Result;
-use crate::handle::{Slots, Tag, kind};
+use crate::calls::handle::{Slots, Tag, kind};
+use crate::calls::registry::{STAT_DEV, STAT_MODE, STAT_SIZE, check_name, entry};
+use crate::error::Result;
 use crate::proto::batch::{Arg, Batch};
-use crate::sys::registry::{STAT_DEV, STAT_MODE, STAT_SIZE, check_name, entry};
 
 /// Two entries of the registry that are set aside for a child, until the replies are here.
 pub(super) struct Naming {

@@ -1,5 +1,5 @@
 //! What is done about a process from which replies are overdue: see the connection's
-//! [`Watch`](crate::call::Watch).
+//! [`Watch`](crate::link::Watch).
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Inner, Process, pid_of};
-use crate::call::Watch;
+use crate::link::Watch;
 
 /// How a process is watched over. `leads`: its server runs in its main thread.
 pub(super) fn watch(process: Weak<Inner>, pidfd: Arc<OwnedFd>, leads: bool) -> Watch {

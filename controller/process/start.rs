@@ -19,11 +19,12 @@ use super::naming::Naming;
 use super::{Process, numbers};
 use crate::abi::entry::{SAME, TrampolineFrame};
 use crate::abi::wire::Operation;
-use crate::call::{Call, DataSocket, Error, Inbox, Reply, Result};
-use crate::handle::{Fd, FdTable, Stack};
+use crate::calls::handle::{Fd, FdTable, Stack};
+use crate::calls::{Buffer, Message, unreceived};
+use crate::error::{Error, Result};
+use crate::link::{DataSocket, Inbox, Shared};
 use crate::proto::batch::{Arg, Batch, Part, PartSteps, Places};
-use crate::sys::{Buffer, Message, unreceived};
-use crate::transport::Shared;
+use crate::proto::{Call, Reply};
 
 /// A child that runs.
 pub(super) struct Started {
@@ -47,7 +48,7 @@ pub(super) enum There {
 /// Starts a child on `stack`. A name, which only servers of version 1 keep, it has as soon as there is
 /// the child.
 ///
-/// The parent has a data socket: see [`Task::need_data`](crate::sys::Task::need_data).
+/// The parent has a data socket: see [`Task::need_data`](crate::calls::Task::need_data).
 pub(super) async fn start(
     parent: &Process,
     flags: CloneFlags,

@@ -14,7 +14,7 @@
 
 use std::sync::OnceLock;
 
-use crate::sys::Task;
+use crate::calls::Task;
 
 /// The tasks of a process, of which the last one is the present.
 pub(super) struct Tenures {

@@ -28,9 +28,10 @@ use nix::errno::Errno;
 use syscalls::Sysno;
 
 use crate::abi::wire::{MAX_REF, Operation, Request, Word};
-use crate::call::{Call, Error, Reply, Result};
-use crate::handle::Tag;
-use crate::transport::stream::MAX_DATA;
+use crate::error::{Error, Result};
+use crate::proto::stream::MAX_DATA;
+use crate::proto::tag::Tag;
+use crate::proto::{Call, Reply};
 
 /// The reply of a step that is not executed.
 const CANCELED: Reply = Reply { result: -(Errno::ECANCELED as i64), data: Vec::new() };

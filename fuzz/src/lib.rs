@@ -12,11 +12,11 @@ use farcall::abi::handshake::{
 };
 use farcall::abi::log::{LOG_CAPACITY, LOG_HEAD_SIZE, LOG_SIZE, LogHead, PAST, Record, Tenure};
 use farcall::abi::wire::{Operation, RESULT_SIZE, SPARES, STREAM_VERSION, Word};
-use farcall::call::{Call, Reply};
+use farcall::calls::Sysno;
 use farcall::persist::{Hold, answer as read_answer};
-use farcall::sys::Sysno;
-use farcall::transport::log::Log;
-use farcall::transport::stream::Stream;
+use farcall::proto::log::Log;
+use farcall::proto::stream::Stream;
+use farcall::proto::{Call, Reply};
 use server::{Server, send};
 
 /// A target: what it is called, and what it does with an input.

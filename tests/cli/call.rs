@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use farcall::calls::Sysno;
 use farcall::persist::{Home, Name, attach};
-use farcall::sys::Sysno;
 use serde_json::{Value, json};
 
 use super::command::{

@@ -3,9 +3,9 @@
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use farcall::call::Call;
+use farcall::calls::Sysno;
 use farcall::persist::{Home, Name, attach};
-use farcall::sys::Sysno;
+use farcall::proto::Call;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;

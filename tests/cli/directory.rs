@@ -6,8 +6,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 
+use farcall::calls::Sysno;
 use farcall::persist::{Incarnation, State};
-use farcall::sys::Sysno;
 
 use nix::unistd::{Uid, mkfifo};
 use serde_json::json;

@@ -1,8 +1,8 @@
 //! `farcall names`.
 
 use farcall::Process;
+use farcall::calls::Sysno;
 use farcall::persist::{Home, Kind, Name, Sameness, attach, names_of};
-use farcall::sys::Sysno;
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::stat::Mode;

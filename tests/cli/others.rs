@@ -7,8 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 
 use farcall::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Request};
+use farcall::calls::Sysno;
 use farcall::image::{IMAGE, entries};
-use farcall::sys::Sysno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 

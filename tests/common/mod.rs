@@ -12,8 +12,8 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use farcall::Process;
+use farcall::calls::Sysno;
 use farcall::persist::{Home, Incarnation, Sameness};
-use farcall::sys::Sysno;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags};

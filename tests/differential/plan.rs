@@ -2,7 +2,7 @@
 //!
 //! None of them blocks, leaves the directory, or depends on the process that makes it.
 
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
 use nix::libc;
 
 use super::Slot;

@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use farcall::abi::wire::Request;
-use farcall::call::Call;
+use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
-use farcall::sys::Sysno;
+use farcall::proto::Call;
 use farcall::{Local, Mapping, Process};
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags};

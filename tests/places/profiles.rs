@@ -6,7 +6,7 @@
 
 use std::fs;
 
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
 use nix::libc;
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! Batches of any calls, as short values that a failure can print.
 
 use farcall::abi::wire::{Operation, Word};
-use farcall::call::Call;
+use farcall::proto::Call;
 use proptest::prelude::*;
 use proptest::sample::Index;
 

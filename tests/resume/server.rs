@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, HashMap};
 use farcall::abi::handshake::Token;
 use farcall::abi::log::{LOG_CAPACITY, LOG_HEAD_SIZE, LogHead, PAST, Record, Tenure};
 use farcall::abi::wire::{MAX_REF, Operation, REQUEST_SIZE, Request, Word};
-use farcall::call::{Call, Reply};
-use farcall::sys::Sysno;
-use farcall::transport::log::Log;
+use farcall::calls::Sysno;
+use farcall::proto::log::Log;
+use farcall::proto::{Call, Reply};
 use nix::errno::Errno;
 
 pub const ID: usize = 5;

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use farcall::abi::log::LOG_CAPACITY;
 use farcall::abi::wire::{Operation, REQUEST_SIZE, Request, Word};
-use farcall::call::{Call, Replies, Reply};
-use farcall::sys::Sysno;
-use farcall::transport::stream::Stream;
+use farcall::calls::Sysno;
+use farcall::proto::stream::Stream;
+use farcall::proto::{Call, Replies, Reply};
 use proptest::prelude::*;
 
 const LEN: usize = 2;

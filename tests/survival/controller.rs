@@ -88,7 +88,7 @@ pub fn play() {
                 }
                 "write" => tell(process_writes(&process).await),
                 "child writes" => {
-                    child.syscall(farcall::sys::Sysno::setpgid, [0; 6]).await.unwrap();
+                    child.syscall(farcall::calls::Sysno::setpgid, [0; 6]).await.unwrap();
                     // Stopped in it.
                     let _ = process_writes(&child).await;
                 }

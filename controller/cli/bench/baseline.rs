@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use clap::Args;
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
 use nix::libc;
 use nix::sched::{CloneFlags, clone};
 use nix::sys::wait::waitpid;

@@ -1,8 +1,8 @@
 //! Calls over a stream: one at a time, and many in flight.
 
 use farcall::Process;
-use farcall::call::Call;
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
+use farcall::proto::Call;
 
 use super::baseline::Server;
 use super::measure::{Figure, Pinned, take_turns};

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use farcall::call::Polling;
+use farcall::link::Polling;
 use tokio::sync::oneshot;
 
 use super::{number, root};

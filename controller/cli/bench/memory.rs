@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::io::{Read, Write};
 
-use farcall::call::Polling;
+use farcall::link::Polling;
 use nix::sys::mman::{MapFlags, ProtFlags};
 
 use super::baseline::Server;

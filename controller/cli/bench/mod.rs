@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use farcall::call::Polling;
 use farcall::host::local::Stdio;
+use farcall::link::Polling;
 use farcall::{Local, Process};
 use serde::Serialize;
 

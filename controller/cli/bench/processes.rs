@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use farcall::call::Polling;
 use farcall::image::IMAGE;
+use farcall::link::Polling;
 use farcall::persist::{Home, Name, SharedMemory};
 use farcall::{Child, Process};
 

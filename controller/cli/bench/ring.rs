@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use farcall::Process;
-use farcall::call::{Call, Polling};
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
+use farcall::link::Polling;
+use farcall::proto::Call;
 use nix::sched::{sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, getppid};
 use tokio::sync::oneshot;

@@ -1,7 +1,8 @@
 //! Makes the call, with its strings and buffers in memory that is mapped for it.
 
-use farcall::call::{Call, Polling};
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
+use farcall::link::Polling;
+use farcall::proto::Call;
 use farcall::{Error, Mapping, Process};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags};

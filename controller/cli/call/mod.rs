@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use clap::Args;
 use farcall::Process;
+use farcall::calls::Sysno;
 use farcall::persist::{Home, Name};
-use farcall::sys::Sysno;
 
 use crate::output::{Stdout, warn};
 use crate::reach::{Reach, seconds};

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use farcall::Process;
-use farcall::call::errno_name;
+use farcall::error::errno_name;
 use nix::errno::Errno;
 use serde_json::json;
 

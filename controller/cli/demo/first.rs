@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 use clap::Args;
+use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
 use farcall::persist::{Home, Name, SharedMemory};
-use farcall::sys::Sysno;
 use farcall::{Local, Mapping};
 use nix::fcntl::OFlag;
 use nix::sys::mman::{MapFlags, ProtFlags};

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
 use farcall::abi::wire::Word;
+use farcall::calls::{Sysno, WaitStatus};
 use farcall::persist::{Condition, Incarnation, Place, attach, flight};
-use farcall::sys::{Sysno, WaitStatus};
 use nix::sys::socket::SockFlag;
 
 use super::first::LAST_CALL;

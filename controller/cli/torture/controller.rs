@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use farcall::call::Polling;
 use farcall::host::local::Stdio;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Home, Place, SharedMemory};
 use farcall::{Error, Local, Process};
 

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use farcall::Error;
-use farcall::call::{Call, Polling};
-use farcall::sys::Sysno;
+use farcall::calls::Sysno;
+use farcall::link::Polling;
+use farcall::proto::Call;
 use nix::errno::Errno;
 use tokio::task::JoinSet;
 

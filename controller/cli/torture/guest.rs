@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
-use farcall::call::Polling;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Place, attach};
 use farcall::{Error, Outcome, Process};
 use nix::fcntl::OFlag;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use farcall::abi::wire::{Operation, Word as Bits};
+use farcall::calls::{Sysno, WaitStatus};
 use farcall::persist::{Named, Place, Resource, Sameness, Unclaimed, flight};
-use farcall::sys::{Sysno, WaitStatus};
 use farcall::{Error, Fd, Process};
 use nix::errno::Errno;
 use nix::libc;

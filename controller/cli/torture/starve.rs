@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use farcall::Error;
-use farcall::call::Polling;
+use farcall::link::Polling;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 

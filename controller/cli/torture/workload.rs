@@ -10,10 +10,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use clap::ValueEnum;
-use farcall::call::Polling;
-use farcall::chain::{Chain, Later};
+use farcall::calls::chain::{Chain, Later};
+use farcall::calls::{SocketAddress, Sysno};
+use farcall::link::Polling;
 use farcall::persist::Place;
-use farcall::sys::{SocketAddress, Sysno};
 use farcall::{Error, Fd, Process};
 use nix::fcntl::OFlag;
 use nix::libc;

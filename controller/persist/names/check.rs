@@ -8,10 +8,11 @@ use syscalls::Sysno;
 
 use super::{Kind, Named, Resource, Sameness};
 use crate::abi::registry::Entry;
-use crate::call::{Call, Error, Result};
-use crate::handle::{Kept, Mapping, Tag, kind};
+use crate::calls::Task;
+use crate::calls::handle::{Kept, Mapping, Tag, kind};
+use crate::error::{Error, Result};
 use crate::process::Process;
-use crate::sys::Task;
+use crate::proto::Call;
 
 /// PID_FS_MAGIC of linux/magic.h, which libc does not have.
 pub(super) const PIDFS_MAGIC: i64 = 0x5049_4446;

@@ -17,13 +17,14 @@ use syscalls::Sysno;
 
 use crate::abi::registry::{ENTRY_SIZE, Entry};
 use crate::abi::wire::Operation;
-use crate::call::{Call, Error, Result};
+use crate::calls::handle::{Fd, Kept, Mapping, Tag, kind};
+use crate::calls::last;
+use crate::calls::registry::{check_name, details_of, entry};
+use crate::error::{Error, Result};
 use crate::fault;
-use crate::handle::{Fd, Kept, Mapping, Tag, kind};
 use crate::process::{Child, Process};
+use crate::proto::Call;
 use crate::proto::batch::{Arg, Batch};
-use crate::sys::last;
-use crate::sys::registry::{check_name, details_of, entry};
 
 /// The most bytes that [`Process::keep_bytes`] keeps under one name.
 pub const MAX_BYTES: usize = 64 * 1024;
@@ -144,7 +145,7 @@ impl Process {
     }
 
     /// Gives an open descriptor a name: it stays open when its handle is dropped.
-    /// [`Chain::keep`](crate::chain::Chain::keep) names one at the instant at which it is opened.
+    /// [`Chain::keep`](crate::calls::chain::Chain::keep) names one at the instant at which it is opened.
     ///
     /// # Errors
     ///
@@ -157,7 +158,7 @@ impl Process {
     }
 
     /// Passes descriptors of this process to the process, where each has its name from the instant on
-    /// at which it arrives: see [`Task::send_fds`](crate::sys::Task::send_fds).
+    /// at which it arrives: see [`Task::send_fds`](crate::calls::Task::send_fds).
     ///
     /// # Errors
     ///
@@ -170,7 +171,7 @@ impl Process {
 
     /// Hands a duplicate of another process's descriptor over to the process, where it has a name from
     /// the instant on at which it arrives, whatever becomes of the other one: a file, a listening
-    /// socket, or a [pidfd](crate::sys::Task::exit_status) of the other one's child.
+    /// socket, or a [pidfd](crate::calls::Task::exit_status) of the other one's child.
     ///
     /// # Errors
     ///

@@ -17,15 +17,16 @@ use super::{Kind, Sameness};
 use crate::abi::handshake::{ANSWER_SIZE, Answer, HANDSHAKE_MAGIC};
 use crate::abi::log::{LOG_HEAD_SIZE, LOG_SIZE, LogHead};
 use crate::abi::registry::{ENTRY_SIZE, Entry};
-use crate::call::{Error, Result};
-use crate::handle::{Kept, kind, taken_in};
+use crate::calls::WaitStatus;
+use crate::calls::handle::{Kept, kind, taken_in};
+use crate::error::{Error, Result};
 use crate::persist::attach::refused;
-use crate::persist::handshake::{self, Hold};
+use crate::persist::handshake;
+use crate::persist::handshake::Hold;
 use crate::persist::log::flight;
 use crate::persist::meet::{ask_for_names, deadline};
 use crate::persist::place::Place;
 use crate::process::{pidfd_open, random_token};
-use crate::sys::WaitStatus;
 
 /// What a process keeps under names, as it tells who does not hold it.
 #[derive(Clone, Debug)]

@@ -6,9 +6,10 @@ use nix::errno::Errno;
 use nix::libc;
 use syscalls::Sysno;
 
-use crate::call::{Call, Error, Result};
+use crate::error::{Error, Result};
 use crate::persist::reconnect::sweep_when_idle;
 use crate::process::Process;
+use crate::proto::Call;
 
 /// A descriptor that has no name, no handle, and is none of the server's own or of the standard
 /// streams.

@@ -16,14 +16,14 @@ use tokio::sync::OwnedMutexGuard;
 use super::signal::{interrupt, signal, source};
 use crate::abi::ring::Sent;
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
-use crate::call::{Bell, DataSocket, Error, Interrupts, Pause, Polling, Receipt, Reply, Result};
-use crate::descriptor;
-use crate::fault;
-use crate::handle::{AddressSpace, FdTable, Mapping};
+use crate::calls::handle::{AddressSpace, FdTable, Mapping};
+use crate::calls::{Buffer, Message, unreceived};
+use crate::error::{Error, Result};
+use crate::link::{Bell, DataSocket, Interrupts, Pause, Polling, Prepared, Receipt, SHARED_SIZE};
 use crate::process::Process;
+use crate::proto::Reply;
 use crate::proto::batch::{Arg, Batch, Part, PartSteps, Places};
-use crate::sys::{Buffer, Message, unreceived};
-use crate::transport::{Prepared, SHARED_SIZE};
+use crate::{descriptor, fault};
 
 /// A ring that is being made.
 pub(super) struct Making {

@@ -16,10 +16,10 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use self::making::Making;
 use super::{Inner, Process};
-use crate::call::{Pause, Polling, Result, WhenBusy, to_the_end};
-use crate::handle::Mapping;
-use crate::sys::{Buffer, Message};
-use crate::transport::SHARED_SIZE;
+use crate::calls::handle::Mapping;
+use crate::calls::{Buffer, Message};
+use crate::error::Result;
+use crate::link::{Pause, Polling, SHARED_SIZE, WhenBusy, to_the_end};
 
 /// What has come of trying to make a ring.
 enum Try {

@@ -9,8 +9,8 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socket
 use syscalls::{Sysno, syscall};
 
 use crate::abi::ring::INTERRUPT_SIGNAL;
-use crate::call::{Error, Result};
 use crate::descriptor::off_standard_streams;
+use crate::error::{Error, Result};
 
 /// Both ends of a source: ours, and the one that a server is to have.
 ///

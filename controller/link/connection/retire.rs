@@ -1,0 +1,46 @@
+//! The end of a connection whose process is dead, and whose stream goes on without it.
+
+use super::state::{Link, Lost};
+use super::{Connection, Socket};
+use crate::error::Error;
+
+impl Connection {
+    /// A connection over a stream that another one has left. Must be called within a tokio runtime,
+    /// whose tasks carry it.
+    ///
+    /// # Errors
+    ///
+    /// Where the runtime can't wait for the stream.
+    pub(crate) fn over_left(stream: Socket) -> crate::error::Result<Self> {
+        Ok(Self::over(stream.here().map_err(Error::io("waiting for a stream"))?))
+    }
+
+    /// [`Connection::process_died`], and the stream, if that can be another's.
+    ///
+    /// It can if nobody has begun to end it, no request was written in part, and the process had read
+    /// all of them when it died. What it answered is read before: nothing is left in either direction.
+    pub(crate) fn retire(&self) -> Option<Socket> {
+        let mut state = self.shared().lock();
+        let usable = !state.closing && state.pauses == 0 && state.stream.is_written();
+        let stream = state.link.stream().filter(|stream| usable && stream.is_read()).cloned();
+        let Some(stream) = stream else {
+            drop(state);
+            self.process_died();
+            return None;
+        };
+        state.dead = true;
+        let answered = state.drain();
+        let left = stream.renew();
+        // The task of the link has nothing to say any more, and nobody ends the stream.
+        state.epoch += 1;
+        state.link = Link::Down;
+        let mut lost: Lost = state.detach();
+        lost.extend(state.bury());
+        drop(state);
+        self.shared().complete(answered);
+        self.shared().changed.send_replace(());
+        self.shared().work.notify_one();
+        self.shared().fail(lost);
+        Some(left)
+    }
+}

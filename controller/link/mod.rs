@@ -1,0 +1,17 @@
+//! The link to a process: the connection that carries calls, over a stream and through shared memory.
+
+mod connection;
+mod copy;
+mod polling;
+mod shared;
+mod steps;
+
+pub(crate) use connection::{
+    Bell, DataSocket, Inbox, Interrupts, Past, Pause, Socket, Successor, ThroughStream, Watch,
+    WeakConnection, Weight, WhenBusy, take,
+};
+pub use connection::{Connection, Interrupter, Receipt};
+pub use polling::Polling;
+pub use shared::Shared;
+pub(crate) use shared::{Prepared, SHARED_SIZE};
+pub(crate) use steps::to_the_end;
