@@ -20,8 +20,7 @@ use crate::descriptor::FIRST;
 use crate::error::{Error, Outcome, Result};
 use crate::fault;
 use crate::link::{Connection, Receipt, to_the_end};
-use crate::proto::Call;
-use crate::proto::hello;
+use crate::proto::{Call, hello};
 
 /// What a child shares with its parent and what it has for itself. By default it is isolated: it
 /// has a copy of its parent's memory and descriptors, as after fork(2).

@@ -12,10 +12,11 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use farcall::call::{Call, Polling};
+use farcall::calls::Sysno;
 use farcall::image::IMAGE;
+use farcall::link::Polling;
 use farcall::persist::{Attach, Place, attach};
-use farcall::sys::Sysno;
+use farcall::proto::Call;
 use farcall::{Error, Outcome, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
