@@ -19,6 +19,7 @@ mod process;
 pub(crate) mod registry;
 mod rights;
 mod shared;
+pub mod table;
 mod socket;
 
 use std::sync::{Arc, PoisonError, RwLock};
