@@ -631,7 +631,7 @@ fn the_last_calls_of_a_killed_controller_are_on_record(test: &str, in_a_ring: bo
                 let call = Call::syscall(Sysno::pwrite64, args);
                 drop(process.connection().call("pwrite64", call));
                 if offset % 10 == 0 {
-                    process.connection().room().await;
+                    process.connection().ready().await;
                     process.getppid().await.unwrap();
                 }
             }

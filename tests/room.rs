@@ -147,7 +147,7 @@ async fn calls_made_while_disconnected_wait_for_room_and_go_out_in_order() {
     let before = memory_now();
     let done = Arc::default();
     let tasks = send(&process, memory.address(), COUNT, &done);
-    let is_full = || pin!(process.connection().room()).poll(&mut no_context()).is_pending();
+    let is_full = || pin!(process.connection().ready()).poll(&mut no_context()).is_pending();
     until_async("there is no room", is_full).await;
     assert!(done.lock().unwrap().is_empty());
     process.reconnect().await.unwrap();
@@ -170,7 +170,7 @@ async fn what_many_calls_set_going_by_themselves_keeps_nobody_from_reconnecting(
     for _ in 0..2 {
         tokio::spawn(async {}).await.unwrap();
     }
-    assert!(pin!(process.connection().room()).poll(&mut no_context()).is_pending());
+    assert!(pin!(process.connection().ready()).poll(&mut no_context()).is_pending());
     process.reconnect().await.unwrap();
     for result in tasks.join_all().await {
         result.unwrap();

@@ -3,7 +3,7 @@
 //!
 //! Most children pass no descriptors, and a pair of sockets costs a tenth of what a child does. So
 //! the other end of the data socket comes later and the only way there is: through the child's
-//! stream. See [`Connection::begin_pass`].
+//! stream. See [`Connection::begin_transfer`].
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -18,7 +18,7 @@ use super::{Buffer, Task, last};
 use crate::calls::handle::{FdTable, Lent};
 use crate::descriptor::{FIRST, socketpair};
 use crate::error::{Error, Result};
-use crate::link::{Connection, DataSocket, ThroughStream, take, to_the_end};
+use crate::link::{Connection, DataSocket, FdTransfer, take, to_the_end};
 use crate::proto::Call;
 use crate::proto::batch::{Batch, Places};
 
@@ -158,7 +158,7 @@ struct Coming {
     buffer: Buffer,
     /// The socket's ends, made before the server waits for the second one.
     pair: (OwnedFd, OwnedFd),
-    passing: ThroughStream,
+    passing: FdTransfer,
     _locks: [OwnedMutexGuard<()>; 2],
 }
 
@@ -211,12 +211,12 @@ impl Task {
                 return Ok(());
             }
             let pair = pair()?;
-            let mut pause = connection.pause_idle().await;
+            let mut pause = connection.quiesce_idle().await;
             let (table, quiet) = ends.quiet_table().await;
-            let mut changed = connection.watch();
+            let mut changed = connection.subscribe();
             let passing = loop {
                 let (first, receive) = ends.taking(&buffer);
-                match connection.begin_pass(pause, first, receive)? {
+                match connection.begin_transfer(pause, first, receive)? {
                     Ok(passing) => break passing,
                     Err(back) => pause = back,
                 }
@@ -250,9 +250,9 @@ impl Task {
         };
         let pair = pair()?;
         let (ends, connection) = (self.ends.clone(), self.connection.clone());
-        let Some(pause) = connection.try_pause_idle() else { return Ok(None) };
+        let Some(pause) = connection.try_quiesce_idle() else { return Ok(None) };
         let (first, receive) = ends.taking(&buffer);
-        let begun = connection.begin_pass(pause, first, receive)?;
+        let begun = connection.begin_transfer(pause, first, receive)?;
         let _locks = [settled, quiet];
         let coming =
             |passing| Coming { ends, connection, table, buffer, pair, passing, _locks }.finish();

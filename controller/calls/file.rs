@@ -62,13 +62,13 @@ impl Task {
         if self.connection.version() == 0 || self.is_bulk(address, len) {
             return self.read_then_copy(call, address, len, buffer).await;
         }
-        let weight = self.connection.weigh(len);
+        let permit = self.connection.acquire(len);
         let mut batch = Batch::default();
         let place = batch.output(len);
         let read = batch.syscall(Sysno::read, [fd.into(), place, (len as u64).into()]);
         batch.operation(Operation::CopyOut, [place, Arg::Result(read)]);
         let read = self.send_with(batch, buffer, 0, move |mut replies, steps| {
-            let _weight = weight;
+            let _permit = permit;
             let data = replies.pop().ok_or(Error::Protocol("no reply"))?.data;
             let read = steps.value(&replies, read)?;
             if (data.len() as u64) < read {
@@ -88,9 +88,9 @@ impl Task {
         len: usize,
         buffer: Buffer,
     ) -> Result<Vec<u8>> {
-        let weight = self.connection.weigh(len);
+        let permit = self.connection.acquire(len);
         let complete = move |replies: Vec<Reply>| {
-            let _weight = weight;
+            let _permit = permit;
             Ok((buffer, last(&replies)?.value().map_err(Error::call("read"))?))
         };
         let (buffer, read) = self.connection.submit(vec![read], complete).await?;
@@ -109,7 +109,7 @@ impl Task {
     pub async fn write(&self, fd: &Fd, bytes: impl Into<Vec<u8>>) -> Result<usize> {
         let fd = self.number(fd)?;
         // Before the bytes are copied: it is they that take room.
-        self.connection.room().await;
+        self.connection.ready().await;
         let bytes = bytes.into();
         let len = bytes.len() as u64;
         let call = |address| Call::syscall(Sysno::write, [fd, address, len, 0, 0, 0]);

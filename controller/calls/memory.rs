@@ -7,7 +7,7 @@ use syscalls::Sysno;
 use super::{Buffer, Task, last};
 use crate::calls::handle::{Fd, GUARD, Mapping, Stack};
 use crate::error::{Error, Result};
-use crate::link::Weight;
+use crate::link::Permit;
 use crate::proto::Call;
 use crate::proto::stream::MAX_DATA;
 
@@ -25,18 +25,18 @@ impl Task {
         flags: MapFlags,
         file: Option<(&Fd, u64)>,
     ) -> Result<Mapping> {
-        self.connection.room().await;
+        self.connection.ready().await;
         self.map(size, protection, flags, file, None).await
     }
 
-    /// The same without waiting for room, with `weight` in use until the pages are there.
+    /// The same without waiting for room, with `permit` in use until the pages are there.
     async fn map(
         &self,
         size: usize,
         protection: ProtFlags,
         flags: MapFlags,
         file: Option<(&Fd, u64)>,
-        weight: Option<Weight>,
+        permit: Option<Permit>,
     ) -> Result<Mapping> {
         let (fd, offset, flags) = match file {
             Some((fd, offset)) => (self.number(fd)?, offset, flags),
@@ -47,22 +47,22 @@ impl Task {
         let space = self.space.clone();
         self.connection
             .submit(vec![Call::syscall(Sysno::mmap, args)], move |replies| {
-                let _weight = weight;
+                let _permit = permit;
                 let address = last(&replies)?.value().map_err(Error::call("mmap"))?;
                 Ok(Mapping::new(&space, address, size))
             })
             .await
     }
 
-    /// Private pages, readable and writable, filled with zeros. Does not wait for room; `weight` is
+    /// Private pages, readable and writable, filled with zeros. Does not wait for room; `permit` is
     /// in use until they are there.
     pub(crate) async fn mmap_anonymous(
         &self,
         size: usize,
-        weight: Option<Weight>,
+        permit: Option<Permit>,
     ) -> Result<Mapping> {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        self.map(size.max(1), protection, MapFlags::MAP_PRIVATE, None, weight).await
+        self.map(size.max(1), protection, MapFlags::MAP_PRIVATE, None, permit).await
     }
 
     /// A stack for a child: one that an earlier child has left, or a new one.
@@ -86,7 +86,7 @@ impl Task {
     /// [`Error::Fault`]; some of the bytes may have been written then.
     pub async fn write_memory(&self, address: u64, bytes: impl Into<Vec<u8>>) -> Result<()> {
         // Before the bytes are copied: it is they that take room.
-        self.connection.room().await;
+        self.connection.ready().await;
         let mut bytes = bytes.into();
         let len = bytes.len();
         if self.is_bulk(address, len) {
@@ -109,7 +109,7 @@ impl Task {
     ///
     /// [`Error::Fault`] if not all of them can be read; EINVAL for more than 2 GiB.
     pub async fn read_memory(&self, address: u64, len: usize) -> Result<Vec<u8>> {
-        self.connection.room().await;
+        self.connection.ready().await;
         self.copy_out_then(address, len, ()).await
     }
 

@@ -19,8 +19,8 @@ mod process;
 pub(crate) mod registry;
 mod rights;
 mod shared;
-pub mod table;
 mod socket;
+pub mod table;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -203,7 +203,7 @@ impl Task {
     ///
     /// The errno of the call, or what became of the connection.
     pub async fn syscall(&self, number: Sysno, args: [u64; 6]) -> Result<u64> {
-        self.connection.room().await;
+        self.connection.ready().await;
         self.connection.call_alone(number.name(), Call::syscall(number, args)).await
     }
 
@@ -261,7 +261,7 @@ impl Task {
 
     /// A call whose result is a new descriptor.
     pub(crate) async fn opens(&self, name: &'static str, call: Call) -> Result<Fd> {
-        self.connection.room().await;
+        self.connection.ready().await;
         let table = self.table();
         let complete = move |replies: Vec<Reply>| {
             let number = last(&replies)?.value().map_err(Error::call(name))?;
@@ -281,7 +281,7 @@ impl Task {
             let buffer = self.buffer(batch.size()).await?;
             return self.send_with(batch, buffer, 0, complete).await;
         }
-        self.connection.room().await;
+        self.connection.ready().await;
         let Part { calls, steps } = batch.whole(Places::default());
         let complete = move |replies| complete(steps.in_order(replies)?, &steps);
         self.connection.submit(calls, complete).await
@@ -307,7 +307,7 @@ impl Task {
     /// Before that it waits for room, and so does every call that needs memory; what it submits
     /// with it goes out without waiting again, or many would have memory and wait.
     pub(crate) async fn buffer(&self, size: usize) -> Result<Buffer> {
-        self.connection.room().await;
+        self.connection.ready().await;
         let shared = self.shared.read().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((memory, arena)) = shared
             && let Some(piece) = arena.take(size)
@@ -317,8 +317,8 @@ impl Task {
         match self.arena.take(size) {
             Some(piece) => Ok(Buffer::Arena(piece)),
             None => {
-                let weight = self.connection.weigh(size);
-                let mapped = self.mmap_anonymous(size, Some(weight)).await;
+                let permit = self.connection.acquire(size);
+                let mapped = self.mmap_anonymous(size, Some(permit)).await;
                 Ok(Buffer::Mapped(mapped.map_err(Error::of_preparation)?))
             }
         }

@@ -80,7 +80,7 @@ impl Task {
     ///
     /// EINVAL for what is no signal.
     pub async fn set_pdeathsig(&self, signal: i32) -> Result<()> {
-        self.connection.room().await;
+        self.connection.ready().await;
         self.connection.call_at_once("prctl", set_pdeathsig(signal)).await.map(|_| ())
     }
 

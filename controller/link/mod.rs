@@ -7,8 +7,8 @@ mod shared;
 mod steps;
 
 pub(crate) use connection::{
-    Bell, DataSocket, Inbox, Interrupts, Past, Pause, Socket, Successor, ThroughStream, Watch,
-    WeakConnection, Weight, WhenBusy, take,
+    Bell, DataSocket, FdTransfer, HealthChecks, Inbox, Interrupts, LinkHistory, Permit, Quiesce,
+    Socket, Successor, WeakConnection, WhenBusy, take,
 };
 pub use connection::{Connection, Interrupter, Receipt};
 pub use polling::Polling;

@@ -21,7 +21,7 @@ use crate::calls::registry::tags_of;
 use crate::calls::{SocketAddress, Task};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::link::{Connection, DataSocket, Past, to_the_end};
+use crate::link::{Connection, DataSocket, LinkHistory, to_the_end};
 use crate::process::{Process, Sockets};
 use crate::proto::Call;
 
@@ -149,7 +149,7 @@ impl Process {
         }
         let end = log.end_of(self.inner().token, number);
         let end = end.filter(|_| fault::mutant("no-log").is_none());
-        let past = Past { end, log, held };
+        let past = LinkHistory { end, log, held };
         if version != self.connection.version() {
             return Err(refused(place, "the server changed the version of the stream"));
         }
@@ -163,7 +163,7 @@ impl Process {
         table.reserve(fds.all());
         drop((sockets.stream_there, sockets.data_there));
         // What waits in the queue goes out after the sweep.
-        let pause = self.connection.pause();
+        let pause = self.connection.quiesce();
         {
             // What passes descriptors does so with both of the old link's sockets or of the new.
             let mut data = self.ends.data();
@@ -242,7 +242,7 @@ impl Process {
 async fn try_sweep(table: &FdTable, connection: &Connection) -> Result<Option<Connection>> {
     let mut pauses = Vec::new();
     for member in table.members() {
-        match member.try_pause_idle() {
+        match member.try_quiesce_idle() {
             Some(pause) => pauses.push(pause),
             None => return Ok(Some(member)),
         }
@@ -259,7 +259,7 @@ pub(super) async fn sweep_when_idle(
     mut busy: Connection,
 ) -> Result<()> {
     loop {
-        let mut changes = busy.watch();
+        let mut changes = busy.subscribe();
         match try_sweep(table, connection).await? {
             Some(other) if other.is(&busy) => drop(changes.changed().await),
             Some(other) => busy = other,

@@ -10,7 +10,7 @@ use super::handshake::Hold;
 use super::meet::{Heard, PAUSE, ask};
 use super::place::Place;
 use crate::abi::handshake::Token;
-use crate::link::{Past, Successor};
+use crate::link::{LinkHistory, Successor};
 use crate::process::Process;
 
 /// How long a server may be busy with a call of its new controller before it says who that is. Until
@@ -42,7 +42,11 @@ impl Process {
 
 /// Who holds the process, if it is somebody else, or has held it and is gone again: `controllers` is
 /// how many there had been when this one came.
-async fn look(place: &Place, token: Token, controllers: &AtomicU64) -> Option<(Successor, Past)> {
+async fn look(
+    place: &Place,
+    token: Token,
+    controllers: &AtomicU64,
+) -> Option<(Successor, LinkHistory)> {
     let limit = Instant::now() + TIMEOUT;
     let mut pause = PAUSE;
     let Heard { hold, log, .. } = loop {
@@ -64,5 +68,5 @@ async fn look(place: &Place, token: Token, controllers: &AtomicU64) -> Option<(S
         _ => return None,
     };
     let end = log.end_of(token, number);
-    Some((successor, Past { log, end, held: true }))
+    Some((successor, LinkHistory { log, end, held: true }))
 }

@@ -138,7 +138,7 @@ pub(super) fn watch(
 /// Watches over a process that somebody else made: its calls fail when it ends.
 pub(crate) fn watch_attached(pidfd: &Arc<OwnedFd>, connection: &Connection) -> Result<()> {
     let readable = readable(pidfd.clone())?;
-    let mut changes = connection.watch();
+    let mut changes = connection.subscribe();
     let connection = connection.downgrade();
     tokio::spawn(async move {
         // As long as there is a connection.

@@ -367,7 +367,7 @@ fn left(
             table.unreserve([number]);
             continue;
         }
-        if let Ok(connection) = Connection::over_left(stream) {
+        if let Ok(connection) = Connection::over_idle_stream(stream) {
             let ready = greet(&connection);
             return Some((connection, ready, There::Already(number)));
         }

@@ -187,7 +187,7 @@ impl Process {
             tenure: None,
         };
         let weak = || Arc::downgrade(&process.inner);
-        connection.watch_over(overdue::watch(weak(), watched, leads));
+        connection.set_health_checks(overdue::watch(weak(), watched, leads));
         if let Some(polling) = polling {
             connection.when_busy(ring::when_busy(weak(), polling));
         }

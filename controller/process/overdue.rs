@@ -1,5 +1,5 @@
 //! What is done about a process from which replies are overdue: see the connection's
-//! [`Watch`](crate::link::Watch).
+//! [`HealthChecks`](crate::link::HealthChecks).
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,11 +8,11 @@ use std::sync::{Arc, Weak};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Inner, Process, pid_of};
-use crate::link::Watch;
+use crate::link::HealthChecks;
 
 /// How a process is watched over. `leads`: its server runs in its main thread.
-pub(super) fn watch(process: Weak<Inner>, pidfd: Arc<OwnedFd>, leads: bool) -> Watch {
-    Watch {
+pub(super) fn watch(process: Weak<Inner>, pidfd: Arc<OwnedFd>, leads: bool) -> HealthChecks {
+    HealthChecks {
         leader_has_exited: Box::new(move || leader_has_exited(&pidfd).filter(|_| leads)),
         ring_is_lost: Box::new(move |epoch| {
             if let Some(inner) = process.upgrade() {

@@ -33,7 +33,7 @@ impl Chain<'_> {
         let slots = if slots == 0 { None } else { Some(task.slots(slots, &names).await?) };
         let at_once =
             if one_by_one || task.connection.version() == 0 { 1 } else { MAX_REF as usize };
-        task.connection.room().await;
+        task.connection.ready().await;
         let buffer = match batch.size() {
             0 => None,
             size => Some(task.buffer(size).await?),

@@ -11,7 +11,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use smallvec::smallvec;
 
 use super::state::{Link, State};
-use super::{Batch, Connection, Of, value};
+use super::{Batch, Connection, Scope, value};
 use crate::error::Result;
 use crate::proto::{Call, Replies};
 
@@ -47,7 +47,7 @@ impl Connection {
                 Err(index) => index,
             };
             let (complete, receipt) = self.receipt_of(name, call);
-            let complete = ring.leave(index, call, Batch { complete, of: Of::AnyLink });
+            let complete = ring.leave(index, call, Batch { complete, scope: Scope::AnyLink });
             drop(state);
             if complete {
                 self.shared().collect();
@@ -57,7 +57,7 @@ impl Connection {
         let alone = state.ring.is_none()
             && matches!(state.link, Link::Up(_))
             && !state.dead
-            && state.pauses == 0
+            && state.quiesces == 0
             && state.stream.is_answered()
             && state.stream.is_written();
         if !alone {
@@ -65,7 +65,7 @@ impl Connection {
             return self.call(name, call.clone()).wait();
         }
         let (complete, receipt) = self.receipt_of(name, call);
-        state.stream.push(smallvec![call.clone()], Batch { complete, of: Of::AnyLink });
+        state.stream.push(smallvec![call.clone()], Batch { complete, scope: Scope::AnyLink });
         let before = state.alone;
         state.alone = Some(before.unwrap_or(0) + 1);
         if before.is_none() {

@@ -11,10 +11,10 @@ use tokio::io::Interest;
 use super::overdue::Overdue;
 use super::socket::Socket;
 use super::state::Link;
-use super::{Gathered, Shared};
+use super::{Corked, Shared};
 
 /// How long threads that wait for their own replies may pause before the task waits again.
-const ALONE: Duration = Duration::from_millis(50);
+const THREADS_IDLE_AFTER: Duration = Duration::from_millis(50);
 
 /// Reads and completes, and writes what did not fit at once, until the stream is over.
 pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) {
@@ -44,7 +44,7 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
         }
         tokio::select! {
             // The time is not looked at where nobody waits for it.
-            () = async { tokio::time::sleep(ALONE).await }, if here.is_some() => {
+            () = async { tokio::time::sleep(THREADS_IDLE_AFTER).await }, if here.is_some() => {
                 let mut state = shared.lock();
                 if state.alone == Some(alone) {
                     // No more of them: the end of the stream is to be seen.
@@ -71,14 +71,14 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                 blocked = left;
             }
             () = shared.work.notified() => {
-                let (dead, gathers) = {
+                let (dead, corks) = {
                     let state = shared.lock();
-                    (state.dead, state.gathered != Gathered::Nothing)
+                    (state.dead, state.corked != Corked::Nothing)
                 };
                 if dead {
                     break;
                 }
-                if gathers {
+                if corks {
                     tokio::task::yield_now().await;
                 }
                 blocked = flush(&shared, epoch);

@@ -21,8 +21,8 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::ring::{Common, RingLink};
-use super::{Batch, Complete, Connection, Of, Receipt, Shared, Successor, Until};
+use super::ring::{RingContext, RingLink};
+use super::{Batch, Completion, Connection, OnPoll, Receipt, Scope, Shared, Successor};
 use crate::abi::ring::Sent;
 use crate::error::{Error, Outcome, Result};
 use crate::proto::ring::Memory as _;
@@ -71,13 +71,13 @@ enum Step {
 #[derive(Clone)]
 pub struct Interrupter {
     shared: Arc<Shared>,
-    common: Arc<Common>,
+    common: Arc<RingContext>,
     /// Of its record.
     index: u64,
 }
 
 impl Interrupter {
-    pub(super) fn new(shared: &Arc<Shared>, common: &Arc<Common>, index: u64) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, common: &Arc<RingContext>, index: u64) -> Self {
         Self { shared: shared.clone(), common: common.clone(), index }
     }
 
@@ -166,7 +166,7 @@ impl Drop for End<'_> {
 
 impl Shared {
     /// Does the next step of interrupting call `index`.
-    fn step(&self, common: &Common, index: u64) -> Step {
+    fn step(&self, common: &RingContext, index: u64) -> Step {
         let mut state = self.lock();
         let Some(ring) = state.ring.as_mut().filter(|ring| ring.is_of(common)) else {
             return Step::Over { before_its_turn: false };
@@ -198,7 +198,7 @@ impl Shared {
     }
 
     /// Call `index` is not to be interrupted any more.
-    fn end_interruption(&self, common: &Common, index: u64) {
+    fn end_interruption(&self, common: &RingContext, index: u64) {
         let mut state = self.lock();
         if let Some(ring) = state.ring.as_mut().filter(|ring| ring.is_of(common))
             && ring.interruption.take_if(|named| named.index == index).is_some()
@@ -213,7 +213,7 @@ impl Shared {
     }
 
     /// Whether call `index` is under way.
-    fn is_under_way(&self, common: &Common, index: u64) -> bool {
+    fn is_under_way(&self, common: &RingContext, index: u64) -> bool {
         let state = self.lock();
         let ring = state.ring.as_ref().filter(|ring| ring.is_of(common));
         ring.is_some_and(|ring| ring.calls.is_under_way(index))
@@ -229,8 +229,8 @@ impl RingLink {
     /// Withdraws a call that the server has not begun, and that stands alone.
     fn withdraw(&mut self, index: u64) -> Option<(Batch, Replies)> {
         // What was sent for a call that receives descriptors would be the next one's.
-        let may = |batch: &Batch| !matches!(batch.of, Of::Data(_));
-        let place = Batch { complete: Complete::Withdrawn, of: Of::ThisLink };
+        let may = |batch: &Batch| !matches!(batch.scope, Scope::DataSocket(_));
+        let place = Batch { complete: Completion::Withdrawn, scope: Scope::ThisLink };
         self.calls.withdraw(index, may, place)
     }
 }
@@ -277,7 +277,7 @@ impl Connection {
     ///
     /// [`Error::NotInterruptible`], and nothing is executed, if the process has no ring.
     pub async fn call_in_ring(&self, name: &'static str, call: Call) -> Result<Receipt<u64>> {
-        let mut changed = self.watch();
+        let mut changed = self.subscribe();
         loop {
             {
                 let mut state = self.shared().lock();
@@ -292,8 +292,8 @@ impl Connection {
                 }
                 if let Some(ring) = state.usable_ring().filter(|ring| ring.has_room()) {
                     let (complete, mut receipt) = self.receipt_of(name, &call);
-                    let index = ring.hand_over(&call, Batch { complete, of: Of::ThisLink });
-                    receipt.until = Until::Looked(ring.waited(self.shared(), index));
+                    let index = ring.hand_over(&call, Batch { complete, scope: Scope::ThisLink });
+                    receipt.on_poll = OnPoll::LookInRing(ring.waited(self.shared(), index));
                     return Ok(receipt);
                 }
                 let complete = state.ring.as_ref().is_some_and(|ring| ring.attend());

@@ -10,25 +10,25 @@
 //!   Down ──────────▶ Up ────────────────────▶ Down (persistent) or Gone
 //!    │  ▲
 //!    ▼  │ attach
-//!   Lost to another controller
+//!   Superseded by another controller
 //! ```
-//! Only `Up` writes from the queue, and while there is a [`Pause`] no more than the rest of a batch
+//! Only `Up` writes from the queue, and while it is quiesced ([`Quiesce`]) no more than the rest of a batch
 //! that is written in part. `Gone` refuses what comes.
 
 mod blocking;
+mod budget;
 mod driver;
+mod fd_transfer;
 mod interrupt;
 mod overdue;
 mod passing;
-mod pause;
+mod quiesce;
 mod retire;
 mod ring;
-mod room;
 mod socket;
 mod state;
 #[cfg(test)]
 mod tests;
-mod through_stream;
 
 use std::future::Future;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -44,21 +44,21 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::coop::{Coop, cooperative};
 
+use budget::Budget;
+pub(crate) use budget::Permit;
 use driver::drive;
+pub(crate) use fd_transfer::FdTransfer;
 pub use interrupt::Interrupter;
 pub(crate) use interrupt::Interrupts;
-pub(crate) use overdue::Watch;
+pub(crate) use overdue::HealthChecks;
 use passing::Passing;
 pub(crate) use passing::{DataSocket, Inbox, take};
-pub(crate) use pause::Pause;
+pub(crate) use quiesce::Quiesce;
 pub(crate) use ring::Bell;
-use ring::{Offered, Waited};
-use room::Room;
-pub(crate) use room::Weight;
+use ring::{Offered, RingReceipt};
 pub(crate) use socket::Socket;
-use state::{Link, Lost, State};
-pub(crate) use state::{Past, Successor};
-pub(crate) use through_stream::ThroughStream;
+use state::{Link, LostBatches, State};
+pub(crate) use state::{LinkHistory, Successor};
 
 use crate::abi::log::LOG_CAPACITY;
 use crate::abi::wire::{HelloResult, Operation};
@@ -68,7 +68,7 @@ use crate::proto::{Call, Calls, Replies, Reply, hello};
 use crate::runtime;
 
 /// After so many batches a ring is worth what it costs to make.
-const BUSY: u32 = 128;
+const BUSY_AFTER: u32 = 128;
 
 /// When what is called on a busy link is to be called again.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,14 +81,14 @@ pub(crate) enum WhenBusy {
     CallLater,
 }
 
-/// What happens when a batch is complete or lost.
-enum Complete {
+/// The action that follows when a batch is complete or lost.
+enum Completion {
     /// It is one call, and all that is asked for is its value: most are, and nothing is allocated for
     /// that.
     Value {
         name: &'static str,
         result: oneshot::Sender<Result<u64>>,
-        /// What it takes of the room.
+        /// What it takes of the budget.
         size: usize,
     },
     Any(Box<dyn FnOnce(Result<Replies>) + Send>),
@@ -96,8 +96,8 @@ enum Complete {
     Withdrawn,
 }
 
-impl Complete {
-    /// Returns how much room is to be given back.
+impl Completion {
+    /// Returns how much of the budget is to be given back.
     #[must_use]
     fn with(self, replies: Result<Replies>) -> usize {
         match self {
@@ -117,47 +117,47 @@ impl Complete {
 
 /// A batch under way.
 struct Batch {
-    complete: Complete,
-    of: Of,
+    complete: Completion,
+    scope: Scope,
 }
 
 /// On which links a batch may be executed.
-enum Of {
+enum Scope {
     AnyLink,
     /// It names what exists with this one only.
     ThisLink,
     /// On any, over its data socket.
-    Data(Box<Passing>),
+    DataSocket(Box<Passing>),
 }
 
 impl Batch {
     fn is_of_this_link(&self) -> bool {
-        matches!(self.of, Of::ThisLink)
+        matches!(self.scope, Scope::ThisLink)
     }
 
     /// It names what this link has, or is moved to another one.
     fn is_of_a_link(&self) -> bool {
-        !matches!(self.of, Of::AnyLink)
+        !matches!(self.scope, Scope::AnyLink)
     }
 
     /// It has these replies. In the order of the replies.
     fn replied(&self, replies: &[Reply]) {
-        if let Of::Data(passing) = &self.of {
+        if let Scope::DataSocket(passing) = &self.scope {
             passing.replied(replies);
         }
     }
 
     /// Nobody will know any more with what result it was executed.
     fn give_up(&self) {
-        if let Of::Data(passing) = &self.of {
+        if let Scope::DataSocket(passing) = &self.scope {
             passing.give_up();
         }
     }
 }
 
-/// What a batch is submitted for, and nothing else.
+/// The link and the tenure that a batch is submitted for: on others it is refused.
 #[derive(Clone, Copy)]
-struct Only {
+struct ValidFor {
     /// The link of that [`Connection::epoch`].
     link: Option<u64>,
     /// See [`State::tenure`].
@@ -166,17 +166,17 @@ struct Only {
 
 /// When a batch is written, if nothing is under way.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum When {
-    AtOnce,
+enum Flush {
+    Now,
     /// When somebody waits for it, or else as the next.
-    Awaited,
+    WhenAwaited,
     /// With the next batch, or when all tasks that can have had their turn.
-    Soon,
+    WithNext,
 }
 
-/// What waits for company before it is written.
+/// Whether what is queued waits for company before it is written, as under TCP_CORK (tcp(7)).
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Gathered {
+enum Corked {
     Nothing,
     /// Nobody waits for it.
     Unawaited,
@@ -185,7 +185,7 @@ enum Gathered {
 }
 
 /// After so many there is company enough: as many as one write takes.
-const COMPANY: usize = 64;
+const CORK_MAX: usize = 64;
 
 /// One controller's hold on one server. Clones are the same connection; when the last one is
 /// dropped, what is queued still goes out, then the stream ends.
@@ -229,7 +229,7 @@ struct Shared {
     /// Changes whenever the link, or what may be handed over on it, or the number of unanswered calls
     /// may have.
     changed: watch::Sender<()>,
-    room: Arc<Room>,
+    budget: Arc<Budget>,
 }
 
 /// The result of a batch, once it is here. Dropping it loses nothing: the batch still completes,
@@ -238,41 +238,41 @@ struct Shared {
 pub struct Receipt<R> {
     /// Which lets other tasks have their turn even if it is always here already.
     result: Coop<AsyncReceiver<Result<R>>>,
-    until: Until,
+    on_poll: OnPoll,
 }
 
-/// What the batch needs of who waits for it.
-enum Until {
+/// What a receipt does for its batch when it is first polled.
+enum OnPoll {
     Nothing,
     /// It is in a ring, and nobody has looked for it yet.
-    Looked(Waited),
+    LookInRing(RingReceipt),
     /// It waits for company.
-    Written(Arc<Shared>),
+    Uncork(Arc<Shared>),
     /// Nothing, but the link's task may not have been told of it.
-    Answered(Arc<Shared>),
+    ExpectReply(Arc<Shared>),
 }
 
-impl Until {
+impl OnPoll {
     /// Somebody waits.
     fn wait(&mut self) {
         match std::mem::replace(self, Self::Nothing) {
             Self::Nothing => {}
-            Self::Looked(waited) => {
+            Self::LookInRing(waited) => {
                 if !waited.look() {
                     waited.expect();
                 }
             }
-            Self::Written(shared) => shared.write_gathered(),
-            Self::Answered(shared) => shared.expect_reply(),
+            Self::Uncork(shared) => shared.uncork(),
+            Self::ExpectReply(shared) => shared.expect_reply(),
         }
     }
 
     /// Nobody does any more.
     fn leave(&mut self) {
         match std::mem::replace(self, Self::Nothing) {
-            Self::Nothing | Self::Answered(_) => {}
-            Self::Looked(waited) => waited.leave(),
-            Self::Written(shared) => shared.write_gathered(),
+            Self::Nothing | Self::ExpectReply(_) => {}
+            Self::LookInRing(waited) => waited.leave(),
+            Self::Uncork(shared) => shared.uncork(),
         }
     }
 }
@@ -281,7 +281,7 @@ impl<R> Future for Receipt<R> {
     type Output = Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.until.wait();
+        self.on_poll.wait();
         let result = Pin::new(&mut self.result).poll(context);
         // A sender that is dropped unused means that the runtime is being shut down.
         result.map(|result| result.unwrap_or(Err(Error::Lost(Outcome::PossiblyExecuted))))
@@ -301,9 +301,9 @@ impl<R> Receipt<R> {
     /// polled.
     #[must_use]
     pub fn interrupter(&self) -> Option<Interrupter> {
-        match &self.until {
-            Until::Looked(waited) => waited.interrupter(),
-            Until::Nothing | Until::Written(_) | Until::Answered(_) => None,
+        match &self.on_poll {
+            OnPoll::LookInRing(waited) => waited.interrupter(),
+            OnPoll::Nothing | OnPoll::Uncork(_) | OnPoll::ExpectReply(_) => None,
         }
     }
 
@@ -325,7 +325,7 @@ impl<R> Receipt<R> {
 
 impl<R> Drop for Receipt<R> {
     fn drop(&mut self) {
-        self.until.leave();
+        self.on_poll.leave();
     }
 }
 
@@ -352,15 +352,15 @@ impl Connection {
                 persistent: false,
                 dead: false,
                 closing: false,
-                pauses: 0,
+                quiesces: 0,
                 completing: 0,
                 emptied: Vec::new(),
                 batches: 0,
                 when_busy: None,
                 unable: None,
-                busy_at: BUSY,
+                busy_at: BUSY_AFTER,
                 ring: None,
-                gathered: Gathered::Nothing,
+                corked: Corked::Nothing,
                 alone: None,
                 first: 0,
                 in_rings: 0,
@@ -374,7 +374,7 @@ impl Connection {
             work: Notify::new(),
             is_watched: AtomicBool::new(false),
             changed: watch::Sender::new(()),
-            room: Arc::default(),
+            budget: Arc::default(),
         });
         let connection = Self { handle: Arc::new(Handle(shared)), tenure: None };
         connection.attach(stream, None, None);
@@ -412,7 +412,12 @@ impl Connection {
     /// on the one before, and whether somebody else has held the process since: then nothing of what
     /// was under way or waits is sent. What passes descriptors goes on over `data`; without that it does
     /// not.
-    pub(crate) fn attach(&self, stream: Socket, past: Option<&Past>, data: Option<&DataSocket>) {
+    pub(crate) fn attach(
+        &self,
+        stream: Socket,
+        past: Option<&LinkHistory>,
+        data: Option<&DataSocket>,
+    ) {
         let stream = Arc::new(stream);
         let mut state = self.shared().lock();
         let mut answered = state.drain();
@@ -431,9 +436,9 @@ impl Connection {
         state.leaving = false;
         state.epoch += 1;
         state.batches = 0;
-        state.busy_at = BUSY;
+        state.busy_at = BUSY_AFTER;
         state.alone = None;
-        state.gathered = Gathered::Nothing;
+        state.corked = Corked::Nothing;
         state.link = Link::Up(stream.clone());
         // By the new link's task not yet.
         self.shared().is_watched.store(false, Ordering::Relaxed);
@@ -496,25 +501,25 @@ impl Connection {
         self.shared().lock().persistent
     }
 
-    /// Returns when there is room for more calls: at once, unless 16 MiB of data or 16,384 calls
+    /// Returns when the connection is ready for more calls: at once, unless 16 MiB of data or 16,384 calls
     /// are under way or wait for a connection; then, when half of that is done.
     ///
-    /// The methods of [`Task`](crate::calls::Task) and chains wait for it by themselves. Room is not
+    /// The methods of [`Task`](crate::calls::Task) and chains wait for it by themselves. Nothing is
     /// reserved: who has waited submits at once.
-    pub async fn room(&self) {
-        self.shared().room.wait().await;
+    pub async fn ready(&self) {
+        self.shared().budget.ready().await;
     }
 
     /// Counts `bytes` besides those of calls until it is dropped: what a batch owns in the target.
-    pub(crate) fn weigh(&self, bytes: usize) -> Weight {
-        self.shared().room.take(bytes)
+    pub(crate) fn acquire(&self, bytes: usize) -> Permit {
+        self.shared().budget.acquire(bytes)
     }
 
     /// Sends `calls` together, in order, with nothing in between, and completes with what
     /// `complete` makes of their replies. While the connection is down the batch waits.
     ///
-    /// This does not wait for room: the queue has no bound of its own. A program that submits more
-    /// than it awaits calls [`Connection::room`] in between.
+    /// This does not wait until the connection is ready: the queue has no bound of its own. A program that submits more
+    /// than it awaits calls [`Connection::ready`] in between.
     ///
     /// `complete` runs on the connection's task and must not block. What must live until the
     /// server is done with the batch (buffers) it owns.
@@ -529,7 +534,7 @@ impl Connection {
         if let Some(error) = calls.iter().find_map(|call| call.check().err()) {
             return Receipt::failed(error);
         }
-        self.submit_as(calls, complete, When::AtOnce)
+        self.submit_as(calls, complete, Flush::Now)
     }
 
     /// The same for what nobody waits for: it goes out together with what is submitted next, if
@@ -539,7 +544,7 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        self.submit_as(calls, complete, When::Soon)
+        self.submit_as(calls, complete, Flush::WithNext)
     }
 
     /// The same for what passes descriptors over the data socket of the link that there is: its calls
@@ -560,11 +565,11 @@ impl Connection {
             Err(error) => return Receipt::failed(error),
         };
         let complete = move |replies| complete(replies, &inbox);
-        let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
-        let batch = Batch { complete, of: Of::Data(Box::new(passing)) };
+        let (complete, mut receipt) = receipt(self.acquire(budget::size(&calls)), complete);
+        let batch = Batch { complete, scope: Scope::DataSocket(Box::new(passing)) };
         let pass = || if fds.is_empty() { Ok(()) } else { socket.pass(fds) };
-        let only = Only { link: None, tenure: self.tenure };
-        receipt.until = self.shared().submit(calls.into(), batch, only, When::AtOnce, pass);
+        let valid_for = ValidFor { link: None, tenure: self.tenure };
+        receipt.on_poll = self.shared().submit(calls.into(), batch, valid_for, Flush::Now, pass);
         receipt
     }
 
@@ -577,10 +582,11 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
-        let batch = Batch { complete, of: Of::ThisLink };
-        let only = Only { link: Some(epoch), tenure: self.tenure };
-        receipt.until = self.shared().submit(calls.into(), batch, only, When::AtOnce, || Ok(()));
+        let (complete, mut receipt) = receipt(self.acquire(budget::size(&calls)), complete);
+        let batch = Batch { complete, scope: Scope::ThisLink };
+        let valid_for = ValidFor { link: Some(epoch), tenure: self.tenure };
+        receipt.on_poll =
+            self.shared().submit(calls.into(), batch, valid_for, Flush::Now, || Ok(()));
         receipt
     }
 
@@ -588,22 +594,22 @@ impl Connection {
         &self,
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
-        when: When,
+        flush: Flush,
     ) -> Receipt<R> {
-        let (complete, mut receipt) = receipt(self.weigh(room::size(&calls)), complete);
-        let batch = Batch { complete, of: Of::AnyLink };
-        let only = Only { link: None, tenure: self.tenure };
-        receipt.until = self.shared().submit(calls.into(), batch, only, when, || Ok(()));
+        let (complete, mut receipt) = receipt(self.acquire(budget::size(&calls)), complete);
+        let batch = Batch { complete, scope: Scope::AnyLink };
+        let valid_for = ValidFor { link: None, tenure: self.tenure };
+        receipt.on_poll = self.shared().submit(calls.into(), batch, valid_for, flush, || Ok(()));
         receipt
     }
 
-    /// What completes a call that is a batch of its own, and what waits for its value. The room that it
-    /// takes is given back by [`Complete::with`] alone: it is to be submitted.
-    fn receipt_of(&self, name: &'static str, call: &Call) -> (Complete, Receipt<u64>) {
-        let size = room::size(std::slice::from_ref(call));
-        self.shared().room.enter(size);
+    /// What completes a call that is a batch of its own, and what waits for its value. The share of the budget that it
+    /// takes is given back by [`Completion::with`] alone: it is to be submitted.
+    fn receipt_of(&self, name: &'static str, call: &Call) -> (Completion, Receipt<u64>) {
+        let size = budget::size(std::slice::from_ref(call));
+        self.shared().budget.charge(size);
         let (result, receipt) = channel();
-        (Complete::Value { name, result, size }, receipt)
+        (Completion::Value { name, result, size }, receipt)
     }
 
     /// [`Connection::submit`] of one system call or operation, completed with its value.
@@ -614,20 +620,20 @@ impl Connection {
         if let Err(error) = call.check() {
             return Receipt::failed(error);
         }
-        self.call_as(name, call, When::Awaited)
+        self.call_as(name, call, Flush::WhenAwaited)
     }
 
     /// The same for what nothing is going to follow before it is awaited.
     pub(crate) fn call_at_once(&self, name: &'static str, call: Call) -> Receipt<u64> {
-        self.call_as(name, call, When::AtOnce)
+        self.call_as(name, call, Flush::Now)
     }
 
-    fn call_as(&self, name: &'static str, call: Call, when: When) -> Receipt<u64> {
+    fn call_as(&self, name: &'static str, call: Call, flush: Flush) -> Receipt<u64> {
         let (complete, mut receipt) = self.receipt_of(name, &call);
-        let batch = Batch { complete, of: Of::AnyLink };
+        let batch = Batch { complete, scope: Scope::AnyLink };
         let calls = smallvec![call];
-        let only = Only { link: None, tenure: self.tenure };
-        receipt.until = self.shared().submit(calls, batch, only, when, || Ok(()));
+        let valid_for = ValidFor { link: None, tenure: self.tenure };
+        receipt.on_poll = self.shared().submit(calls, batch, valid_for, flush, || Ok(()));
         receipt
     }
 
@@ -637,7 +643,8 @@ impl Connection {
         let mut state = self.shared().lock();
         state.dead = true;
         // With a link, its task is the one that reads.
-        let failed = if state.link.stream().is_none() { state.bury() } else { Lost::default() };
+        let failed =
+            if state.link.stream().is_none() { state.bury() } else { LostBatches::default() };
         drop(state);
         self.shared().changed.send_replace(());
         self.shared().work.notify_one();
@@ -653,7 +660,7 @@ impl Connection {
     /// Another controller has taken the process over, after link `epoch`: what was under way learns
     /// what has become of it, and what waits and comes is refused, until this controller attaches
     /// again.
-    pub(crate) fn supersede(&self, epoch: u64, successor: Successor, past: &Past) {
+    pub(crate) fn supersede(&self, epoch: u64, successor: Successor, past: &LinkHistory) {
         let mut state = self.shared().lock();
         if state.epoch != epoch || !matches!(state.link, Link::Down) || state.dead {
             return;
@@ -683,7 +690,7 @@ impl Connection {
     }
 
     /// Something that changes whenever calls have been answered or the link has changed.
-    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
         self.shared().changed.subscribe()
     }
 }
@@ -693,7 +700,8 @@ impl Drop for Handle {
         let mut state = self.0.lock();
         state.closing = true;
         // What is queued while the process is detached has nobody left to send it.
-        let queued = if state.link.stream().is_none() { state.abandon() } else { Lost::default() };
+        let queued =
+            if state.link.stream().is_none() { state.abandon() } else { LostBatches::default() };
         // The stream ends when what is in the ring is complete.
         let complete = state.ring.as_ref().is_some_and(|ring| ring.attend());
         drop(state);
@@ -733,16 +741,16 @@ impl Shared {
         state
     }
 
-    fn fail(&self, lost: Lost) {
+    fn fail(&self, lost: LostBatches) {
         for (batch, outcome) in lost.batches {
             let error = match (lost.successor, lost.leaderless) {
                 (Some(successor), _) => successor.error(outcome),
                 (None, Some(pid)) => Error::LeaderExited { pid, outcome },
                 (None, None) => Error::Lost(outcome),
             };
-            drop(batch.of);
+            drop(batch.scope);
             let done = batch.complete.with(Err(error));
-            self.room.leave(done);
+            self.budget.release(done);
         }
     }
 
@@ -755,10 +763,10 @@ impl Shared {
         let mut done = 0;
         for (batch, replies) in batches.drain(..) {
             // What it has passed may be a child's end of something, and is not held here any more then.
-            drop(batch.of);
+            drop(batch.scope);
             done += batch.complete.with(Ok(replies));
         }
-        self.room.leave(done);
+        self.budget.release(done);
         let mut state = self.lock();
         state.completing -= count;
         if batches.capacity() <= 2 * LOG_CAPACITY as usize {
@@ -777,21 +785,21 @@ impl Shared {
         self: &Arc<Self>,
         mut calls: Calls,
         mut batch: Batch,
-        only: Only,
-        when: When,
+        valid_for: ValidFor,
+        flush: Flush,
         before: impl FnOnce() -> Result<()>,
-    ) -> Until {
+    ) -> OnPoll {
         let mut state = self.lock_and_count();
         let mut is_over = false;
         let refused = match &state.link {
             Link::Gone => Some(Err(state.gone())),
             _ if state.dead => Some(Err(state.gone())),
-            Link::Lost(successor) => Some(Err(successor.error(Outcome::NotExecuted))),
-            _ if !state.is_in(only.tenure) => {
+            Link::Superseded(successor) => Some(Err(successor.error(Outcome::NotExecuted))),
+            _ if !state.is_in(valid_for.tenure) => {
                 Some(Err(Successor::GONE.error(Outcome::NotExecuted)))
             }
             Link::Down if batch.is_of_this_link() => Some(Err(Error::Lost(Outcome::NotExecuted))),
-            _ if only.link.is_some_and(|epoch| epoch != state.epoch) => {
+            _ if valid_for.link.is_some_and(|epoch| epoch != state.epoch) => {
                 Some(Err(Error::Lost(Outcome::NotExecuted)))
             }
             // It is complete as it is.
@@ -809,8 +817,8 @@ impl Shared {
         };
         if let Some(result) = refused {
             drop(state);
-            self.room.leave(batch.complete.with(result));
-            return Until::Nothing;
+            self.budget.release(batch.complete.with(result));
+            return OnPoll::Nothing;
         }
         if let Some(ring) = state.usable_ring().filter(|_| !is_over) {
             let executes = calls.last().is_some_and(Call::executes);
@@ -818,13 +826,13 @@ impl Shared {
                 Offered::HandedOver(index) => {
                     let mut waited = ring.waited(self, index);
                     waited.executes = executes;
-                    return Until::Looked(waited);
+                    return OnPoll::LookInRing(waited);
                 }
                 Offered::Complete(batch, replies) => {
                     state.completing += 1;
                     drop(state);
                     self.complete(vec![(batch, replies)]);
-                    return Until::Nothing;
+                    return OnPoll::Nothing;
                 }
                 Offered::Back(back, tag) => (calls, batch) = (back, tag),
             }
@@ -832,18 +840,18 @@ impl Shared {
         // A call that finds nothing under way goes out at once. Behind others it is left to the
         // driver, which writes all that has gathered together.
         // What can wait for company has it then.
-        let gathered = state.gathered;
+        let corked = state.corked;
         let before = state.stream.queued();
-        let idle = state.stream.is_answered() && (before == 0 || gathered != Gathered::Nothing);
-        state.gathered = match (when, gathered) {
-            _ if !idle || before >= COMPANY || state.pauses > 0 => Gathered::Nothing,
-            (When::AtOnce, _) | (When::Awaited, Gathered::Unawaited) => Gathered::Nothing,
-            (When::Awaited, _) | (_, Gathered::Awaited) => Gathered::Awaited,
-            (When::Soon, _) => Gathered::Unawaited,
+        let idle = state.stream.is_answered() && (before == 0 || corked != Corked::Nothing);
+        state.corked = match (flush, corked) {
+            _ if !idle || before >= CORK_MAX || state.quiesces > 0 => Corked::Nothing,
+            (Flush::Now, _) | (Flush::WhenAwaited, Corked::Unawaited) => Corked::Nothing,
+            (Flush::WhenAwaited, _) | (_, Corked::Awaited) => Corked::Awaited,
+            (Flush::WithNext, _) => Corked::Unawaited,
         };
-        let at_once = idle && state.gathered == Gathered::Nothing;
+        let at_once = idle && state.corked == Corked::Nothing;
         let ends = || calls.last().is_some_and(Call::ends);
-        if at_once && gathered == Gathered::Unawaited && ends() {
+        if at_once && corked == Corked::Unawaited && ends() {
             // Nobody waits for their results, and to send them first costs as much as some calls.
             state.stream.push_together(calls, batch);
         } else {
@@ -856,11 +864,11 @@ impl Shared {
             if complete {
                 self.collect();
             }
-            return Until::Answered(self.clone());
+            return OnPoll::ExpectReply(self.clone());
         }
-        let gathers = state.gathered == Gathered::Awaited;
+        let corks = state.corked == Corked::Awaited;
         // The task has been told of what is gathered already.
-        let told = gathers && gathered == Gathered::Awaited;
+        let told = corks && corked == Corked::Awaited;
         let left = if at_once { state.flush() } else { !told };
         // Somebody has to wait for it.
         let left = state.alone.take().is_some() || left;
@@ -869,16 +877,16 @@ impl Shared {
             self.work.notify_one();
         }
         match () {
-            () if gathers && !told => Until::Written(self.clone()),
-            () if at_once && !left => Until::Answered(self.clone()),
-            () => Until::Nothing,
+            () if corks && !told => OnPoll::Uncork(self.clone()),
+            () if at_once && !left => OnPoll::ExpectReply(self.clone()),
+            () => OnPoll::Nothing,
         }
     }
 
     /// Writes what waits for company: there will be none.
-    fn write_gathered(&self) {
+    fn uncork(&self) {
         let mut state = self.lock();
-        let left = state.gathered != Gathered::Nothing && state.flush();
+        let left = state.corked != Corked::Nothing && state.flush();
         drop(state);
         if left {
             self.work.notify_one();
@@ -892,24 +900,24 @@ fn value(name: &'static str, replies: &[Reply]) -> Result<u64> {
     reply.value().map_err(Error::call(name))
 }
 
-/// What completes a batch, and gives its room back, and what waits for that.
+/// The completion of a batch, which gives its permit back, and the receipt that waits for it.
 fn receipt<R: Send + 'static>(
-    weight: Weight,
+    permit: Permit,
     complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
-) -> (Complete, Receipt<R>) {
+) -> (Completion, Receipt<R>) {
     let (sender, receipt) = channel();
     let complete = Box::new(move |replies: Result<Replies>| {
         // A receiver that is gone hands the result back, and dropping it gives it back.
         let _ = sender.send(replies.map(Replies::into_vec).and_then(complete));
-        drop(weight);
+        drop(permit);
     });
-    (Complete::Any(complete), receipt)
+    (Completion::Any(complete), receipt)
 }
 
 /// Where the result of a batch goes, and what waits for it.
 fn channel<R>() -> (oneshot::Sender<Result<R>>, Receipt<R>) {
     let (sender, receiver) = oneshot::async_channel();
-    (sender, Receipt { result: cooperative(receiver), until: Until::Nothing })
+    (sender, Receipt { result: cooperative(receiver), on_poll: OnPoll::Nothing })
 }
 
 impl Successor {

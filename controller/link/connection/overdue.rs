@@ -26,7 +26,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::ring::RingLink;
-use super::state::{Link, Lost, State};
+use super::state::{Link, LostBatches, State};
 use super::{Connection, Shared};
 use crate::error::{Error, Outcome};
 use crate::proto::Replies;
@@ -43,8 +43,8 @@ const HEARD: u32 = 2;
 /// others follow.
 const SEEN: Duration = Duration::from_secs(1);
 
-/// What the owner of a connection looks at, and does.
-pub(crate) struct Watch {
+/// The checks of a connection's owner, and what it does about what they find.
+pub(crate) struct HealthChecks {
     /// The pid of the process if its main thread, in which the server runs, has exited and another one
     /// goes on.
     pub(crate) leader_has_exited: Box<dyn Fn() -> Option<i32> + Send + Sync>,
@@ -194,7 +194,8 @@ impl Shared {
         let mut state = self.lock();
         state.leaderless = Some(pid);
         state.dead = true;
-        let failed = if state.link.stream().is_none() { state.bury() } else { Lost::default() };
+        let failed =
+            if state.link.stream().is_none() { state.bury() } else { LostBatches::default() };
         drop(state);
         self.changed.send_replace(());
         self.work.notify_one();
@@ -204,7 +205,7 @@ impl Shared {
 
 impl Connection {
     /// Has somebody look while replies are outstanding.
-    pub(crate) fn watch_over(&self, watch: Watch) {
+    pub(crate) fn set_health_checks(&self, watch: HealthChecks) {
         self.shared().lock().watch = Some(Arc::new(watch));
     }
 
@@ -236,7 +237,7 @@ impl Connection {
         state.in_rings += ring.answered();
         state.uncounted = true;
         let (unanswered, memory) = ring.disconnect();
-        let lost = Lost::possibly_executed(unanswered.map(|(_, batch)| batch).collect());
+        let lost = LostBatches::possibly_executed(unanswered.map(|(_, batch)| batch).collect());
         // A new one is made before the next batch that finds nothing under way.
         state.busy_at = 0;
         drop(state);

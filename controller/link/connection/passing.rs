@@ -21,11 +21,11 @@ use crate::proto::{Call, Reply};
 
 /// Both ends of a link's data socket: ours, and the number of the other in the target.
 pub(crate) struct DataSocket {
-    here: Arc<Here>,
+    here: Arc<LocalEnd>,
     pub(crate) there: i32,
 }
 
-struct Here {
+struct LocalEnd {
     socket: OwnedFd,
     /// Somebody's message may still be in it, and nobody will take that.
     out_of_step: AtomicBool,
@@ -42,14 +42,14 @@ pub(super) struct Passing {
     /// The number that its calls name.
     there: i32,
     /// Where its message arrives, and the place of the call that sends it, if one does.
-    here: Arc<Here>,
+    here: Arc<LocalEnd>,
     sends: Option<usize>,
     inbox: Inbox,
 }
 
 impl DataSocket {
     pub(crate) fn new(here: OwnedFd, there: i32) -> Self {
-        let here = Here { socket: here, out_of_step: AtomicBool::new(false) };
+        let here = LocalEnd { socket: here, out_of_step: AtomicBool::new(false) };
         Self { here: Arc::new(here), there }
     }
 
@@ -93,7 +93,7 @@ pub(crate) fn take(fd: i32, address: u64) -> Call {
     Call::syscall(Sysno::recvmsg, [fd as u64, address, flags, 0, 0, 0])
 }
 
-impl Here {
+impl LocalEnd {
     /// The descriptor in the next message.
     fn receive(&self) -> Result<OwnedFd> {
         if self.out_of_step.load(Ordering::Relaxed) {

@@ -1,6 +1,6 @@
 //! The end of a connection whose process is dead, and whose stream goes on without it.
 
-use super::state::{Link, Lost};
+use super::state::{Link, LostBatches};
 use super::{Connection, Socket};
 use crate::error::Error;
 
@@ -11,7 +11,7 @@ impl Connection {
     /// # Errors
     ///
     /// Where the runtime can't wait for the stream.
-    pub(crate) fn over_left(stream: Socket) -> crate::error::Result<Self> {
+    pub(crate) fn over_idle_stream(stream: Socket) -> crate::error::Result<Self> {
         Ok(Self::over(stream.here().map_err(Error::io("waiting for a stream"))?))
     }
 
@@ -21,7 +21,7 @@ impl Connection {
     /// all of them when it died. What it answered is read before: nothing is left in either direction.
     pub(crate) fn retire(&self) -> Option<Socket> {
         let mut state = self.shared().lock();
-        let usable = !state.closing && state.pauses == 0 && state.stream.is_written();
+        let usable = !state.closing && state.quiesces == 0 && state.stream.is_written();
         let stream = state.link.stream().filter(|stream| usable && stream.is_read()).cloned();
         let Some(stream) = stream else {
             drop(state);
@@ -34,7 +34,7 @@ impl Connection {
         // The task of the link has nothing to say any more, and nobody ends the stream.
         state.epoch += 1;
         state.link = Link::Down;
-        let mut lost: Lost = state.detach();
+        let mut lost: LostBatches = state.detach();
         lost.extend(state.bury());
         drop(state);
         self.shared().complete(answered);

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 
 use super::interrupt::{Interrupter, Interruption, Interrupts};
 use super::state::{Link, State, replied};
-use super::{Batch, Connection, Of, Receipt, Shared, Until, WhenBusy, value};
+use super::{Batch, Connection, OnPoll, Receipt, Scope, Shared, WhenBusy, value};
 use crate::abi::ring::SHARP;
 use crate::error::{Error, Result};
 use crate::link;
@@ -34,31 +34,31 @@ use crate::proto::ring::{Handed, Ring};
 use crate::proto::{Call, Calls, Replies, Reply};
 
 /// How often to look while others wait for the connection's lock: for some microseconds.
-const BRIEFLY: u32 = SHARP + 50;
+const LOOKS_UNDER_LOCK: u32 = SHARP + 50;
 
 /// A ring, as long as the link lives on which the server was told of it.
 pub(super) struct RingLink {
     pub(super) calls: Ring<Batch, link::Shared>,
     /// Wakes the server.
     pub(super) bell: OwnedFd,
-    common: Arc<Common>,
+    common: Arc<RingContext>,
     /// The call that the server is told to interrupt.
     pub(super) interruption: Option<Interruption>,
     /// Dropping it ends the task that hears the controller's bell.
     _attended: oneshot::Sender<()>,
 }
 
-/// What all who wait for a call of a ring need.
-pub(super) struct Common {
+/// The parts of a ring that all who wait for a call of it need.
+pub(super) struct RingContext {
     pub(super) memory: Arc<link::Shared>,
     looks: Looks,
     pub(super) interrupts: Interrupts,
 }
 
-/// A batch that somebody waits for.
-pub(super) struct Waited {
+/// A batch in the ring, for the receipt that waits for it.
+pub(super) struct RingReceipt {
     shared: Arc<Shared>,
-    common: Arc<Common>,
+    common: Arc<RingContext>,
     /// The number of its last record.
     index: u64,
     /// How many are under way, this one included.
@@ -94,7 +94,7 @@ pub(super) enum Offered {
 
 impl RingLink {
     /// Whether it is the ring in that memory.
-    pub(super) fn is_of(&self, common: &Common) -> bool {
+    pub(super) fn is_of(&self, common: &RingContext) -> bool {
         Arc::ptr_eq(self.calls.memory(), &common.memory)
     }
 
@@ -135,7 +135,7 @@ impl RingLink {
 
     /// The same for who can go on looking without keeping others out.
     fn call_briefly(&mut self, call: &Call) -> std::result::Result<Reply, u64> {
-        self.call_for(call, BRIEFLY)
+        self.call_for(call, LOOKS_UNDER_LOCK)
     }
 
     fn call_for(&mut self, call: &Call, most: u32) -> std::result::Result<Reply, u64> {
@@ -154,8 +154,8 @@ impl RingLink {
     }
 
     /// What waits for call `index`.
-    pub(super) fn waited(&self, shared: &Arc<Shared>, index: u64) -> Waited {
-        Waited {
+    pub(super) fn waited(&self, shared: &Arc<Shared>, index: u64) -> RingReceipt {
+        RingReceipt {
             shared: shared.clone(),
             common: self.common.clone(),
             index,
@@ -217,7 +217,7 @@ impl RingLink {
     }
 }
 
-impl Waited {
+impl RingReceipt {
     /// What interrupts the batch's last call.
     pub(super) fn interrupter(&self) -> Option<Interrupter> {
         let new = || Interrupter::new(&self.shared, &self.common, self.index);
@@ -227,7 +227,7 @@ impl Waited {
     /// Looks for a while whether it is complete, and completes it. False: it is left to the task
     /// that hears the bell.
     pub(super) fn look(&self) -> bool {
-        let Common { memory, looks, .. } = &*self.common;
+        let RingContext { memory, looks, .. } = &*self.common;
         let ring = memory.ring();
         let there =
             look(ring, self.index, self.ahead, looks, u32::MAX) || !ring.wait_for(self.index);
@@ -301,9 +301,9 @@ impl Connection {
             Err(index) => index,
         };
         let (complete, mut receipt) = self.receipt_of(name, &call);
-        ring.calls.wait_for_one(index, &call, Batch { complete, of: Of::AnyLink });
+        ring.calls.wait_for_one(index, &call, Batch { complete, scope: Scope::AnyLink });
         let waited = ring.waited(self.shared(), index);
-        receipt.until = Until::Looked(Waited { executes: call.executes(), ..waited });
+        receipt.on_poll = OnPoll::LookInRing(RingReceipt { executes: call.executes(), ..waited });
         Made::UnderWay(receipt)
     }
 }
@@ -314,7 +314,7 @@ impl State {
         let ring = self.ring.as_mut()?;
         let stream_is_idle = self.stream.is_answered() && self.stream.is_written();
         let is_up = matches!(self.link, Link::Up(_)) && !self.leaving;
-        let is_up = is_up && self.pauses == 0 && !self.dead;
+        let is_up = is_up && self.quiesces == 0 && !self.dead;
         (stream_is_idle && is_up).then_some(ring)
     }
 
@@ -362,7 +362,7 @@ impl Connection {
         let looks = Looks::new(polling);
         memory.ring().set_patience(looks.for_call(false));
         let calls = Ring::new(memory.clone());
-        let common = Arc::new(Common { memory, looks, interrupts });
+        let common = Arc::new(RingContext { memory, looks, interrupts });
         let ring = RingLink { calls, bell, common, interruption: None, _attended: attended };
         let before = state.ring.replace(ring);
         state.in_rings += before.map_or(0, |ring| ring.answered());

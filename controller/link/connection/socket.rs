@@ -23,11 +23,11 @@ use tokio::runtime::{Handle, Id};
 const READ_SIZE: usize = 64 * 1024;
 
 /// As many bytes are copied to be written as one piece.
-const LITTLE: usize = 8 * 1024;
+const COPY_MAX: usize = 8 * 1024;
 
 thread_local! {
     /// Where they are put together.
-    static TOGETHER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(LITTLE));
+    static COPY_BUFFER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(COPY_MAX));
     /// Where bytes arrive: they are taken from there before anything else is read.
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_SIZE].into());
 }
@@ -156,10 +156,10 @@ impl Socket {
     /// Writes what there is room for. Little is put together here: to copy it costs less than to have
     /// the kernel take it from many places.
     pub(super) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
-        if slices.len() == 1 || slices.iter().map(|slice| slice.len()).sum::<usize>() > LITTLE {
+        if slices.len() == 1 || slices.iter().map(|slice| slice.len()).sum::<usize>() > COPY_MAX {
             return self.send(slices);
         }
-        TOGETHER.with_borrow_mut(|together| {
+        COPY_BUFFER.with_borrow_mut(|together| {
             together.clear();
             slices.iter().for_each(|slice| together.extend_from_slice(slice));
             self.send(&[IoSlice::new(together)])

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::overdue::Watch;
+use super::overdue::HealthChecks;
 use super::passing::DataSocket;
 use super::ring::RingLink;
 use super::socket::Socket;
-use super::{BUSY, Batch, Gathered, Of, WhenBusy};
+use super::{BUSY_AFTER, Batch, Corked, Scope, WhenBusy};
 use crate::error::Outcome;
 use crate::proto::log::Log;
 use crate::proto::stream::Stream;
@@ -33,13 +33,13 @@ pub(super) struct State {
     /// No handle is left: end when the queue is written.
     pub(super) closing: bool,
     /// How many want nothing new to be written.
-    pub(super) pauses: usize,
+    pub(super) quiesces: usize,
     /// Batches that have their replies, and whose closures have not returned yet.
     pub(super) completing: usize,
-    /// Room for batches that complete together: one such list was emptied, and is filled again.
+    /// Space for batches that complete together: one such list was emptied, and is filled again.
     pub(super) emptied: Vec<(Batch, Replies)>,
     /// What is queued, if it waits for what comes next.
-    pub(super) gathered: Gathered,
+    pub(super) corked: Corked,
     /// Threads wait for their own replies, and have done so that often: the driver does not.
     pub(super) alone: Option<u64>,
     /// How many batches were submitted on this link.
@@ -63,7 +63,7 @@ pub(super) struct State {
     /// The pid of the process if its server's thread has exited and another one goes on.
     pub(super) leaderless: Option<i32>,
     /// What is looked at while replies are outstanding.
-    pub(super) watch: Option<Arc<Watch>>,
+    pub(super) watch: Option<Arc<HealthChecks>>,
     /// The link's end is this side's wish.
     pub(super) leaving: bool,
     /// Told when a link has been lost that the process outlives.
@@ -77,8 +77,8 @@ pub(crate) struct Successor {
     pub(crate) since: Option<i64>,
 }
 
-/// What a server's log says about the calls that were under way.
-pub(crate) struct Past {
+/// The server's log of the calls that were under way on the link before.
+pub(crate) struct LinkHistory {
     pub(crate) log: Log,
     /// The number of the first call that was not executed for this controller, if anybody knows.
     pub(crate) end: Option<u64>,
@@ -86,9 +86,9 @@ pub(crate) struct Past {
     pub(crate) held: bool,
 }
 
-/// What is lost with a link, or given up.
+/// Batches that are lost with a link, or given up.
 #[derive(Default)]
-pub(super) struct Lost {
+pub(super) struct LostBatches {
     pub(super) batches: Vec<(Batch, Outcome)>,
     /// The pid of the process if its server's thread has exited and another one goes on.
     pub(super) leaderless: Option<i32>,
@@ -98,7 +98,7 @@ pub(super) struct Lost {
     memory: Option<Arc<link::Shared>>,
 }
 
-impl Lost {
+impl LostBatches {
     fn new(batches: Vec<Batch>, outcome: Outcome) -> Self {
         let batches = batches.into_iter().map(|batch| (batch, outcome)).collect();
         Self { batches, ..Self::default() }
@@ -119,14 +119,14 @@ pub(super) enum Link {
     Down,
     Gone,
     /// Another controller has taken the process over.
-    Lost(Successor),
+    Superseded(Successor),
 }
 
 impl Link {
     pub(super) fn stream(&self) -> Option<&Arc<Socket>> {
         match self {
             Self::Up(stream) => Some(stream),
-            Self::Down | Self::Gone | Self::Lost(_) => None,
+            Self::Down | Self::Gone | Self::Superseded(_) => None,
         }
     }
 }
@@ -158,14 +158,14 @@ impl State {
     pub(super) fn call_when_busy(&mut self, next: WhenBusy) {
         match next {
             WhenBusy::Done => {}
-            WhenBusy::CallAgain => self.busy_at = BUSY,
+            WhenBusy::CallAgain => self.busy_at = BUSY_AFTER,
             WhenBusy::CallLater => self.busy_at = self.batches.saturating_mul(2),
         }
     }
 
     /// Writes what waits for company: there will be none.
-    pub(super) fn hurry(&mut self) {
-        if self.gathered != Gathered::Nothing {
+    pub(super) fn uncork(&mut self) {
+        if self.corked != Corked::Nothing {
             self.flush();
         }
     }
@@ -176,9 +176,9 @@ impl State {
             // The stream follows when it is empty.
             return false;
         }
-        self.gathered = Gathered::Nothing;
+        self.corked = Corked::Nothing;
         let Some(stream) = self.link.stream().cloned() else { return false };
-        self.write(&stream, self.pauses > 0)
+        self.write(&stream, self.quiesces > 0)
     }
 
     fn write(&mut self, stream: &Socket, torn_only: bool) -> bool {
@@ -250,7 +250,7 @@ impl State {
 
     /// Forgets the link. What was under way waits for what the server's log says at the next one, if
     /// there can be one. Returns what fails at once.
-    pub(super) fn detach(&mut self) -> Lost {
+    pub(super) fn detach(&mut self) -> LostBatches {
         if let Some(stream) = self.link.stream() {
             // Wakes the driver, if the other end has not.
             let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
@@ -259,14 +259,14 @@ impl State {
     }
 
     /// The same where the other end has ended the stream.
-    pub(super) fn detach_from_the_end(&mut self) -> Lost {
+    pub(super) fn detach_from_the_end(&mut self) -> LostBatches {
         if self.link.stream().is_some() {
             let in_ring = self.ring.as_ref().map_or(0, RingLink::answered);
             self.base = self.first + self.stream.answered() + self.in_rings + in_ring;
         }
         self.link = Link::Down;
         self.stream.disconnect();
-        let mut lost = Lost::default();
+        let mut lost = LostBatches::default();
         if let Some(ring) = self.ring.take() {
             let (unanswered, pages) = ring.disconnect();
             for (unanswered, batch) in unanswered {
@@ -280,9 +280,9 @@ impl State {
         let given_up = self.stream.give_up(|last, batch| {
             !logged || batch.is_of_this_link() || last.is_some_and(Call::executes)
         });
-        lost.extend(Lost::new(given_up, Outcome::PossiblyExecuted));
+        lost.extend(LostBatches::new(given_up, Outcome::PossiblyExecuted));
         let of_link = self.stream.withdraw(Batch::is_of_this_link);
-        lost.extend(Lost::new(of_link, Outcome::NotExecuted));
+        lost.extend(LostBatches::new(of_link, Outcome::NotExecuted));
         lost
     }
 
@@ -291,15 +291,18 @@ impl State {
     /// and what is lost.
     ///
     /// Where another controller has held the process, nothing goes on.
-    pub(super) fn resume(&mut self, past: Option<&Past>) -> (Vec<(Batch, Replies)>, Lost) {
+    pub(super) fn resume(
+        &mut self,
+        past: Option<&LinkHistory>,
+    ) -> (Vec<(Batch, Replies)>, LostBatches) {
         self.learn(past, past.is_none_or(|past| !past.held || is_sent_again()))
     }
 
     /// Another controller has held the process: what waits is not sent any more. Nor is what comes from
     /// those who were at it before.
-    pub(super) fn end_tenure(&mut self) -> Lost {
+    pub(super) fn end_tenure(&mut self) -> LostBatches {
         self.tenure += 1;
-        if is_sent_again() { Lost::default() } else { self.abandon() }
+        if is_sent_again() { LostBatches::default() } else { self.abandon() }
     }
 
     /// Whether what is meant for that tenure alone may be submitted.
@@ -308,30 +311,34 @@ impl State {
     }
 
     /// What was under way learns what has become of it, and goes on if `again`.
-    fn learn(&mut self, past: Option<&Past>, again: bool) -> (Vec<(Batch, Replies)>, Lost) {
-        let Some(Past { log, end: Some(end), .. }) = past else {
+    fn learn(
+        &mut self,
+        past: Option<&LinkHistory>,
+        again: bool,
+    ) -> (Vec<(Batch, Replies)>, LostBatches) {
+        let Some(LinkHistory { log, end: Some(end), .. }) = past else {
             let lost = self.stream.give_up(|_, _| true);
-            return (Vec::new(), Lost::new(lost, Outcome::PossiblyExecuted));
+            return (Vec::new(), LostBatches::new(lost, Outcome::PossiblyExecuted));
         };
         let fates = self.stream.resume(log, self.base, *end, again);
         fates.lost.iter().for_each(Batch::give_up);
-        let mut lost = Lost::new(fates.lost, Outcome::Executed);
-        lost.extend(Lost::new(fates.not_executed, Outcome::NotExecuted));
+        let mut lost = LostBatches::new(fates.lost, Outcome::Executed);
+        lost.extend(LostBatches::new(fates.not_executed, Outcome::NotExecuted));
         replied(&fates.complete);
         self.completing += fates.complete.len();
         (fates.complete, lost)
     }
 
     /// What is queued and passes descriptors does so over that socket, or is not executed any more.
-    pub(super) fn move_to(&mut self, data: Option<&DataSocket>) -> Lost {
-        let fates = self.stream.revise(|calls, batch| match (&mut batch.of, data) {
-            (Of::Data(passing), Some(data)) => passing.move_to(data, calls).is_ok(),
-            (Of::Data(_), None) => false,
+    pub(super) fn move_to(&mut self, data: Option<&DataSocket>) -> LostBatches {
+        let fates = self.stream.revise(|calls, batch| match (&mut batch.scope, data) {
+            (Scope::DataSocket(passing), Some(data)) => passing.move_to(data, calls).is_ok(),
+            (Scope::DataSocket(_), None) => false,
             _ => true,
         });
         fates.lost.iter().for_each(Batch::give_up);
-        let mut lost = Lost::new(fates.lost, Outcome::Executed);
-        lost.extend(Lost::new(fates.not_executed, Outcome::NotExecuted));
+        let mut lost = LostBatches::new(fates.lost, Outcome::Executed);
+        lost.extend(LostBatches::new(fates.not_executed, Outcome::NotExecuted));
         lost
     }
 
@@ -340,25 +347,26 @@ impl State {
     pub(super) fn supersede(
         &mut self,
         successor: Successor,
-        past: &Past,
-    ) -> (Vec<(Batch, Replies)>, Lost) {
+        past: &LinkHistory,
+    ) -> (Vec<(Batch, Replies)>, LostBatches) {
         let (complete, mut lost) = self.learn(Some(past), false);
         lost.extend(self.abandon());
         lost.successor = Some(successor);
-        self.link = Link::Lost(successor);
+        self.link = Link::Superseded(successor);
         (complete, lost)
     }
 
     /// Gives up what was never written, and what nobody will say any more what has become of.
-    pub(super) fn abandon(&mut self) -> Lost {
-        let mut lost = Lost::new(self.stream.give_up(|_, _| true), Outcome::PossiblyExecuted);
+    pub(super) fn abandon(&mut self) -> LostBatches {
+        let mut lost =
+            LostBatches::new(self.stream.give_up(|_, _| true), Outcome::PossiblyExecuted);
         let fates = self.stream.abandon();
-        lost.extend(Lost::new(fates.lost, Outcome::Executed));
-        lost.extend(Lost::new(fates.not_executed, Outcome::NotExecuted));
+        lost.extend(LostBatches::new(fates.lost, Outcome::Executed));
+        lost.extend(LostBatches::new(fates.not_executed, Outcome::NotExecuted));
         lost
     }
 
-    pub(super) fn bury(&mut self) -> Lost {
+    pub(super) fn bury(&mut self) -> LostBatches {
         self.link = Link::Gone;
         self.abandon()
     }

@@ -44,7 +44,7 @@ async fn what_does_not_fit_is_written_by_the_new_links_task_though_the_old_one_s
     connection.set_persistent();
     tokio::task::yield_now().await;
     let (stream, mut server) = pair();
-    let pause = connection.pause();
+    let pause = connection.quiesce();
     connection.attach(stream, None, None);
     let bytes = vec![1; 4 << 20];
     let receipt = connection.call("COPY_IN", Call::copy_in(0, bytes.clone()));
@@ -126,7 +126,7 @@ async fn what_can_wait_goes_out_with_what_comes_next_or_else_by_itself() {
     assert_eq!(alone.await.unwrap(), 1);
     // Who waits until nothing is unanswered waits for it too.
     let held = connection.submit_soon(vec![getpid()], |replies| Ok(replies.len()));
-    assert!(connection.try_pause_idle().is_none());
+    assert!(connection.try_quiesce_idle().is_none());
     request(&server).await;
     server.write_all(&4i64.to_le_bytes()).unwrap();
     assert_eq!(held.await.unwrap(), 1);
@@ -138,7 +138,7 @@ async fn calls_go_out_together_when_the_first_of_them_is_awaited_or_dropped_or_h
     let (stream, mut server) = pair();
     let connection = Connection::over(stream);
     let mut context = Context::from_waker(Waker::noop());
-    let mut requests = vec![0; (COMPANY + 2) * REQUEST_SIZE];
+    let mut requests = vec![0; (CORK_MAX + 2) * REQUEST_SIZE];
     server.set_nonblocking(true).unwrap();
     let nothing = Err(std::io::ErrorKind::WouldBlock);
     for awaited in [true, false] {
@@ -154,12 +154,12 @@ async fn calls_go_out_together_when_the_first_of_them_is_awaited_or_dropped_or_h
         server.write_all(&[1i64.to_le_bytes(), 2i64.to_le_bytes()].concat()).unwrap();
         assert_eq!(second.await.unwrap(), 2);
     }
-    let many: Vec<_> = (0..COMPANY).map(|_| connection.call("getpid", getpid())).collect();
+    let many: Vec<_> = (0..CORK_MAX).map(|_| connection.call("getpid", getpid())).collect();
     assert_eq!(server.read(&mut requests).map_err(|error| error.kind()), nothing);
     let last = connection.call("getpid", getpid());
-    assert_eq!(server.read(&mut requests).unwrap(), (COMPANY + 1) * REQUEST_SIZE);
+    assert_eq!(server.read(&mut requests).unwrap(), (CORK_MAX + 1) * REQUEST_SIZE);
     // What comes behind them waits for their replies, as ever.
-    server.write_all(&[0; RESULT_SIZE].repeat(COMPANY + 1)).unwrap();
+    server.write_all(&[0; RESULT_SIZE].repeat(CORK_MAX + 1)).unwrap();
     for receipt in many.into_iter().chain([last]) {
         receipt.await.unwrap();
     }
@@ -178,13 +178,13 @@ async fn descriptors_that_can_not_be_passed_now_take_no_room() {
     let mut unanswered = pin!(connection.call("getpid", getpid()));
     let mut context = Context::from_waker(Waker::noop());
     assert!(unanswered.as_mut().poll(&mut context).is_pending());
-    let mut pause = connection.pause();
+    let mut pause = connection.quiesce();
     // More than fit.
     for _ in 0..20_000 {
-        let begun = connection.begin_pass(pause, vec![getpid()], getpid()).unwrap();
+        let begun = connection.begin_transfer(pause, vec![getpid()], getpid()).unwrap();
         pause = begun.err().expect("something is unanswered");
     }
-    assert!(pin!(connection.room()).poll(&mut context).is_ready());
+    assert!(pin!(connection.ready()).poll(&mut context).is_ready());
 }
 
 #[tokio::test]
@@ -245,7 +245,7 @@ async fn a_call_with_a_deadline_that_waits_for_a_pause_goes_out_when_that_is_ove
     connection.set_version(1);
     let (memory, bell) = ring();
     enter_ring(&connection, memory.clone(), bell, || Ok(()));
-    let pause = connection.try_pause_idle().unwrap();
+    let pause = connection.try_quiesce_idle().unwrap();
     let waiting = connection.clone();
     let limit = Duration::from_secs(60);
     let call = tokio::spawn(async move { waiting.call_within(limit, "getpid", getpid()).await });
@@ -304,7 +304,7 @@ async fn who_ends_a_pause_ends_nobody_elses() {
     let (stream, mut server) = pair();
     server.set_nonblocking(true).unwrap();
     let connection = Connection::over(stream);
-    let (one, other) = (connection.pause(), connection.try_pause_idle().unwrap());
+    let (one, other) = (connection.quiesce(), connection.try_quiesce_idle().unwrap());
     let receipt = connection.call("getpid", getpid());
     drop(one);
     let read = server.read(&mut [0; REQUEST_SIZE]).map_err(|error| error.kind());
@@ -321,11 +321,11 @@ async fn what_is_to_go_first_is_not_executed_when_the_link_is_over() {
     let connection = Connection::over(stream);
     connection.set_persistent();
     drop(server);
-    let mut changed = connection.watch();
+    let mut changed = connection.subscribe();
     while connection.is_connected() {
         changed.changed().await.unwrap();
     }
-    let _pause = connection.pause();
+    let _pause = connection.quiesce();
     let first = connection.submit_first(vec![getpid()], |replies| Ok(replies.len()));
     assert!(matches!(first.await, Err(Error::Lost(Outcome::NotExecuted))));
 }
@@ -340,7 +340,7 @@ async fn ending_a_link_in_good_order_does_not_end_the_next_one() {
     assert!(ends.as_mut().poll(&mut context).is_pending());
     assert_eq!(server.read(&mut [0]).unwrap(), 0);
     drop(server);
-    let mut changed = connection.watch();
+    let mut changed = connection.subscribe();
     while connection.is_connected() {
         changed.changed().await.unwrap();
     }
@@ -356,7 +356,7 @@ async fn ending_a_link_in_good_order_does_not_end_the_next_one() {
 async fn a_batch_that_waits_behind_nothing_is_sent_only_then() {
     let (stream, mut server) = pair();
     let connection = Connection::over(stream);
-    let submit = |own: Option<&Pause>| {
+    let submit = |own: Option<&Quiesce>| {
         connection.submit_if_idle(own, || Ok(()), vec![getpid()], |replies| Ok(replies.len()))
     };
     let before = connection.call("getpid", getpid());
@@ -364,8 +364,8 @@ async fn a_batch_that_waits_behind_nothing_is_sent_only_then() {
     request(&server).await;
     server.write_all(&1i64.to_le_bytes()).unwrap();
     before.await.unwrap();
-    let pause = connection.pause();
-    let other = connection.pause();
+    let pause = connection.quiesce();
+    let other = connection.quiesce();
     assert!(submit(Some(&pause)).unwrap().is_none());
     drop(other);
     // What the pause keeps comes behind it.
@@ -383,8 +383,8 @@ async fn a_batch_that_waits_behind_nothing_is_sent_only_then() {
 }
 
 /// What finds that the main thread of process 7 has exited.
-fn leaderless() -> Watch {
-    Watch { leader_has_exited: Box::new(|| Some(7)), ring_is_lost: Box::new(|_| {}) }
+fn leaderless() -> HealthChecks {
+    HealthChecks { leader_has_exited: Box::new(|| Some(7)), ring_is_lost: Box::new(|_| {}) }
 }
 
 #[tokio::test]
@@ -393,14 +393,14 @@ async fn a_link_that_no_server_will_end_is_over_all_the_same() {
     let (stream, _server) = pair();
     let connection = Connection::over(stream);
     connection.set_persistent();
-    connection.watch_over(leaderless());
+    connection.set_health_checks(leaderless());
     let ended = tokio::time::timeout(limit, connection.shut_down()).await;
     let ended = ended.expect("it is seen that there is no server");
     assert!(matches!(ended, Err(Error::LeaderExited { pid: 7, .. })), "{ended:?}");
     // So is one that nobody has any more.
     let (stream, mut server) = pair();
     let connection = Connection::over(stream);
-    connection.watch_over(leaderless());
+    connection.set_health_checks(leaderless());
     drop(connection);
     let closed = async {
         while server.write(&[0]).is_ok() {

@@ -19,7 +19,7 @@ use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
 use crate::calls::handle::{AddressSpace, FdTable, Mapping};
 use crate::calls::{Buffer, Message, unreceived};
 use crate::error::{Error, Result};
-use crate::link::{Bell, DataSocket, Interrupts, Pause, Polling, Prepared, Receipt, SHARED_SIZE};
+use crate::link::{Bell, DataSocket, Interrupts, Polling, Prepared, Quiesce, Receipt, SHARED_SIZE};
 use crate::process::Process;
 use crate::proto::Reply;
 use crate::proto::batch::{Arg, Batch, Part, PartSteps, Places};
@@ -58,7 +58,7 @@ impl Making {
     pub(super) fn begin(
         process: &Process,
         polling: Polling,
-        own: Option<&Pause>,
+        own: Option<&Quiesce>,
         buffer: Arc<Buffer>,
         table: Arc<FdTable>,
         locks: [OwnedMutexGuard<()>; 2],

@@ -19,7 +19,7 @@ use super::{Inner, Process};
 use crate::calls::handle::Mapping;
 use crate::calls::{Buffer, Message};
 use crate::error::Result;
-use crate::link::{Pause, Polling, SHARED_SIZE, WhenBusy, to_the_end};
+use crate::link::{Polling, Quiesce, SHARED_SIZE, WhenBusy, to_the_end};
 
 /// What has come of trying to make a ring.
 enum Try {
@@ -53,10 +53,10 @@ impl Process {
         let process = self.in_this_tenure();
         process.need_data().await?;
         let buffer = Arc::new(process.buffer(Message::SIZE).await?);
-        let mut changed = process.connection.watch();
+        let mut changed = process.connection.subscribe();
         loop {
             // Where there is always something under way it would never be idle by itself.
-            let pause = process.connection.pause();
+            let pause = process.connection.quiesce();
             let tried = loop {
                 match process.try_ring(polling, Some(&pause), || Some(buffer.clone()))? {
                     // The sender lives in what `self` holds.
@@ -82,7 +82,7 @@ impl Process {
     fn try_ring(
         &self,
         polling: Polling,
-        own: Option<&Pause>,
+        own: Option<&Quiesce>,
         buffer: impl FnOnce() -> Option<Arc<Buffer>>,
     ) -> Result<Try> {
         if self.connection.has_ring() {

@@ -1,8 +1,8 @@
-//! Room: how much may be under way on a connection before those who can wait do.
+//! The budget of a connection: how much may be under way before those who can wait do.
 //!
 //! What is counted is a call from being submitted to being completed, so also what waits in the
-//! queue of a connection that is down. When too much is under way the room *closes*, and it opens
-//! again when half of it is free. [`Room::wait`] waits while it is closed; submitting never does.
+//! queue of a connection that is down. When too much is under way the budget *closes*, and it opens
+//! again when half of it is free. [`Budget::ready`] waits while it is closed; submitting never does.
 //!
 //! Whoever waits holds nothing: no place that others would have to wait for. A future that is woken
 //! and not polled then, as in a `select!` that goes on with another branch, delays nobody. The price
@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::proto::stream::MAX_DATA;
 use crate::proto::{Call, DataLen};
 
-/// Bytes under way at which the room closes: enough to fill a path of 1 Gbit/s and 100 ms, which
+/// Bytes under way at which the budget closes: enough to fill a path of 1 Gbit/s and 100 ms, which
 /// holds 12.5 MB.
 const LIMIT: usize = 16 << 20;
 
@@ -33,22 +33,22 @@ const CALL: usize = 1024;
 const CLOSED: usize = 1;
 
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct Budget {
     /// How much is under way, and whether that is too much: in one word, so that whoever opens it
     /// has seen what closed it.
     word: AtomicUsize,
     opened: Notify,
 }
 
-/// Something that takes room until it is dropped.
-pub(crate) struct Weight {
-    room: Arc<Room>,
+/// A share of the budget, until it is dropped.
+pub(crate) struct Permit {
+    budget: Arc<Budget>,
     bytes: usize,
 }
 
-impl Room {
-    /// Returns when there is room.
-    pub(super) async fn wait(&self) {
+impl Budget {
+    /// Returns when the budget is open.
+    pub(super) async fn ready(&self) {
         while self.is_closed() {
             let opened = self.opened.notified();
             // It may have been opened before that began to listen.
@@ -62,19 +62,19 @@ impl Room {
         self.word.load(Ordering::Acquire) & CLOSED != 0
     }
 
-    /// Takes room for so many bytes, whether or not there is any.
-    pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Weight {
-        self.enter(bytes);
-        Weight { room: self.clone(), bytes }
+    /// A permit for so many bytes, whether or not the budget is open.
+    pub(super) fn acquire(self: &Arc<Self>, bytes: usize) -> Permit {
+        self.charge(bytes);
+        Permit { budget: self.clone(), bytes }
     }
 
-    /// The same for who gives it back by [`Room::leave`].
-    pub(super) fn enter(&self, bytes: usize) {
+    /// The same for who gives it back by [`Budget::release`].
+    pub(super) fn charge(&self, bytes: usize) {
         self.update(|used, closed| (used + bytes, closed || used + bytes >= LIMIT));
     }
 
-    /// Gives room back.
-    pub(super) fn leave(&self, bytes: usize) {
+    /// Gives bytes back.
+    pub(super) fn release(&self, bytes: usize) {
         if bytes == 0 {
             return;
         }
@@ -84,7 +84,7 @@ impl Room {
         }
     }
 
-    /// Says whether the room was closed and is not any more.
+    /// Says whether the budget was closed and is not any more.
     fn update(&self, change: impl Fn(usize, bool) -> (usize, bool)) -> bool {
         let changed = |word: usize| {
             let (used, closed) = change(word >> 1, word & CLOSED != 0);
@@ -98,13 +98,13 @@ impl Room {
     }
 }
 
-impl Drop for Weight {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.room.leave(self.bytes);
+        self.budget.release(self.bytes);
     }
 }
 
-/// How much room calls take: with the data that they bring, and those that they are to fetch.
+/// How much of the budget calls take: with the data that they bring, and those that they are to fetch.
 pub(super) fn size(calls: &[Call]) -> usize {
     let of_one = |call: &Call| {
         let fetched = match call.data_len() {
@@ -127,38 +127,38 @@ mod tests {
     use super::*;
 
     /// Whether somebody who comes now would not wait.
-    fn has_room(room: &Room) -> bool {
-        pin!(room.wait()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    fn has_room(budget: &Budget) -> bool {
+        pin!(budget.ready()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
     #[test]
     fn it_closes_at_the_limit_and_opens_when_half_of_it_is_free() {
-        let room = Arc::new(Room::default());
-        let (first, second) = (room.take(LOW), room.take(LIMIT - LOW - 1));
-        assert!(has_room(&room));
-        let third = room.take(1);
-        assert!(!has_room(&room));
+        let budget = Arc::new(Budget::default());
+        let (first, second) = (budget.acquire(LOW), budget.acquire(LIMIT - LOW - 1));
+        assert!(has_room(&budget));
+        let third = budget.acquire(1);
+        assert!(!has_room(&budget));
         drop(third);
-        assert!(!has_room(&room));
+        assert!(!has_room(&budget));
         drop(second);
-        assert!(has_room(&room));
+        assert!(has_room(&budget));
         drop(first);
-        assert_eq!(room.word.load(Ordering::Relaxed), 0);
+        assert_eq!(budget.word.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn those_who_wait_are_woken_together_and_one_who_is_not_polled_delays_nobody() {
-        let room = Arc::new(Room::default());
-        let all = room.take(LIMIT);
-        let (mut first, mut second) = (pin!(room.wait()), pin!(room.wait()));
+        let budget = Arc::new(Budget::default());
+        let all = budget.acquire(LIMIT);
+        let (mut first, mut second) = (pin!(budget.ready()), pin!(budget.ready()));
         let mut context = Context::from_waker(Waker::noop());
         assert!(first.as_mut().poll(&mut context).is_pending());
         assert!(second.as_mut().poll(&mut context).is_pending());
         drop(all);
         assert!(second.as_mut().poll(&mut context).is_ready());
-        assert!(has_room(&room));
+        assert!(has_room(&budget));
         // Who was woken looks again.
-        let all = room.take(LIMIT);
+        let all = budget.acquire(LIMIT);
         assert!(first.as_mut().poll(&mut context).is_pending());
         drop(all);
         assert_eq!(first.as_mut().poll(&mut context), Poll::Ready(()));
@@ -169,21 +169,21 @@ mod tests {
         fn whatever_is_taken_and_given_back_nobody_waits_in_an_empty_room(
             steps in prop::collection::vec((0..2 * LIMIT, any::<prop::sample::Index>(), any::<bool>()), 1..100)
         ) {
-            let room = Arc::new(Room::default());
-            let mut taken: Vec<Weight> = Vec::new();
+            let budget = Arc::new(Budget::default());
+            let mut taken: Vec<Permit> = Vec::new();
             for (bytes, index, give_back) in steps {
-                let before = has_room(&room);
+                let before = has_room(&budget);
                 if give_back && !taken.is_empty() {
                     taken.swap_remove(index.index(taken.len()));
                 } else {
-                    taken.push(room.take(bytes));
+                    taken.push(budget.acquire(bytes));
                 }
-                let used: usize = taken.iter().map(|weight| weight.bytes).sum();
+                let used: usize = taken.iter().map(|permit| permit.bytes).sum();
                 let expected = if used >= LIMIT { false } else { used <= LOW || before };
-                prop_assert_eq!(has_room(&room), expected);
+                prop_assert_eq!(has_room(&budget), expected);
             }
             taken.clear();
-            prop_assert!(has_room(&room));
+            prop_assert!(has_room(&budget));
         }
     }
 }

@@ -1,7 +1,8 @@
-//! Pauses: for what must not come in between of others' calls, or behind one that takes long.
+//! Quiescing a connection: for what must not come in between of others' calls, or behind one that takes
+//! long.
 //!
 //! Any number of them may be under way at once, of one and of several links: a connection goes on
-//! when the last one is over, so nobody ends a pause of somebody else's.
+//! when the last one is over, so nobody ends somebody else's.
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -9,18 +10,18 @@ use std::sync::Arc;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::state::{Link, State};
-use super::{Batch, Connection, Gathered, Of, Receipt, Shared, Successor, receipt, room};
+use super::{Batch, Connection, Corked, Receipt, Scope, Shared, Successor, budget, receipt};
 use crate::error::{Error, Outcome, Result};
 use crate::proto::{Call, Reply};
 
 /// Keeps a connection from writing anything new until it is dropped.
 #[must_use = "it is over when it is dropped"]
-pub(crate) struct Pause(Arc<Shared>);
+pub(crate) struct Quiesce(Arc<Shared>);
 
-impl Drop for Pause {
+impl Drop for Quiesce {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.pauses -= 1;
+        state.quiesces -= 1;
         state.flush();
         drop(state);
         self.0.work.notify_one();
@@ -29,17 +30,17 @@ impl Drop for Pause {
 }
 
 impl State {
-    pub(super) fn could_begin(&self, own: Option<&Pause>, tenure: Option<u64>) -> Result<bool> {
+    pub(super) fn could_begin(&self, own: Option<&Quiesce>, tenure: Option<u64>) -> Result<bool> {
         match self.link {
             Link::Gone => Err(self.gone()),
-            Link::Lost(successor) => Err(successor.error(Outcome::NotExecuted)),
+            Link::Superseded(successor) => Err(successor.error(Outcome::NotExecuted)),
             _ if !self.is_in(tenure) => Err(Successor::GONE.error(Outcome::NotExecuted)),
             _ if self.dead => Err(self.gone()),
             Link::Down => Err(Error::Lost(Outcome::NotExecuted)),
             Link::Up(_) => {
-                let paused = self.pauses > usize::from(own.is_some());
+                let paused = self.quiesces > usize::from(own.is_some());
                 // What waits only for company came before.
-                let behind = self.gathered == Gathered::Awaited || self.ring_is_busy();
+                let behind = self.corked == Corked::Awaited || self.ring_is_busy();
                 Ok(!paused && self.stream.is_answered() && !behind)
             }
         }
@@ -48,17 +49,17 @@ impl State {
 
 impl Connection {
     /// Writes nothing new during the pause, on this link or another one: what comes waits in the queue.
-    pub(crate) fn pause(&self) -> Pause {
+    pub(crate) fn quiesce(&self) -> Quiesce {
         let mut state = self.shared().lock();
-        state.hurry();
-        state.pauses += 1;
-        Pause(self.shared().clone())
+        state.uncork();
+        state.quiesces += 1;
+        Quiesce(self.shared().clone())
     }
 
     /// A pause in which nothing is unanswered, or the link is down.
-    pub(crate) async fn pause_idle(&self) -> Pause {
-        let mut changed = self.watch();
-        let pause = self.pause();
+    pub(crate) async fn quiesce_idle(&self) -> Quiesce {
+        let mut changed = self.subscribe();
+        let pause = self.quiesce();
         loop {
             let complete = {
                 let state = self.shared().lock();
@@ -80,7 +81,7 @@ impl Connection {
 
     /// Returns when what has been answered so far is owned by its handles.
     pub(crate) async fn is_owned(&self) {
-        let mut changed = self.watch();
+        let mut changed = self.subscribe();
         while self.shared().lock().completing > 0 {
             // The sender lives in what `self` holds.
             let _ = changed.changed().await;
@@ -88,12 +89,12 @@ impl Connection {
     }
 
     /// A pause, if nothing is unanswered.
-    pub(crate) fn try_pause_idle(&self) -> Option<Pause> {
+    pub(crate) fn try_quiesce_idle(&self) -> Option<Quiesce> {
         let mut state = self.shared().lock();
-        state.hurry();
+        state.uncork();
         state.is_idle().then(|| {
-            state.pauses += 1;
-            Pause(self.shared().clone())
+            state.quiesces += 1;
+            Quiesce(self.shared().clone())
         })
     }
 
@@ -104,19 +105,22 @@ impl Connection {
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
+        let (complete, receipt) = receipt(self.acquire(budget::size(&calls)), complete);
         let mut state = self.shared().lock();
         match &state.link {
             Link::Up(stream) if !state.dead && state.is_in(self.tenure) => {
                 let stream = stream.clone();
-                state.write_first([(calls.into(), Batch { complete, of: Of::ThisLink })], &stream);
+                state.write_first(
+                    [(calls.into(), Batch { complete, scope: Scope::ThisLink })],
+                    &stream,
+                );
                 drop(state);
                 self.shared().work.notify_one();
             }
             _ => {
                 drop(state);
                 let done = complete.with(Err(Error::Lost(Outcome::NotExecuted)));
-                self.shared().room.leave(done);
+                self.shared().budget.release(done);
             }
         }
         receipt
@@ -132,19 +136,20 @@ impl Connection {
     /// Without a link; and those of `before`.
     pub(crate) fn submit_if_idle<R: Send + 'static>(
         &self,
-        own: Option<&Pause>,
+        own: Option<&Quiesce>,
         before: impl FnOnce() -> Result<()>,
         calls: Vec<Call>,
         complete: impl FnOnce(Vec<Reply>) -> Result<R> + Send + 'static,
     ) -> Result<Option<Receipt<R>>> {
-        let (complete, receipt) = receipt(self.weigh(room::size(&calls)), complete);
+        let (complete, receipt) = receipt(self.acquire(budget::size(&calls)), complete);
         let mut state = self.shared().lock();
         if !state.could_begin(own, self.tenure)? || state.stream.has_queued(Batch::is_of_a_link) {
             return Ok(None);
         }
         before()?;
         if let Some(stream) = state.link.stream().cloned() {
-            state.write_first([(calls.into(), Batch { complete, of: Of::ThisLink })], &stream);
+            state
+                .write_first([(calls.into(), Batch { complete, scope: Scope::ThisLink })], &stream);
         }
         drop(state);
         self.shared().work.notify_one();
@@ -156,7 +161,7 @@ impl Connection {
     /// # Errors
     ///
     /// As there.
-    pub(crate) fn is_idle(&self, own: Option<&Pause>) -> Result<bool> {
+    pub(crate) fn is_idle(&self, own: Option<&Quiesce>) -> Result<bool> {
         self.shared().lock().could_begin(own, self.tenure)
     }
 
@@ -169,8 +174,8 @@ impl Connection {
     ///
     /// [`Error::LeaderExited`] if there is no server any more that could.
     pub(crate) async fn shut_down(&self) -> Result<()> {
-        let _pause = self.pause_idle().await;
-        let mut changed = self.watch();
+        let _pause = self.quiesce_idle().await;
+        let mut changed = self.subscribe();
         let epoch = {
             let mut state = self.shared().lock();
             state.leaving = true;

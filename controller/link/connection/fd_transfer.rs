@@ -19,18 +19,18 @@ use std::sync::Arc;
 use nix::sys::socket::{Shutdown, shutdown};
 use smallvec::smallvec;
 
-use super::{Batch, Connection, Of, Pause, Receipt, Socket, receipt, room, value};
+use super::{Batch, Connection, Quiesce, Receipt, Scope, Socket, budget, receipt, value};
 use crate::error::{Error, Outcome, Result};
 use crate::proto::Call;
 
-/// A descriptor that a server is about to take. To be carried out to the end.
-pub(crate) struct ThroughStream {
+/// The transfer of a descriptor that a server is about to take. To be carried out to the end.
+pub(crate) struct FdTransfer {
     stream: Arc<Socket>,
     ending: Ending,
     linked: bool,
     prepared: Receipt<()>,
     received: Receipt<u64>,
-    pause: Pause,
+    pause: Quiesce,
 }
 
 /// Ends the stream when it is dropped: where the server waits for a byte that does not come, or leaves
@@ -53,20 +53,20 @@ impl Connection {
     /// # Errors
     ///
     /// Without a link.
-    pub(crate) fn begin_pass(
+    pub(crate) fn begin_transfer(
         &self,
-        pause: Pause,
+        pause: Quiesce,
         first: Vec<Call>,
         receive: Call,
-    ) -> Result<std::result::Result<ThroughStream, Pause>> {
-        let weight = self.weigh(room::size(&first));
-        let (first_complete, prepared) = receipt(weight, |replies| {
+    ) -> Result<std::result::Result<FdTransfer, Quiesce>> {
+        let permit = self.acquire(budget::size(&first));
+        let (first_complete, prepared) = receipt(permit, |replies| {
             let value = |reply: &crate::proto::Reply| reply.value().map(drop);
             replies.iter().try_for_each(value).map_err(Error::call("COPY_IN"))
         });
         // What gives its room back also if nothing comes of it.
-        let weight = self.weigh(room::size(std::slice::from_ref(&receive)));
-        let (complete, received) = receipt(weight, |replies| value("recvmsg", &replies));
+        let permit = self.acquire(budget::size(std::slice::from_ref(&receive)));
+        let (complete, received) = receipt(permit, |replies| value("recvmsg", &replies));
         let mut state = self.shared().lock();
         if !state.could_begin(Some(&pause), self.tenure)? {
             return Ok(Err(pause));
@@ -75,21 +75,21 @@ impl Connection {
         let stream = stream.ok_or(Error::Lost(Outcome::NotExecuted))?;
         let linked = state.stream.version() > 0;
         let receive = if linked { receive.linked() } else { receive };
-        let batch = |complete| Batch { complete, of: Of::ThisLink };
+        let batch = |complete| Batch { complete, scope: Scope::ThisLink };
         let batches =
             [(first.into(), batch(first_complete)), (smallvec![receive], batch(complete))];
         state.write_first(batches, &stream);
         drop(state);
         self.shared().work.notify_one();
         let ending = Ending(Some(stream.clone()));
-        Ok(Ok(ThroughStream { stream, ending, linked, prepared, received, pause }))
+        Ok(Ok(FdTransfer { stream, ending, linked, prepared, received, pause }))
     }
 }
 
-impl ThroughStream {
+impl FdTransfer {
     /// Passes the descriptor, and gives the pause back. Where it can't be passed the server gets the byte
     /// without it.
-    pub(crate) async fn finish(self, fd: BorrowedFd<'_>) -> Result<Pause> {
+    pub(crate) async fn finish(self, fd: BorrowedFd<'_>) -> Result<Quiesce> {
         let Self { stream, mut ending, linked, prepared, received, pause } = self;
         if let Err(error) = prepared.await {
             // What is linked to it is not executed.
