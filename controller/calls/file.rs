@@ -15,6 +15,9 @@ use crate::error::{Error, Result};
 use crate::proto::batch::{Arg, Batch};
 use crate::proto::{Call, Reply};
 
+/// Up to how many bytes a server of version 0 sends for a read, whatever was read.
+const SMALL: usize = 16 * 1024;
+
 /// What a relative path starts from.
 const AT_FDCWD: u64 = nix::libc::AT_FDCWD as u64;
 
@@ -59,28 +62,36 @@ impl Task {
         let buffer = self.buffer(len).await?;
         let address = buffer.address();
         let call = Call::syscall(Sysno::read, [fd, address, len as u64, 0, 0, 0]);
-        if self.connection.version() == 0 || self.is_bulk(address, len) {
+        // A server of version 0 knows no references: it sends all of the buffer, which is then small.
+        let knows_references = self.connection.version() > 0;
+        if self.is_bulk(address, len) || (!knows_references && len > SMALL) {
             return self.read_then_copy(call, address, len, buffer).await;
         }
         let permit = self.connection.acquire(len);
         let mut batch = Batch::default();
         let place = batch.output(len);
-        let read = batch.syscall(Sysno::read, [fd.into(), place, (len as u64).into()]);
-        batch.operation(Operation::CopyOut, [place, Arg::Result(read)]);
+        let size = Arg::from(len as u64);
+        let read = batch.syscall(Sysno::read, [fd.into(), place, size]);
+        let copied = if knows_references { Arg::Result(read) } else { size };
+        let copied = batch.operation(Operation::CopyOut, [place, copied]);
+        if !knows_references {
+            batch.unlink(copied);
+        }
         let read = self.send_with(batch, buffer, 0, move |mut replies, steps| {
             let _permit = permit;
-            let data = replies.pop().ok_or(Error::Protocol("no reply"))?.data;
+            let mut data = replies.pop().ok_or(Error::Protocol("no reply"))?.data;
             let read = steps.value(&replies, read)?;
             if (data.len() as u64) < read {
                 return Err(Error::Fault { address, len });
             }
+            // At most what came, which is a usize.
+            data.truncate(read as usize);
             Ok(data)
         });
         read.await
     }
 
-    /// Makes the call `read`, and then fetches what it has read: for a server that knows no references,
-    /// and for many bytes, which come through a pipe.
+    /// Makes the call `read`, and then fetches what it has read: for many bytes.
     async fn read_then_copy(
         &self,
         read: Call,

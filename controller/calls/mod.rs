@@ -367,7 +367,9 @@ pub(crate) fn finish(name: &'static str, replies: &[Reply]) -> Result<u64> {
 
 /// A path or name as the kernel takes it.
 pub(crate) fn c_string(name: &'static str, text: impl AsRef<[u8]>) -> Result<Vec<u8>> {
-    let mut bytes = text.as_ref().to_vec();
+    let text = text.as_ref();
+    let mut bytes = Vec::with_capacity(text.len() + 1);
+    bytes.extend_from_slice(text);
     if bytes.contains(&0) {
         return Err(Error::Call { call: name, errno: nix::errno::Errno::EINVAL });
     }

@@ -9,7 +9,6 @@ use nix::errno::Errno;
 use syscalls::Sysno;
 use tokio::time::timeout_at;
 
-use super::handshake::Hold;
 use super::meet::{Heard, Manner, deadline, holder_is_dead, meet, no_answer};
 use super::place::Place;
 use super::target::{Standing, Target};
@@ -23,6 +22,7 @@ use crate::fault;
 use crate::image::Loaded;
 use crate::link::{Connection, DataSocket, Polling, Receipt};
 use crate::process::{Parts, Process, Sockets, random_token, threads};
+use crate::proto::handshake::Hold;
 use crate::proto::{Call, Reply};
 
 /// Where the arenas of attached processes lie: see [`arena_address`].

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::attach::refused;
-use super::handshake::Hold;
 use super::meet::{Heard, ask, deadline};
 use super::place::Place;
 use crate::error::Result;
 use crate::process::{Process, random_token};
+use crate::proto::handshake::Hold;
 use crate::proto::log::Log;
 use crate::runtime;
 

@@ -16,16 +16,15 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::attach::refused;
 use super::condition::why_silent;
-use super::handshake::{self, Hold};
 use super::knock::Knock;
 use super::place::Place;
 use super::target::Standing;
 use crate::abi::handshake::{ANSWER_SIZE, HELLO_SIZE, Token};
-use crate::abi::log::{LOG_HEAD_SIZE, LOG_SIZE};
 use crate::descriptor::off_standard_streams;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::process::Sockets;
+use crate::proto::handshake::{self, Answered, Arriving, Hold};
 use crate::proto::log::Log;
 
 /// How long a server that does not answer is given before NAME.json is asked who holds it.
@@ -134,7 +133,9 @@ pub(super) async fn shake_hands(
     end: Instant,
 ) -> Result<Heard> {
     let fds = [sockets.stream_there.as_raw_fd(), sockets.data_there.as_raw_fd()];
-    let Some(client) = say_hello(place, how, &fds, client)? else { return Ok(closed()) };
+    let Some(client) = say_hello(place, how, &fds, client)? else {
+        return Ok(Answered::closed().into());
+    };
     fault::point("handshake.sent");
     let answer = read_answer(&client);
     tokio::pin!(answer);
@@ -158,7 +159,7 @@ pub(super) async fn shake_hands(
         }
     };
     fault::point("handshake.answered");
-    Ok(heard(answered))
+    Ok(answered.unwrap_or_else(|_| Answered::closed()).into())
 }
 
 /// Sends the handshake, with these descriptors. `None`: the server has closed it already.
@@ -196,7 +197,8 @@ fn say_hello(
 /// Asks, without attaching, who holds the process and what it has executed last. Waits until the
 /// server has time to answer.
 pub(super) async fn ask(place: &Place, token: Token, end: Instant) -> Result<Heard> {
-    asked(place, Manner::again(token), end, read_answer).await.map(heard)
+    let answered = asked(place, Manner::again(token), end, read_answer).await?;
+    Ok(answered.unwrap_or_else(|_| Answered::closed()).into())
 }
 
 /// Asks for the registry from that byte on. What comes is an answer, the log, and a part of the registry,
@@ -258,18 +260,10 @@ pub(super) fn no_answer(place: &Place) -> Error {
     refused(place, format!("no answer: {}", why_silent(place)))
 }
 
-fn heard(answered: io::Result<([u8; ANSWER_SIZE], Option<Log>)>) -> Heard {
-    let Ok((answer, log)) = answered else { return closed() };
-    let mut hold = handshake::answer(&answer);
-    if log.is_none() && matches!(hold, Hold::Ours { .. }) {
-        // Without it nobody knows how its calls are counted.
-        hold = Hold::Refused("the server's answer ends before its log".into());
+impl From<Answered> for Heard {
+    fn from(Answered { hold, log }: Answered) -> Self {
+        Self { hold, log, standing: None }
     }
-    Heard { hold, log: log.unwrap_or_default(), standing: None }
-}
-
-fn closed() -> Heard {
-    Heard { hold: Hold::Closed, log: Log::default(), standing: None }
 }
 
 /// Waits for the answer of a server that is blocked in a call of the controller before: interrupts
@@ -296,33 +290,25 @@ async fn interrupting<T>(
     }
 }
 
-/// The answer, and the log behind it: not every server sends one that refuses.
-async fn read_answer(stream: &UnixStream) -> io::Result<([u8; ANSWER_SIZE], Option<Log>)> {
-    let mut bytes = Vec::with_capacity(ANSWER_SIZE + LOG_HEAD_SIZE + LOG_SIZE);
-    loop {
+/// The answer, and the log behind it. The error is how the connection ended without one.
+async fn read_answer(stream: &UnixStream) -> io::Result<Answered> {
+    let mut arriving = Arriving::default();
+    let over = loop {
         stream.readable().await?;
-        match stream.try_read_buf(&mut bytes) {
-            // Servers of other versions say no more than which one they speak. One that has not read what
-            // came behind the handshake resets the connection, behind its answer.
-            Ok(0) => {
-                let answer = bytes.first_chunk().copied();
-                return answer
-                    .or_else(|| handshake::other_version(&bytes))
-                    .map(|answer| (answer, None))
-                    .ok_or_else(|| io::ErrorKind::UnexpectedEof.into());
-            }
+        match stream.try_read_buf(arriving.buffer()) {
+            Ok(0) => break io::ErrorKind::UnexpectedEof.into(),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => {
-                let other = handshake::other_version(&bytes);
-                return other.map(|answer| (answer, None)).ok_or(error);
-            }
+            Err(error) => break error,
         }
-        if let Some((answer, log)) = bytes.split_first_chunk()
-            && let Some(log) = Log::from_bytes(log)
-        {
-            return Ok((*answer, Some(log)));
+        if let Some(answered) = arriving.whole() {
+            return Ok(answered);
         }
+    };
+    let is_broken = over.kind() != io::ErrorKind::UnexpectedEof;
+    match arriving.end(is_broken) {
+        Answered { hold: Hold::Closed, .. } => Err(over),
+        answered => Ok(answered),
     }
 }
 

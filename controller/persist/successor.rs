@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::handshake::Hold;
 use super::meet::{Heard, PAUSE, ask};
 use super::place::Place;
 use crate::abi::handshake::Token;
 use crate::link::{LinkHistory, Successor};
 use crate::process::Process;
+use crate::proto::handshake::Hold;
 
 /// How long a server may be busy with a call of its new controller before it says who that is. Until
 /// then calls wait for a reconnect, which is told as well.

@@ -25,6 +25,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use smallvec::SmallVec;
 use syscalls::Sysno;
 
 use crate::abi::wire::{MAX_REF, Operation, Request, Word};
@@ -137,12 +138,15 @@ pub(crate) struct Batch {
     input: Vec<u8>,
     output: usize,
     /// Where each piece of the input and of the output begins, in order.
-    inputs: Vec<usize>,
-    outputs: Vec<usize>,
+    inputs: Pieces,
+    outputs: Pieces,
     /// Pointers inside of the input: where they are, and what they point to.
     pointers: Vec<(usize, Arg)>,
     steps: Vec<Step>,
 }
+
+/// Where pieces of memory begin, or the places of calls. Most batches have few.
+type Pieces = SmallVec<[usize; 4]>;
 
 /// Where the memory of a batch lies in the process.
 #[derive(Clone, Copy, Debug, Default)]
@@ -243,8 +247,8 @@ struct Memory {
     places: Places,
     /// Where the output begins.
     behind: u64,
-    inputs: Vec<usize>,
-    outputs: Vec<usize>,
+    inputs: Pieces,
+    outputs: Pieces,
     pointers: Vec<(usize, Arg)>,
 }
 
@@ -323,7 +327,7 @@ pub(crate) struct PartSteps {
     /// The first call is the COPY_IN of the input.
     has_input: bool,
     /// For each step the place of its call.
-    places: Vec<usize>,
+    places: Pieces,
 }
 
 impl Run {
@@ -358,14 +362,20 @@ impl Run {
         let mut calls = Vec::from_iter(self.input.take());
         let has_input = !calls.is_empty();
         let steps = first..self.end_of_part(first, has_input);
-        let (moved, stay): (Vec<_>, Vec<_>) =
-            steps.clone().partition(|step| self.can_move(*step, &steps));
-        let stay = stay.into_iter().map(|step| (step, false));
-        let order = stay.chain(moved.into_iter().map(|step| (step, true)));
-        let mut places = vec![0; steps.len()];
-        for (step, is_moved) in order {
+        calls.reserve(steps.len());
+        let mut places = Pieces::from_elem(0, steps.len());
+        let mut moved = Pieces::new();
+        for step in steps.clone() {
+            if self.can_move(step, &steps) {
+                moved.push(step);
+                continue;
+            }
             places[step - first] = calls.len();
-            calls.push(self.call(step, first, &places, is_moved));
+            calls.push(self.call(step, first, &places, false));
+        }
+        for step in moved {
+            places[step - first] = calls.len();
+            calls.push(self.call(step, first, &places, true));
         }
         Part { calls, steps: PartSteps { all: self.steps.clone(), first, has_input, places } }
     }
@@ -401,13 +411,12 @@ impl Run {
     /// it would be without it.
     fn can_move(&self, step: usize, part: &Range<usize>) -> bool {
         let copy = &self.steps[step];
-        let Some(piece) = self.memory.piece(copy.args[0]).filter(|_| step > part.start) else {
-            return false;
-        };
         if !copy.is(Operation::CopyOut) || matches!(copy.args[1], Arg::Value(len) if len > MAX_DATA)
         {
             return false;
         }
+        let piece = self.memory.piece(copy.args[0]).filter(|_| step > part.start);
+        let Some(piece) = piece else { return false };
         let behind = &self.steps[step + 1..part.end];
         let is_free = |other: &Step| {
             let refers = other.args.contains(&Arg::Result(step));
@@ -485,6 +494,10 @@ impl PartSteps {
         if self.has_input {
             let written = replies.first().ok_or(Error::Protocol("too few replies"))?;
             written.value().map_err(Error::call("COPY_IN"))?;
+        }
+        let in_order = || self.places.iter().enumerate().all(|(step, place)| step == *place);
+        if replies.len() == self.places.len() && in_order() {
+            return Ok(replies);
         }
         let mut take = |place: &usize| replies.get_mut(*place).map(std::mem::take);
         let ordered: Option<Vec<Reply>> = self.places.iter().map(&mut take).collect();

@@ -6,6 +6,7 @@
 
 pub(crate) mod batch;
 mod call;
+pub mod handshake;
 pub mod log;
 pub mod resume;
 pub mod ring;

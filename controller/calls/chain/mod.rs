@@ -9,7 +9,6 @@ mod calls;
 mod keep;
 mod run;
 
-use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -136,7 +135,7 @@ pub struct Done {
     replies: Vec<Reply>,
     /// Which bytes were taken.
     taken: Vec<usize>,
-    fds: HashMap<usize, Fd>,
+    fds: Vec<(usize, Fd)>,
     round_trips: usize,
 }
 
@@ -164,10 +163,12 @@ impl Done {
     /// another chain.
     pub fn fd(&mut self, later: Later<Fd>) -> Result<Fd> {
         let step = self.step(later)?;
-        self.fds.remove(&step).ok_or(Error::misuse(
+        let at = self.fds.iter().position(|(opened, _)| *opened == step);
+        let at = at.ok_or(Error::misuse(
             "a descriptor of a chain that is taken twice, or that the chain has closed",
             "take it once, and keep the handle",
-        ))
+        ))?;
+        Ok(self.fds.swap_remove(at).1)
     }
 
     /// The bytes that a call has left.

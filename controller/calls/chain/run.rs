@@ -1,6 +1,5 @@
 //! Running a chain: its parts are sent one behind the other, and what they make is owned.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Chain, ChainId, Done};
@@ -49,7 +48,7 @@ impl Chain<'_> {
         point("chain.prepared");
         let mut run = batch.run(Places { memory, slot }, at_once);
         let owned = Arc::new((buffer, slots));
-        let mut fds = HashMap::new();
+        let mut fds = Vec::new();
         let mut round_trips = 0;
         while let Some(part) = run.next() {
             round_trips += 1;
@@ -73,8 +72,8 @@ impl Chain<'_> {
 }
 
 /// Makes handles of the descriptors that a part has opened and not closed again, by their steps.
-fn own(table: &Arc<FdTable>, part: &PartSteps, replies: &[Reply]) -> HashMap<usize, Fd> {
-    let mut fds = HashMap::new();
+fn own(table: &Arc<FdTable>, part: &PartSteps, replies: &[Reply]) -> Vec<(usize, Fd)> {
+    let mut fds = Vec::new();
     for ((step, index), reply) in part.steps().iter().zip(part.first()..).zip(replies) {
         let tag = match step.makes {
             Makes::Nothing => continue,
@@ -86,26 +85,30 @@ fn own(table: &Arc<FdTable>, part: &PartSteps, replies: &[Reply]) -> HashMap<usi
         if let Some(tag) = tag {
             table.name(number, tag);
         }
-        fds.insert(index, table.made(number));
+        let mut later = part.steps().iter().zip(replies);
+        if later.any(|(step, reply)| step.closes == Some(index) && !reply.is_canceled()) {
+            table.unreserve([number]);
+            continue;
+        }
+        fds.push((index, table.made(number)));
     }
-    forget_closed(&mut fds, part, replies);
     fds
 }
 
 /// Gives up the handles of descriptors that steps of a part have closed. Whatever close(2) answers, the
 /// descriptor is closed, if it was called.
-fn forget_closed(fds: &mut HashMap<usize, Fd>, part: &PartSteps, replies: &[Reply]) {
+fn forget_closed(fds: &mut Vec<(usize, Fd)>, part: &PartSteps, replies: &[Reply]) {
     for (step, reply) in part.steps().iter().zip(replies) {
         if let Some(opened) = step.closes
             && !reply.is_canceled()
-            && let Some(fd) = fds.remove(&opened)
+            && let Some(at) = fds.iter().position(|(step, _)| *step == opened)
         {
-            let _ = fd.into_raw();
+            let _ = fds.swap_remove(at).1.into_raw();
         }
     }
 }
 
-fn done(chain: ChainId, run: Run, fds: HashMap<usize, Fd>, round_trips: usize) -> Result<Done> {
+fn done(chain: ChainId, run: Run, fds: Vec<(usize, Fd)>, round_trips: usize) -> Result<Done> {
     let (steps, replies) = run.finish();
     let failed = replies.iter().zip(&*steps).enumerate().find_map(|(index, (reply, step))| {
         reply.value().err().map(|errno| (index, step.name, errno))

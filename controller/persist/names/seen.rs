@@ -21,12 +21,12 @@ use crate::calls::WaitStatus;
 use crate::calls::handle::{Kept, kind, taken_in};
 use crate::error::{Error, Result};
 use crate::persist::attach::refused;
-use crate::persist::handshake;
-use crate::persist::handshake::Hold;
 use crate::persist::log::flight;
 use crate::persist::meet::{ask_for_names, deadline};
 use crate::persist::place::Place;
 use crate::process::{pidfd_open, random_token};
+use crate::proto::handshake;
+use crate::proto::handshake::Hold;
 
 /// What a process keeps under names, as it tells who does not hold it.
 #[derive(Clone, Debug)]

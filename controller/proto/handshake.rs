@@ -8,6 +8,7 @@ use crate::abi::handshake::{
     ANSWER_SIZE, Answer, HANDSHAKE_MAGIC, HANDSHAKE_VERSION, HELLO_SIZE, Hello, Token,
 };
 use crate::abi::wire::{STREAM_VERSION, Spares};
+use crate::proto::log::Log;
 
 /// The bytes of a version-1 handshake of this process, which travel with the descriptors. It asks for
 /// the log. With `take_over` it is meant also where another controller holds the process.
@@ -18,7 +19,7 @@ pub fn hello(token: Token, take_over: bool) -> [u8; HELLO_SIZE] {
 }
 
 /// The same, which asks as well for the names from that byte of the registry on.
-pub(super) fn asking_for_names(token: Token, from: u64) -> [u8; HELLO_SIZE] {
+pub(crate) fn asking_for_names(token: Token, from: u64) -> [u8; HELLO_SIZE] {
     Hello { flags: Hello::LOG | Hello::NAMES, from, ..own(token) }.to_bytes()
 }
 
@@ -146,10 +147,85 @@ pub fn answer(bytes: &[u8; ANSWER_SIZE]) -> Hold {
     }
 }
 
+/// What a server has answered.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) hold: Hold,
+    /// What it has executed last.
+    pub(crate) log: Log,
+}
+
+impl Answered {
+    /// The server closed the handshake without an answer.
+    pub(crate) fn closed() -> Self {
+        Self { hold: Hold::Closed, log: Log::default() }
+    }
+}
+
+/// An answer that arrives in pieces, and the log behind it.
+#[derive(Debug, Default)]
+pub(crate) struct Arriving(Vec<u8>);
+
+impl Arriving {
+    /// Where the next bytes belong.
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+
+    /// The answer, once all of it is here.
+    pub(crate) fn whole(&self) -> Option<Answered> {
+        let (bytes, behind) = self.0.split_first_chunk()?;
+        Some(Answered { hold: answer(bytes), log: Log::from_bytes(behind)? })
+    }
+
+    /// What it says if no more comes, because the server has closed the connection, or, if `is_broken`,
+    /// because that was reset. Not every server sends a log that refuses; servers of other versions say no
+    /// more than which one they speak; and one that has not read what came behind the handshake resets the
+    /// connection behind its answer.
+    pub(crate) fn end(self, is_broken: bool) -> Answered {
+        let answered = self.0.first_chunk().copied().filter(|_| !is_broken);
+        let Some(bytes) = answered.or_else(|| other_version(&self.0)) else {
+            return Answered::closed();
+        };
+        let hold = match answer(&bytes) {
+            // Without it nobody knows how its calls are counted.
+            Hold::Ours { .. } => Hold::Refused("the server's answer ends before its log".into()),
+            hold => hold,
+        };
+        Answered { hold, log: Log::default() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::abi::log::LOG_HEAD_SIZE;
     use proptest::prelude::*;
+
+    /// The answer of a server that gives the process to who asks, with a log in which nothing is.
+    fn given() -> Vec<u8> {
+        let answer = Answer { magic: HANDSHAKE_MAGIC, fds: [5, 6, -1], ..Answer::default() };
+        [answer.to_bytes().as_slice(), &[0; LOG_HEAD_SIZE]].concat()
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_at_any_byte_gives_the_process_to_nobody() {
+        let whole = given();
+        for len in 0..whole.len() {
+            for is_broken in [false, true] {
+                let arriving = Arriving(whole[..len].to_vec());
+                assert!(arriving.whole().is_none(), "{len}");
+                let hold = arriving.end(is_broken).hold;
+                let expected = match len {
+                    ANSWER_SIZE.. if !is_broken => matches!(hold, Hold::Refused(_)),
+                    _ => hold == Hold::Closed,
+                };
+                assert!(expected, "{len}, {is_broken}: {hold:?}");
+            }
+        }
+        let answered = Arriving(whole).whole().unwrap();
+        assert!(matches!(answered.hold, Hold::Ours { fds: [5, 6], .. }));
+    }
 
     proptest! {
         #[test]
