@@ -8,12 +8,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::time::Duration;
 
-use crate::common::{LIMIT, Role, TestHome, cut, limit_descriptors, role, tell, until_async};
+use crate::common::{
+    LIMIT, Role, TestHome, alone, cut, limit_descriptors, role, root_without_rings,
+    spawn_persistent, tell, until_async,
+};
 use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
 use farcall::link::Polling;
 use farcall::persist::{Attach, Home, Place, SharedMemory, attach};
-use farcall::{Child, Error, Fd, Local, Process};
+use farcall::{Child, Error, Fd, Local, Outcome, Process};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags};
@@ -416,6 +419,46 @@ fn a_process_that_got_no_ring_for_want_of_descriptors_gets_it_when_there_are_som
             }
         }
     });
+}
+
+/// It has to ask who has the process, for which it has no descriptor; it asks again.
+#[tokio::test]
+async fn a_controller_without_free_descriptors_is_told_later_that_it_has_lost_its_process() {
+    if !alone("a_controller_without_free_descriptors_is_told_later_that_it_has_lost_its_process") {
+        return;
+    }
+    let home = TestHome::new();
+    let child = spawn_persistent(&home.home, &root_without_rings().await).await;
+    limit_descriptors(0, MOST);
+    for free in 0..=3 {
+        let place = Place::clone(&child.place().unwrap());
+        // This thread is the runtime's only one: nothing is heard here until the table is full.
+        let other = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let other = Attach::default().take_over().to(place).await.unwrap();
+                other.prepare_for_reconnect().await.unwrap();
+            });
+        });
+        other.join().unwrap();
+        let full = Full::but(free, Side::Controller, &child).await;
+        let process = child.process().clone();
+        let call = tokio::spawn(async move { process.getpid().await });
+        until_async("the link is lost", || !child.connection().is_connected()).await;
+        // Whoever asks at once has asked.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        full.end().await;
+        let told = within("a call", call).await.unwrap();
+        assert!(
+            matches!(told, Err(Error::Superseded { outcome: Outcome::NotExecuted, .. })),
+            "{free} free: {told:?}"
+        );
+        child.reconnect().await.unwrap();
+        child.getpid().await.unwrap();
+    }
+    child.exit(0).await.unwrap();
 }
 
 /// Which of the standard streams' numbers a process has in use.

@@ -1,21 +1,24 @@
 //! Whether another controller has taken a process over: asked whenever a link is lost.
+//!
+//! It is asked until somebody knows, or another link is there: there may be no descriptor free to ask with,
+//! and the server may be busy with a call of its new controller. Nothing else tells those whose calls wait
+//! for a link that there will be none.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-use super::meet::{Heard, PAUSE, ask};
+use super::meet::{Heard, PAUSE, ask, deadline};
 use super::place::Place;
 use crate::abi::handshake::Token;
-use crate::link::{LinkHistory, Successor};
+use crate::link::{LinkHistory, Successor, WeakConnection};
 use crate::process::Process;
 use crate::proto::handshake::Hold;
 
-/// How long a server may be busy with a call of its new controller before it says who that is. Until
-/// then calls wait for a reconnect, which is told as well.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long at most to wait before asking again, where there is nothing to wait for.
+const LONGEST: Duration = Duration::from_secs(4);
 
 impl Process {
     /// From here on the end of a link that is another controller's doing is told to all calls.
@@ -30,13 +33,29 @@ impl Process {
             let connection = connection.downgrade();
             let (place, controllers) = (place.clone(), controllers.clone());
             tokio::spawn(async move {
-                let answer = look(&place, token, &controllers).await;
+                let answer = tokio::select! {
+                    answer = look(&place, token, &controllers) => answer,
+                    () = no_longer_down(&connection, epoch) => None,
+                };
                 if let (Some(answer), Some(connection)) = (answer, connection.upgrade()) {
                     let (successor, past) = answer;
                     connection.supersede(epoch, successor, &past);
                 }
             });
         });
+    }
+}
+
+/// Returns when nobody waits any more for what comes after link `epoch`: there is another one, the process
+/// is known to be dead, or the connection is given up.
+async fn no_longer_down(connection: &WeakConnection, epoch: u64) {
+    let Some(mut changed) = connection.upgrade().map(|connection| connection.subscribe()) else {
+        return;
+    };
+    while connection.upgrade().is_some_and(|connection| connection.is_down_after(epoch)) {
+        if changed.changed().await.is_err() {
+            break;
+        }
     }
 }
 
@@ -47,17 +66,18 @@ async fn look(
     token: Token,
     controllers: &AtomicU64,
 ) -> Option<(Successor, LinkHistory)> {
-    let limit = Instant::now() + TIMEOUT;
     let mut pause = PAUSE;
     let Heard { hold, log, .. } = loop {
-        // A process that is gone is noticed as such.
-        let heard = ask(place, token, limit).await.ok()?;
-        if !matches!(heard.hold, Hold::Closed) || Instant::now() > limit {
+        // However long the server is busy. Where that fails no descriptor may be free for it now; and where
+        // it is closed others ask as well, and the newest of them is heard. A process that is gone is noticed
+        // as such.
+        if let Ok(heard) = ask(place, token, deadline(Duration::MAX)).await
+            && heard.hold != Hold::Closed
+        {
             break heard;
         }
-        // Others ask as well, and the newest of them is heard.
         sleep(pause).await;
-        pause *= 2;
+        pause = (2 * pause).min(LONGEST);
     };
     let number = controllers.load(Ordering::Relaxed);
     let successor = match hold {

@@ -672,6 +672,12 @@ impl Connection {
         self.shared().fail(lost);
     }
 
+    /// Whether what is submitted waits for the link after `epoch`.
+    pub(crate) fn is_down_after(&self, epoch: u64) -> bool {
+        let state = self.shared().lock();
+        state.epoch == epoch && matches!(state.link, Link::Down) && !state.dead
+    }
+
     /// Whether it is the same connection.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.handle, &other.handle)
