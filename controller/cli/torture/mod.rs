@@ -2,6 +2,7 @@
 
 mod controller;
 mod deadlines;
+mod doing;
 mod guest;
 mod random;
 mod recover;

@@ -9,9 +9,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::doing::doing;
 use super::truth::Found;
 use super::words::Word;
 use crate::Failure;
+
+/// So many lines of a controller are repeated where it does not do what it has to.
+const LINES: usize = 4;
 
 /// A controller.
 pub struct Running {
@@ -24,8 +28,8 @@ pub struct Running {
     pub recovered: bool,
     pub ready: bool,
     pub begun: bool,
-    /// What it has said last.
-    pub said: String,
+    /// What it has said last, a few lines.
+    said: Vec<String>,
     pub over: bool,
     pub own: Option<Vec<i32>>,
     /// The signal that it died of, or 0.
@@ -49,7 +53,7 @@ impl Running {
             recovered: false,
             ready: false,
             begun: false,
-            said: String::new(),
+            said: Vec::new(),
             over: false,
             own: None,
             ended: None,
@@ -65,6 +69,11 @@ impl Running {
     /// Tells it to go on.
     pub fn go(&mut self) {
         let _ = self.input.write_all(b"\n");
+    }
+
+    /// What it has said last, and what it does now.
+    pub fn described(&self) -> String {
+        format!("after {:?}; {}", self.said.join(", "), doing(self.child.id() as i32))
     }
 
     /// Ends it, and says whether that was necessary. What it has said can still be heard.
@@ -98,9 +107,8 @@ impl Running {
         let end = self.heard.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let lines: Vec<u8> = self.heard.drain(..end).collect();
         let lines = String::from_utf8_lossy(&lines);
-        if let Some(last) = lines.lines().last() {
-            self.said = last.into();
-        }
+        self.said.extend(lines.lines().map(str::to_owned));
+        self.said.drain(..self.said.len().saturating_sub(LINES));
         lines
             .lines()
             .map(|line| line.parse().map_err(|error: String| Failure::new(error)))

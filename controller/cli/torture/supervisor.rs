@@ -17,6 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::NAME;
+use super::doing::doing;
 use super::random::Random;
 use super::running::Running;
 use super::truth::{Tally, Truth};
@@ -330,9 +331,9 @@ impl<'s> Supervisor<'s> {
         let so = self.tortured()?.controllers.last().is_some_and(&is);
         if !so && !self.stop.load(Ordering::Relaxed) {
             let why = if in_time { "it has ended" } else { "nothing happens" };
-            let said = self.tortured()?.controllers.last().map(|one| one.said.clone());
-            let said = said.unwrap_or_default();
-            self.tally.mismatch(format!("a controller has not {what}: {why} after {said:?}"));
+            let last = self.tortured()?.controllers.last().map(Running::described);
+            let last = last.unwrap_or_default();
+            self.tally.mismatch(format!("a controller has not {what}: {why} {last}"));
         }
         Ok(so)
     }
@@ -432,10 +433,14 @@ impl<'s> Supervisor<'s> {
             let over =
                 |all: &[Running]| all.first().is_some_and(|one| one.over || one.ended.is_some());
             if !self.wait_for(LIMIT, over)? {
-                let said = self.tortured()?.controllers.first().map(|one| one.said.clone());
-                let said = said.unwrap_or_default();
+                let process = self.tortured()?;
+                let all: Vec<String> = process.controllers.iter().map(Running::described).collect();
+                let all = all.join("; then the next one, ");
+                let pid = process.place.state().map_or(0, |state| state.process.pid);
+                let it = doing(pid);
                 self.tally.mismatch(format!(
-                    "a controller does not hear that it has lost the process: {old:?}, after {said:?}"
+                    "a controller does not hear that it has lost the process: {old:?}, {all}; and the \
+                     process itself, {it}"
                 ));
             }
             if old == Old::Deaf {

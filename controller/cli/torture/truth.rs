@@ -132,7 +132,7 @@ impl Truth {
             Word::Calls(calls) => self.calls = self.calls.max(calls),
             Word::Lost(what) => tally.lose(1, what),
             Word::Wrong(what) => tally.mismatch(what),
-            Word::Own(_) | Word::Ready | Word::Begun | Word::Over(_) => {}
+            Word::Doing(_) | Word::Own(_) | Word::Ready | Word::Begun | Word::Over(_) => {}
         }
     }
 

@@ -12,6 +12,8 @@ use std::str::FromStr;
 pub enum Word {
     /// The process has this pid.
     Process(i32),
+    /// It begins with this.
+    Doing(String),
     /// Records up to that number are about to be appended.
     Appending(u64),
     /// All up to that number are.
@@ -62,6 +64,7 @@ impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Process(pid) => write!(f, "process {pid}"),
+            Self::Doing(what) => write!(f, "doing {what}"),
             Self::Appending(number) => write!(f, "appending {number}"),
             Self::Appended(number) => write!(f, "appended {number}"),
             Self::Keeping(name, version) => write!(f, "keeping {name} {version}"),
@@ -100,6 +103,7 @@ impl FromStr for Word {
         };
         Ok(match word {
             "process" => Self::Process(rest.parse().map_err(|_| unknown())?),
+            "doing" => Self::Doing(rest.into()),
             "appending" => Self::Appending(number()?),
             "appended" => Self::Appended(number()?),
             "keeping" => both().map(|(name, version)| Self::Keeping(name, version))?,

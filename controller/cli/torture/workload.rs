@@ -275,6 +275,7 @@ impl Workload {
             self.uncounted = 0;
         }
         self.uncounted += calls;
+        say(&Word::Doing(format!("{op:?}")));
         match op {
             Op::Append => self.append(1, Link::Same).await,
             Op::Pipeline => self.append(TOGETHER, Link::Same).await,
