@@ -158,3 +158,37 @@ fn ticks_of_boottime(offsets: &str) -> Option<i64> {
 fn ticks_per_second() -> Option<i64> {
     sysconf(SysconfVar::CLK_TCK).ok()?.filter(|ticks| *ticks > 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What one says of this process, changed so.
+    fn judged(change: impl FnOnce(&mut Incarnation)) -> Option<bool> {
+        let mut record = Incarnation::of(std::process::id() as i32).unwrap();
+        change(&mut record);
+        record.judge()
+    }
+
+    #[test]
+    fn numbers_are_judged_in_their_own_namespace_alone() {
+        assert_eq!(judged(|_| {}), Some(true));
+        assert_eq!(judged(|record| record.start_time += 100), Some(false));
+        assert_eq!(judged(|record| record.pid_ns = Some(1)), None);
+    }
+
+    #[test]
+    fn numbers_without_a_namespace_say_that_a_process_runs_and_not_that_it_has_ended() {
+        let old = |record: &mut Incarnation| {
+            let mut json = serde_json::to_value(&*record).unwrap();
+            json.as_object_mut().unwrap().remove("pid_ns").unwrap();
+            *record = serde_json::from_value(json).unwrap();
+        };
+        assert_eq!(judged(old), Some(true));
+        let other = |record: &mut Incarnation| {
+            old(record);
+            record.start_time += 100;
+        };
+        assert_eq!(judged(other), None, "it may be one of another namespace");
+    }
+}

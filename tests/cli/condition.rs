@@ -1,5 +1,6 @@
 //! What is said of a process that does not answer, or that another namespace's numbers describe.
 
+use std::fs;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
@@ -82,6 +83,22 @@ fn a_process_of_other_namespaces_lives_for_those_whose_numbers_differ() {
     for namespaces in [&PIDS[..], &PIDS_ALONE, &TIME] {
         assert_eq!(listed_from(&test, namespaces)["state"], "gone", "{namespaces:?}");
     }
+}
+
+#[test]
+fn a_record_that_does_not_say_whose_numbers_it_has_is_believed_where_they_fit() {
+    let test = TestHome::new();
+    let pid = start(&test, "one");
+    let path = test.path().join("one.json");
+    let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    record.as_object_mut().unwrap().remove("pid_ns").unwrap();
+    fs::write(&path, record.to_string()).unwrap();
+    let seen = listed(&test);
+    assert_eq!((&seen["state"], &seen["pid"]), (&json!("detached"), &json!(pid)));
+    // Elsewhere no process has that number, or another one: the process lives all the same.
+    let seen = listed_from(&test, &PIDS);
+    assert_eq!((&seen["state"], &seen["pid"]), (&json!("detached"), &Value::Null));
+    assert_eq!(succeed(&test, &["stop", "one"]), "one: stopped\n");
 }
 
 #[test]

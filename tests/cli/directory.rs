@@ -2,7 +2,8 @@
 //! own.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 
@@ -162,6 +163,28 @@ fn a_record_that_is_no_file_or_has_no_end_keeps_nobody_waiting() {
     assert_eq!(fs::read(&elsewhere).unwrap(), text, "what a link leads to is not written to");
     fs::File::options().write(true).open(&record).unwrap().set_len(1 << 40).unwrap();
     look();
+    assert_eq!(succeed(&test, &["stop", "one"]), "one: stopped\n");
+    assert!(!alive(pid));
+}
+
+#[test]
+fn a_record_that_a_pipe_would_bring_is_none() {
+    let test = TestHome::new();
+    let pid = start(&test, "one");
+    let place = test.home.place(&"one".parse().unwrap());
+    let record = test.path().join("one.json");
+    let text = fs::read(&record).unwrap();
+    assert_eq!(place.state().unwrap().process.pid, pid);
+    fs::remove_file(&record).unwrap();
+    mkfifo(&record, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // Who reads gets all of it, and then the end.
+    let (mut reading, mut writing) = (fs::File::options(), fs::File::options());
+    let mut reader = reading.read(true).custom_flags(nix::libc::O_NONBLOCK).open(&record).unwrap();
+    writing.write(true).open(&record).unwrap().write_all(&text).unwrap();
+    assert_eq!(place.state(), None);
+    let mut left = Vec::new();
+    reader.read_to_end(&mut left).unwrap();
+    assert_eq!(left, text, "nothing is taken out of it");
     assert_eq!(succeed(&test, &["stop", "one"]), "one: stopped\n");
     assert!(!alive(pid));
 }
