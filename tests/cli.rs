@@ -11,6 +11,7 @@ mod limits;
 mod log;
 mod names;
 mod others;
+mod served;
 mod transfer;
 mod upgrade;
 mod waiting;

@@ -272,7 +272,7 @@ pub(super) fn remove(cgroups: &[PathBuf], author: Author, owner: u32) -> Result<
                 // A longer one would need memory on the way to the kernel.
                 Author::User(_) if cgroup.as_os_str().len() >= SHORT => Err(Errno::ENAMETOOLONG),
                 // SAFETY: with a path as short as that only system calls are made.
-                Author::User(uid) => unsafe { as_user(uid, || remove_one(cgroup, owner)) },
+                Author::User(uid) => unsafe { as_user(uid, None, || remove_one(cgroup, owner)) },
             };
             match removed {
                 Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR) => break,

@@ -2,23 +2,25 @@
 //! written and removed lies in the same directory.
 //!
 //! The directory may belong to another user: root may use it all the same. So nothing in it is followed
-//! or waited for (symbolic links, FIFOs, leases), what is read is a regular file of bounded size, and
+//! or waited for (symbolic links, FIFOs, leases, [file systems that others serve](super::mounts)), what is read is a regular file of bounded size, and
 //! what a file says is the word of the user whose file it is: see [`Directory::author`].
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, open, openat, readlinkat, renameat};
 use nix::libc;
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fstatat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fstatat, mkdirat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, unlinkat};
+
+use super::mounts;
 
 /// Symbolic links that are followed on the way to a directory, as the kernel has it.
 const MAX_LINKS: usize = 40;
@@ -37,10 +39,12 @@ pub(super) enum Author {
 pub(super) struct Directory {
     fd: OwnedFd,
     stat: FileStat,
+    /// The mount that it is in, where that is known.
+    mount: Option<u64>,
     path: PathBuf,
 }
 
-/// A file of a directory, by a descriptor with O_PATH: while it is held no other file has its inode.
+/// A file of a directory, by a descriptor, mostly with O_PATH: while it is held no other file has its inode.
 #[derive(Debug)]
 pub(super) struct Pinned {
     fd: OwnedFd,
@@ -48,7 +52,7 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
-    /// What a descriptor with O_PATH is open on.
+    /// What a descriptor is open on.
     pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
         let stat = fstat(&fd)?;
         Ok(Self { fd, stat })
@@ -56,6 +60,11 @@ impl Pinned {
 
     pub(super) fn is_socket(&self) -> bool {
         self.stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
+    }
+
+    fn is_regular(&self) -> io::Result<()> {
+        let regular = self.stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+        if regular { Ok(()) } else { Err(io::ErrorKind::InvalidInput.into()) }
     }
 
     pub(super) fn is_same(&self, other: &Self) -> bool {
@@ -86,30 +95,47 @@ fn is_trusted(uid: u32) -> bool {
         || fstatat(AT_FDCWD, "/", AtFlags::empty()).is_ok_and(|root| root.st_uid == uid)
 }
 
-/// A part of the way to a directory: a directory or a symbolic link.
-fn part_of(at: &OwnedFd, part: &OsStr) -> Result<OwnedFd, Errno> {
+/// A part of the way to a directory: a directory or a symbolic link. `mount` is the one that the way is
+/// in: nothing is looked up in what another user's program serves.
+fn part_of(at: &OwnedFd, part: &OsStr, mount: &mut Option<u64>) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     // With O_DIRECTORY what is mounted on demand is mounted.
-    match openat(at, part, flags | OFlag::O_DIRECTORY, Mode::empty()) {
+    let next = match openat(at, part, flags | OFlag::O_DIRECTORY, Mode::empty()) {
         Err(Errno::ENOTDIR | Errno::ELOOP) => openat(at, part, flags, Mode::empty()),
         opened => opened,
-    }
+    }?;
+    mounts::enter(&next, mount, is_trusted)?;
+    Ok(next)
 }
 
 impl Directory {
     /// Opens it. A symbolic link on the way that belongs to somebody else leads to a directory of
     /// theirs, or nowhere.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        Self::walk(path, |_, _| Err(Errno::ENOENT.into()))
+    }
+
+    /// Opens it; `make` makes a part of the way that is missing.
+    fn walk(path: &Path, make: impl Fn(&OwnedFd, &OsStr) -> io::Result<()>) -> io::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         let parts = |path: &Path| -> Vec<OsString> {
             path.components().rev().map(|part| part.as_os_str().to_owned()).collect()
         };
         let start = if path.is_absolute() { "/" } else { "." };
         let mut at = open(start, flags | OFlag::O_DIRECTORY, Mode::empty())?;
+        let mut mount = None;
+        mounts::enter(&at, &mut mount, is_trusted)?;
         let mut rest = parts(path);
         let (mut links, mut strangers) = (0, Vec::new());
         while let Some(part) = rest.pop() {
-            let next = part_of(&at, &part)?;
+            let next = match part_of(&at, &part, &mut mount) {
+                // Nobody else's link says where something is made.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && strangers.is_empty() => {
+                    make(&at, &part)?;
+                    part_of(&at, &part, &mut mount)?
+                }
+                next => next?,
+            };
             let stat = fstat(&next)?;
             if stat.st_mode & libc::S_IFMT != libc::S_IFLNK {
                 at = next;
@@ -122,6 +148,7 @@ impl Directory {
             if fstatfs(&next)?.filesystem_type() == PROC_SUPER_MAGIC {
                 // What such a link says is not where it leads, and whose it is says nothing.
                 at = openat(&at, part.as_os_str(), flags, Mode::empty())?;
+                mounts::enter(&at, &mut mount, is_trusted)?;
                 continue;
             }
             if !is_trusted(stat.st_uid) {
@@ -142,28 +169,19 @@ impl Directory {
                 ),
             ));
         }
-        Ok(Self { fd: at, stat, path: path.to_owned() })
+        Ok(Self { fd: at, stat, mount, path: path.to_owned() })
     }
 
     /// Opens it, and makes what is missing of it, with mode 0700 whatever the umask is.
     pub(super) fn open_or_make(path: &Path) -> io::Result<Self> {
-        let mut made = PathBuf::new();
-        for part in path.components() {
-            made.push(part);
-            if part == Component::CurDir || part == Component::ParentDir {
-                continue;
-            }
-            if fs::symlink_metadata(&made).is_ok() {
-                continue;
-            }
-            match fs::create_dir(&made) {
-                Ok(()) => Self::was_made(&made)?,
+        let directory = Self::walk(path, |at, part| {
+            match mkdirat(at, part, Mode::S_IRWXU) {
+                Ok(()) => Self::was_made(at, part),
                 // By somebody else just now.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
+                Err(Errno::EEXIST) => Ok(()),
+                Err(errno) => Err(errno.into()),
             }
-        }
-        let directory = Self::open(path)?;
+        })?;
         // Made under a umask that keeps its owner out.
         if directory.owner() == geteuid() && directory.mode() & 0o700 != 0o700 {
             directory.set_own_mode(directory.mode() | 0o700)?;
@@ -173,11 +191,13 @@ impl Directory {
     }
 
     /// Gives a directory that was just made its mode, if it is that still which lies there.
-    fn was_made(path: &Path) -> io::Result<()> {
+    fn was_made(at: &OwnedFd, part: &OsStr) -> io::Result<()> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = open(path, flags, Mode::empty())?;
+        let fd = openat(at, part, flags, Mode::empty())?;
+        let mut mount = None;
+        mounts::enter(&fd, &mut mount, is_trusted)?;
         let stat = fstat(&fd)?;
-        let made = Self { fd, stat, path: path.to_owned() };
+        let made = Self { fd, stat, mount, path: PathBuf::new() };
         if made.owner() == geteuid() { made.set_own_mode(0o700) } else { Ok(()) }
     }
 
@@ -192,6 +212,11 @@ impl Directory {
 
     fn itself(&self) -> PathBuf {
         Path::new("/proc/self/fd").join(self.fd.as_raw_fd().to_string())
+    }
+
+    /// Its path without symbolic links, where there is a /proc.
+    pub(super) fn whole_path(&self) -> Option<PathBuf> {
+        fs::read_link(self.itself()).ok()
     }
 
     pub(super) fn owner(&self) -> Uid {
@@ -233,24 +258,28 @@ impl Directory {
     /// The file of that name, whatever it is.
     pub(super) fn pin(&self, name: &OsStr) -> io::Result<Pinned> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        Pinned::new(openat(&self.fd, name, flags, Mode::empty())?)
+        let fd = openat(&self.fd, name, flags, Mode::empty())?;
+        // A file may be a mount as well.
+        mounts::enter(&fd, &mut { self.mount }, is_trusted)?;
+        Pinned::new(fd)
     }
 
     /// The first `most` bytes of a regular file, and whose it is.
     pub(super) fn read(&self, name: &OsStr, most: u64) -> io::Result<(Vec<u8>, FileStat)> {
-        let flags = OFlag::O_RDONLY
-            | OFlag::O_NONBLOCK
-            | OFlag::O_NOFOLLOW
-            | OFlag::O_NOCTTY
-            | OFlag::O_CLOEXEC;
-        let file = openat(&self.fd, name, flags, Mode::empty())?;
-        let stat = fstat(&file)?;
-        if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let file = self.pin(name)?;
+        file.is_regular()?;
+        // Of exactly this file, whatever its name comes to mean.
+        let file = match open(&file.path(), flags, Mode::empty()) {
+            // Without /proc.
+            Err(Errno::ENOENT) => openat(&self.fd, name, flags | OFlag::O_NOFOLLOW, Mode::empty())?,
+            opened => opened?,
+        };
+        let file = Pinned::new(file)?;
+        file.is_regular()?;
         let mut text = Vec::new();
-        File::from(file).take(most).read_to_end(&mut text)?;
-        Ok((text, stat))
+        File::from(file.fd).take(most).read_to_end(&mut text)?;
+        Ok((text, file.stat))
     }
 
     /// Writes a file as a whole or not at all, with mode 0600 whatever the umask is, and gives it to

@@ -17,6 +17,7 @@ mod listener;
 mod log;
 mod make;
 mod meet;
+mod mounts;
 mod names;
 mod place;
 mod reconnect;

@@ -5,6 +5,7 @@
 //! the file of its socket, and /proc/PID/fd leads to that also when no directory does. Such a descriptor is
 //! shown there as the path with " (deleted)" behind it.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -16,7 +17,7 @@ use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::geteuid;
 
-use super::directory::{Author, Pinned};
+use super::directory::{Author, Directory, Pinned};
 use super::home::{Home, Name};
 use super::listener::{has_listener, listens_at, paths_listened_at};
 use super::make::serve;
@@ -38,7 +39,10 @@ impl Place {
 
     /// The same, and what to connect to.
     pub(super) fn unlinked(&self) -> Option<(i32, Standing)> {
-        let directory = self.directory().ok();
+        let directory = match self.directory() {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return None,
+            directory => directory.ok(),
+        };
         if let Some(directory) = &directory
             && self.socket_file(directory).is_ok()
         {
@@ -60,13 +64,7 @@ impl Place {
         if !listens_at(self.socket()) && !listens_at(&whole(self.socket())) {
             return None;
         }
-        let own = geteuid().as_raw();
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let mut pids: Vec<i32> =
-            entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-        // Anybody may bind a socket that has the same path, in a mount namespace of theirs.
-        pids.retain(|pid| user_of(*pid) == Some(own));
-        let found = pids.into_iter().find_map(|pid| Some((pid, self.unlinked_in(pid)?)));
+        let found = own_processes().into_iter().find_map(|pid| Some((pid, self.unlinked_in(pid)?)));
         found.map(|(pid, file)| standing((pid, file, Author::Trusted)))
     }
 
@@ -80,11 +78,11 @@ impl Place {
         let mut link = whole(self.socket()).into_os_string();
         link.push(" (deleted)");
         let name = self.file_names().0;
-        for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
-            if fs::read_link(entry.path()).ok().as_deref() != Some(Path::new(&link)) {
+        for (number, to) in links_of(pid) {
+            if to != Path::new(&link) {
                 continue;
             }
-            let Ok(fd) = openat(&fds, entry.file_name().as_os_str(), flags, Mode::empty()) else {
+            let Ok(fd) = openat(&fds, number.as_os_str(), flags, Mode::empty()) else {
                 continue;
             };
             let file = Pinned::new(fd).ok()?;
@@ -96,6 +94,21 @@ impl Place {
     }
 }
 
+/// The processes of this user. Anybody may bind a socket that has the path of another user's, in a mount
+/// namespace of theirs.
+fn own_processes() -> Vec<i32> {
+    let own = geteuid().as_raw();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| user_of(*pid) == Some(own)).collect()
+}
+
+/// The numbers of a process's descriptors, and what each leads to.
+fn links_of(pid: i32) -> impl Iterator<Item = (OsString, PathBuf)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((entry.file_name(), fs::read_link(entry.path()).ok()?)))
+}
+
 /// A path without symbolic links and relative parts, as far as it exists.
 fn whole(path: &Path) -> PathBuf {
     let mut rest = Vec::new();
@@ -104,7 +117,7 @@ fn whole(path: &Path) -> PathBuf {
         let looked_at = if exists == Path::new("") { Path::new(".") } else { exists };
         // The last part is a file that is looked for by its name.
         if !rest.is_empty()
-            && let Ok(whole) = fs::canonicalize(looked_at)
+            && let Some(whole) = Directory::open(looked_at).ok().and_then(|at| at.whole_path())
         {
             return rest.iter().rev().fold(whole, |path, part: &OsString| path.join(part));
         }
@@ -118,14 +131,29 @@ fn whole(path: &Path) -> PathBuf {
     }
 }
 
+/// The names of files that were removed from a directory and that processes of this user have open.
+fn removed_files(directory: &Path) -> HashSet<OsString> {
+    let links = own_processes().into_iter().flat_map(links_of);
+    let name = |(_, link): (OsString, PathBuf)| {
+        let path = link.into_os_string().into_vec();
+        let path = PathBuf::from(OsString::from_vec(path.strip_suffix(b" (deleted)")?.to_vec()));
+        let here = path.parent() == Some(directory);
+        path.file_name().filter(|_| here).map(OsString::from)
+    };
+    links.filter_map(name).collect()
+}
+
 impl Home {
     /// The names of processes that serve here though the files of their sockets are gone, and have no
-    /// NAME.json either.
+    /// NAME.json either. Those that are known are in order.
     pub(super) fn unlinked(&self, known: &[Name]) -> Vec<Name> {
         let mut names: Vec<Name> = Vec::new();
         let directories = [self.path().to_owned(), whole(&self.path().join("name"))];
         let [own, whole] = &directories;
         let whole = whole.parent().unwrap_or(own);
+        // All are looked for at once: others may listen at any number of paths that lead here in mount
+        // namespaces of theirs.
+        let mut removed = None;
         for path in paths_listened_at() {
             let path = PathBuf::from(OsString::from_vec(path));
             let name = || {
@@ -135,7 +163,11 @@ impl Home {
                 file.strip_suffix(".sock").filter(|_| here)?.parse().ok()
             };
             let Some(name) = name() else { continue };
-            if !known.contains(&name) && !names.contains(&name) {
+            let removed = removed.get_or_insert_with(|| removed_files(whole));
+            if removed.contains(path.file_name().unwrap_or_default())
+                && known.binary_search(&name).is_err()
+                && !names.contains(&name)
+            {
                 names.push(name);
             }
         }

@@ -1,5 +1,6 @@
 //! What root does on another user's word it does with that user's rights: in a child that has no others.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -10,8 +11,13 @@ use nix::unistd::Uid;
 /// How long the child may take: a path that it is given may lead to a file system of that user's own.
 const LIMIT: Duration = Duration::from_secs(2);
 
+/// How long a child that was killed may take to end. One that waits for a program that serves a file
+/// system (FUSE) ends with that program.
+const END_LIMIT: Duration = Duration::from_millis(200);
+
 /// Runs `act` in a child with the rights of `uid`, in no group, without capabilities, and returns what it
-/// returns; EPERM if this process may not act as that user, ETIMEDOUT if it took too long.
+/// returns; EPERM if this process may not act as that user, ETIMEDOUT if it took too long. The child has
+/// no descriptor but that one.
 ///
 /// # Safety
 ///
@@ -19,6 +25,20 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// that other threads held are held for ever.
 pub(super) unsafe fn as_user(
     uid: Uid,
+    fd: Option<BorrowedFd<'_>>,
+    act: impl FnOnce() -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    // SAFETY: the caller's promise, and `be` makes system calls alone.
+    unsafe { in_time(fd, || be(uid).and_then(|()| act())) }
+}
+
+/// The same with the rights that this thread has.
+///
+/// # Safety
+///
+/// As of [`as_user`].
+pub(super) unsafe fn in_time(
+    fd: Option<BorrowedFd<'_>>,
     act: impl FnOnce() -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     // No handler of this process's is to run in the child.
@@ -28,7 +48,8 @@ pub(super) unsafe fn as_user(
     // SAFETY: like fork(2); what the child does in its copy of the stack is up to exit_group(2).
     let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
     if child == 0 {
-        let done = be(uid).and_then(|()| act());
+        close_all_but(fd);
+        let done = act();
         let status = done.err().map_or(0, |errno| errno as i32);
         // SAFETY: ends the child.
         unsafe { libc::syscall(libc::SYS_exit_group, status) };
@@ -39,6 +60,17 @@ pub(super) unsafe fn as_user(
         return Err(failed);
     }
     wait(child as i32)
+}
+
+/// A child that can't be ended would keep connections and locks of this process.
+fn close_all_but(fd: Option<BorrowedFd<'_>>) {
+    let kept = fd.map_or(u32::MAX, |fd| fd.as_raw_fd().cast_unsigned());
+    let ranges = [(0, kept.wrapping_sub(1)), (kept.saturating_add(1), u32::MAX)];
+    for (first, last) in ranges {
+        // SAFETY: the call has no pointers. Where there is no such call, or nothing in a range, nothing
+        // is closed.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
 }
 
 /// Takes the rights of a user, and only those, for good.
@@ -69,9 +101,9 @@ fn check(result: libc::c_long) -> Result<(), Errno> {
     if result < 0 { Err(Errno::last()) } else { Ok(()) }
 }
 
-/// Waits for the child, and kills it when it takes too long.
+/// Waits for the child, and kills it when it takes too long. One that does not end then is left.
 fn wait(child: i32) -> Result<(), Errno> {
-    let end = Instant::now() + LIMIT;
+    let mut end = Instant::now() + LIMIT;
     let mut late = false;
     loop {
         let mut status = 0;
@@ -79,8 +111,18 @@ fn wait(child: i32) -> Result<(), Errno> {
         // SAFETY: the status is there to be written.
         let waited = unsafe { libc::waitpid(child, &raw mut status, flags) };
         match waited {
-            0 if !late && Instant::now() > end => {
+            0 if late && Instant::now() > end => {
+                // Reaped whenever it ends, if this process lives then.
+                let reap = move || {
+                    // SAFETY: the status may be null. No other child has the pid before.
+                    unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WALL) }
+                };
+                let _ = std::thread::Builder::new().spawn(reap);
+                return Err(Errno::ETIMEDOUT);
+            }
+            0 if Instant::now() > end => {
                 late = true;
+                end = Instant::now() + END_LIMIT;
                 // SAFETY: the call has no pointers; the child is not reaped, so the pid is its own.
                 unsafe { libc::kill(child, libc::SIGKILL) };
             }
@@ -109,20 +151,20 @@ mod tests {
         let user = Uid::from_raw(65_530);
         // SAFETY: only system calls are made.
         unsafe {
-            assert_eq!(as_user(user, || Ok(())), Ok(()));
-            assert_eq!(as_user(user, || Err(Errno::ENOANO)), Err(Errno::ENOANO));
+            assert_eq!(as_user(user, None, || Ok(())), Ok(()));
+            assert_eq!(as_user(user, None, || Err(Errno::ENOANO)), Err(Errno::ENOANO));
             let ids = || {
                 let same = libc::getuid() == 65_530 && libc::geteuid() == 65_530;
                 let groups = libc::syscall(libc::SYS_getgroups, 0, 0);
                 if same && groups == 0 { Ok(()) } else { Err(Errno::EPERM) }
             };
-            assert_eq!(as_user(user, ids), Ok(()));
+            assert_eq!(as_user(user, None, ids), Ok(()));
             // This process itself is root's.
             let own = std::process::id();
             let signal = move || check(libc::syscall(libc::SYS_kill, own, 0));
-            assert_eq!(as_user(user, signal), Err(Errno::EPERM));
+            assert_eq!(as_user(user, None, signal), Err(Errno::EPERM));
             let for_ever = || check(libc::syscall(libc::SYS_pause));
-            assert_eq!(as_user(user, for_ever), Err(Errno::ETIMEDOUT));
+            assert_eq!(as_user(user, None, for_ever), Err(Errno::ETIMEDOUT));
         }
         assert!(nix::unistd::geteuid().is_root());
     }

@@ -65,7 +65,10 @@ impl Target {
             Author::Trusted => (send(), String::new()),
             Author::User(uid) => {
                 // SAFETY: it makes one system call.
-                (unsafe { as_user(uid, send) }, format!(" with the rights of uid {uid}"))
+                (
+                    unsafe { as_user(uid, Some(self.pidfd.as_fd()), send) },
+                    format!(" with the rights of uid {uid}"),
+                )
             }
         };
         match sent {
@@ -94,7 +97,7 @@ impl Target {
             }
             Author::User(uid) => {
                 // SAFETY: it makes one system call.
-                unsafe { as_user(uid, own) }?;
+                unsafe { as_user(uid, Some(file.as_fd()), own) }?;
                 has(uid)
             }
         };

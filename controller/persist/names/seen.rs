@@ -3,12 +3,14 @@
 //! The server sends its registry behind the log. Whether what has a name is still what got it is looked up
 //! in /proc here, as far as this user may.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::Duration;
 
+use nix::libc;
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{fstatfs, statfs};
 
@@ -121,7 +123,7 @@ impl Told {
             return Err(refused(place, "the server closed the connection: you may not ask"));
         };
         let Answer { magic, status, .. } = Answer::from_bytes(answer);
-        if magic == HANDSHAKE_MAGIC && status == -(nix::libc::EINVAL) {
+        if magic == HANDSHAKE_MAGIC && status == -libc::EINVAL {
             return Ok(None);
         }
         self.holder = match handshake::answer(answer) {
@@ -233,9 +235,7 @@ impl Sight {
             }
             Err(_) => return (None, NOT_SEEN),
         };
-        // Of the file itself, also where its path leads to another one.
-        let Ok(file) = fs::metadata(&path) else { return (now, NOT_SEEN) };
-        let identity = Identity::of(file.dev(), file.ino(), file.mode().into());
+        let Some(identity) = identity_of(&path) else { return (now, NOT_SEEN) };
         let anonymous = identity.has_no_type()
             && statfs(path.as_str()).map_or(true, |fs| fs.filesystem_type().0 != PIDFS_MAGIC);
         match identity.compared(details) {
@@ -276,6 +276,19 @@ impl Sight {
         };
         (Some(now), state)
     }
+}
+
+/// What a link of /proc/PID/fd leads to: the file itself, also where its path leads to another one.
+/// The process may have it from a file system whose server does not answer, which is not asked.
+fn identity_of(link: &str) -> Option<Identity> {
+    let path = CString::new(link).ok()?;
+    // SAFETY: zeros are one.
+    let mut file: libc::statx = unsafe { std::mem::zeroed() };
+    let (flags, mask) = (libc::AT_STATX_DONT_SYNC, libc::STATX_TYPE | libc::STATX_INO);
+    // SAFETY: the path ends with a zero, and there is room for the answer.
+    let done = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, mask, &raw mut file) };
+    let device = libc::makedev(file.stx_dev_major, file.stx_dev_minor);
+    (done == 0).then(|| Identity::of(device, file.stx_ino, file.stx_mode.into()))
 }
 
 fn is_on_pidfs(pidfd: &Result<OwnedFd>) -> bool {
