@@ -5,6 +5,7 @@ use crate::common;
 use std::fs;
 
 use common::{TestHome, alive, cut, fds, persistent, root, spawn_persistent, until, until_async};
+use farcall::calls::Sysno;
 use farcall::link::Polling;
 use farcall::persist::{Attach, Place, Warning, attach};
 use farcall::{Child, Error, Process};
@@ -203,4 +204,24 @@ async fn what_a_process_that_runs_another_program_has_left_is_replaced() {
     assert_ne!(next.pid(), Some(pid));
     next.exit(0).await.unwrap();
     process.kill(Signal::SIGKILL).unwrap();
+}
+
+#[tokio::test]
+async fn a_process_without_a_descriptor_of_its_sockets_file_is_told_as_lost_with_the_file() {
+    let test = TestHome::new();
+    let root = root().await;
+    let process = spawn_persistent(&test.home, &root).await;
+    let pid = process.pid().unwrap();
+    let socket = test.path().join("one.sock");
+    let (file, _) = fds(pid).into_iter().find(|(_, path)| *path == socket).unwrap();
+    process.syscall(Sysno::close, [file as u64, 0, 0, 0, 0, 0]).await.unwrap();
+    process.prepare_for_reconnect().await.unwrap();
+    fs::remove_file(&socket).unwrap();
+    let place = test.home.place(&"one".parse().unwrap());
+    let error = attach(place.clone()).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("pid {pid}")) && error.contains("RLIMIT_NOFILE"), "{error}");
+    place.target().unwrap().signal(Signal::SIGKILL).unwrap();
+    until("it ends", || !alive(pid));
+    let error = attach(place).await.unwrap_err().to_string();
+    assert!(error.contains("no such persistent process"), "{error}");
 }

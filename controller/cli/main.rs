@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         } else {
             ""
         };
-        eprintln!("farcall: {}{advice}", failure.message);
+        eprintln!("farcall: {}{advice}", output::harmless(&failure.message));
         ExitCode::from(failure.code)
     })
 }

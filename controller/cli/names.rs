@@ -11,7 +11,7 @@ use farcall::{Error, Process};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::output::{columns, print, warn};
+use crate::output::{columns, plain, print, warn};
 use crate::reach::Reach;
 use crate::{Done, Failure};
 
@@ -295,16 +295,4 @@ fn table(rows: &[Row], unclaimed: &[Nameless]) -> String {
     );
     // Numbers to the right.
     columns(&lines, [true, true, false, true, true])
-}
-
-/// Text in which a terminal finds no commands, and a line no end.
-fn plain(text: &str) -> String {
-    text.chars().fold(String::new(), |mut plain, char| {
-        if char.is_control() {
-            plain.extend(char.escape_default());
-        } else {
-            plain.push(char);
-        }
-        plain
-    })
 }

@@ -15,10 +15,27 @@ pub fn print(text: &str) -> Result<(), Failure> {
     stdout.finish()
 }
 
+/// Text of several lines for a terminal, which paths and what others have written must not control.
+pub fn harmless(text: &str) -> String {
+    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
+}
+
+/// Text for one line of a terminal: control characters are escaped.
+pub fn plain(text: &str) -> String {
+    text.chars().fold(String::new(), |mut plain, char| {
+        if char.is_control() {
+            plain.extend(char.escape_default());
+        } else {
+            plain.push(char);
+        }
+        plain
+    })
+}
+
 /// Tells what went wrong beside what was done in a process.
 pub fn warn(process: &Process) {
     for warning in process.take_warnings() {
-        eprintln!("farcall: warning: {warning}");
+        eprintln!("farcall: warning: {}", harmless(&warning.to_string()));
     }
 }
 

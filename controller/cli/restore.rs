@@ -6,7 +6,7 @@ use clap::Args;
 use farcall::persist::{Attach, Home, Name, Warning};
 use serde_json::json;
 
-use crate::output::{print, print_json, warn};
+use crate::output::{harmless, print, print_json, warn};
 use crate::{Done, Failure};
 
 /// Makes the socket of a persistent process anew whose file was removed.
@@ -38,7 +38,7 @@ impl Restore {
         // That is why this is done.
         let others = process.take_warnings().into_iter();
         for warning in others.filter(|one| !matches!(one, Warning::SocketRemoved { .. })) {
-            eprintln!("farcall: warning: {warning}");
+            eprintln!("farcall: warning: {}", harmless(&warning.to_string()));
         }
         process.restore_socket().await?;
         let pid = process.pid();

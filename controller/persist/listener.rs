@@ -48,6 +48,12 @@ pub(super) fn has_listener(pid: i32, file: &FileStat, name: &OsStr) -> bool {
     has_sockets(pid, &inodes)
 }
 
+/// Whether the process with that pid has a socket open that listens and whose file was called so, whatever
+/// has become of the file.
+pub(super) fn listens_as(pid: i32, name: &OsStr) -> bool {
+    has_sockets(pid, &of_namespace(pid, name))
+}
+
 /// Whether a process is in the network namespace of this one.
 fn is_in_this_network(pid: i32) -> bool {
     let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();

@@ -328,7 +328,9 @@ async fn connect_to(place: &Place, end: Instant) -> Result<(OwnedFd, Standing)> 
                 sleep(PAUSE).await;
                 continue;
             }
-            Some(Errno::ENOENT) => "there is no such persistent process".into(),
+            Some(Errno::ENOENT) => {
+                place.why_lost().unwrap_or_else(|| "there is no such persistent process".into())
+            }
             Some(Errno::ECONNREFUSED) => "its process is gone".into(),
             Some(Errno::EACCES) => "it is another user's".into(),
             Some(Errno::EAGAIN) => "too many others wait to attach".into(),

@@ -19,7 +19,7 @@ use nix::unistd::geteuid;
 
 use super::directory::{Author, Directory, Pinned};
 use super::home::{Home, Name};
-use super::listener::{has_listener, listens_at, paths_listened_at};
+use super::listener::{has_listener, listens_as, listens_at, paths_listened_at};
 use super::make::serve;
 use super::place::Place;
 use super::record::Record;
@@ -66,6 +66,22 @@ impl Place {
         }
         let found = own_processes().into_iter().find_map(|pid| Some((pid, self.unlinked_in(pid)?)));
         found.map(|(pid, file)| standing((pid, file, Author::Trusted)))
+    }
+
+    /// Why the process that NAME.json names can't be reached, where that is for want of the file of its
+    /// socket.
+    pub(super) fn why_lost(&self) -> Option<String> {
+        let Record { state, author, .. } = self.record(&self.directory().ok()?)?;
+        let pid = state.process.pid;
+        let is_meant = state.process.is_alive() && author.may_speak_for(pid);
+        (is_meant && listens_as(pid, &self.file_names().0)).then(|| {
+            format!(
+                "the process (pid {pid}) lives, but the file of its socket was removed, and it has no \
+                 descriptor of that file by which it could be reached: its table of descriptors was full \
+                 (RLIMIT_NOFILE) when the socket was made, or its server is older. `farcall stop --kill` \
+                 ends it"
+            )
+        })
     }
 
     /// The file of a socket that a process listens on, and that was removed from this place.

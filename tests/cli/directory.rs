@@ -299,6 +299,23 @@ fn root_does_in_a_users_directory_what_that_user_may_do() {
 }
 
 #[test]
+fn what_a_stranger_has_written_controls_no_terminal() {
+    let test = TestHome::new();
+    fs::create_dir(test.path()).unwrap();
+    fs::set_permissions(test.path(), Permissions::from_mode(0o700)).unwrap();
+    // What a dead process has left, and a cgroup's path that is refused.
+    drop(UnixListener::bind(test.path().join("one.sock")).unwrap());
+    let process =
+        Incarnation { start_time: 1, ..Incarnation::of(std::process::id() as i32).unwrap() };
+    let cgroups = vec![format!("/\u{1b}[2J{}", "a".repeat(1200)).into()];
+    let state = State { process, holder: None, since: 1, cgroups, connection: None };
+    fs::write(test.path().join("one.json"), serde_json::to_vec(&state).unwrap()).unwrap();
+    give_to(STRANGER, &test);
+    let error = fail(&test, 1, &["stop", "one"]);
+    assert!(error.contains("\\u{1b}[2J") && !error.contains('\u{1b}'), "{error}");
+}
+
+#[test]
 fn root_attaches_to_no_socket_that_another_user_may_have_linked_there() {
     assert!(Uid::effective().is_root(), "this test acts as two users: run it as root");
     let test = TestHome::new();
