@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use farcall::persist::{Condition, Flight, Home, Incarnation, Name, Place, flight};
@@ -67,15 +67,32 @@ struct Row {
 /// How long a process is given to say who holds it, where nothing else tells that.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// How long all together are given that. Each of the rest has what a process takes that is not busy.
+const PATIENCE_WITH_ALL: Duration = Duration::from_secs(5);
+const LEAST_PATIENCE: Duration = Duration::from_millis(5);
+
+/// How long processes are waited for from now on.
+struct Patience {
+    end: Instant,
+}
+
+impl Patience {
+    fn with_one(&self) -> Duration {
+        let left = self.end.saturating_duration_since(Instant::now());
+        left.clamp(LEAST_PATIENCE, PATIENCE)
+    }
+}
+
 impl List {
     pub async fn run(self) -> Done {
         let home = Home::find()?;
         let mut rows = Vec::new();
+        let patience = Patience { end: Instant::now() + PATIENCE_WITH_ALL };
         for name in home.names()? {
             let place = home.place(&name);
             // What is only reserved is no process yet.
             if !place.state().is_some_and(|state| state.is_reserved()) {
-                rows.push(row(&place, &name).await);
+                rows.push(row(&place, &name, &patience).await);
             }
         }
         if self.json {
@@ -89,7 +106,7 @@ impl List {
     }
 }
 
-async fn row(place: &Place, name: &Name) -> Row {
+async fn row(place: &Place, name: &Name, patience: &Patience) -> Row {
     let record = place.state();
     let is_there = place.files().is_ok_and(|files| files.has_socket());
     let unlinked = if is_there { None } else { place.served_unlinked() };
@@ -99,8 +116,8 @@ async fn row(place: &Place, name: &Name) -> Row {
         // One that was started by hand has no NAME.json before somebody attaches.
         None if place.is_listening() => (State::Detached, None),
         None | Some(Some(false)) => (State::Gone, None),
-        Some(Some(true)) => held(place).await,
-        Some(None) => asked(place).await,
+        Some(Some(true)) => held(place, patience).await,
+        Some(None) => asked(place, patience).await,
     };
     let state = if unlinked.is_some() { State::Unlinked } else { state };
     let mut row = Row {
@@ -137,7 +154,7 @@ async fn row(place: &Place, name: &Name) -> Row {
 }
 
 /// Who holds a process that lives.
-async fn held(place: &Place) -> (State, Option<Holder>) {
+async fn held(place: &Place, patience: &Patience) -> (State, Option<Holder>) {
     let Some(record) = place.state() else { return (State::Detached, None) };
     let Some(holder) = record.holder else { return (State::Detached, None) };
     let since = record.since;
@@ -147,13 +164,13 @@ async fn held(place: &Place) -> (State, Option<Holder>) {
             Some(heir) => (State::Attached, Some(Holder { pid: Some(*heir), since })),
             None => (State::Detached, None),
         },
-        None => asked(place).await,
+        None => asked(place, patience).await,
     }
 }
 
 /// The same where NAME.json has numbers that mean nothing here: the process is asked.
-async fn asked(place: &Place) -> (State, Option<Holder>) {
-    match flight(place, PATIENCE).await {
+async fn asked(place: &Place, patience: &Patience) -> (State, Option<Holder>) {
+    match flight(place, patience.with_one()).await {
         Ok(Flight { holder: Some((_, since)), .. }) => {
             (State::Attached, Some(Holder { pid: None, since }))
         }

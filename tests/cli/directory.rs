@@ -316,6 +316,32 @@ fn what_a_stranger_has_written_controls_no_terminal() {
 }
 
 #[test]
+fn however_many_do_not_answer_all_are_listed() {
+    let test = TestHome::new();
+    fs::create_dir(test.path()).unwrap();
+    fs::set_permissions(test.path(), Permissions::from_mode(0o700)).unwrap();
+    let socket = test.path().join("n0.sock");
+    let _silent = UnixListener::bind(&socket).unwrap();
+    // Of another pid namespace: each has to be asked.
+    let process = Incarnation { pid: 1, start_time: 1, pid_ns: Some(1) };
+    let state = State { process, holder: None, since: 1, cgroups: Vec::new(), connection: None };
+    let state = serde_json::to_vec(&state).unwrap();
+    for number in 0..400 {
+        if number > 0 {
+            fs::hard_link(&socket, test.path().join(format!("n{number}.sock"))).unwrap();
+        }
+        fs::write(test.path().join(format!("n{number}.json")), &state).unwrap();
+    }
+    let pid = start(&test, "one");
+    let rows = succeed_json(&test, &["ls", "--json"]);
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.len(), 401);
+    assert!(rows.iter().all(|row| row["state"] == "detached"), "{rows:?}");
+    assert_eq!(rows.iter().filter(|row| row["pid"] == pid).count(), 1);
+    assert_eq!(succeed(&test, &["stop", "one"]), "one: stopped\n");
+}
+
+#[test]
 fn root_attaches_to_no_socket_that_another_user_may_have_linked_there() {
     assert!(Uid::effective().is_root(), "this test acts as two users: run it as root");
     let test = TestHome::new();
