@@ -1,4 +1,4 @@
-//! The library's layers: each uses those below it, and no other.
+//! The library's layers: each uses those below it, and no other. The command line's folders beside it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -37,7 +37,16 @@ const REEXPORTED: [(&str, &str); 11] = [
 const UPWARD: [(&str, &str); 2] =
     [("process/adopted.rs", "persist"), ("process/mod.rs", "persist")];
 
-/// The library's folder.
+/// The folders of the command line, and which of them each may use. `main.rs` puts them together.
+const COMMAND_LINE: [(&str, &[&str]); 3] =
+    [("command", &["command"]), ("cli", &["cli", "command"]), ("rig", &["rig", "command"])];
+
+/// Whether a file or folder of the root is the command line's.
+fn is_command_line(name: &str) -> bool {
+    name == "main" || COMMAND_LINE.iter().any(|(folder, _)| *folder == name)
+}
+
+/// The library's folder, in which the command line's are as well.
 fn library() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("controller")
 }
@@ -106,7 +115,7 @@ fn a_layer_uses_those_below_it_and_no_other() {
     for path in files(&library) {
         let file = path.strip_prefix(&library).unwrap().to_str().unwrap();
         let own = file.split('/').next().unwrap().trim_end_matches(".rs");
-        if ["lib", "cli", "rig"].contains(&own) {
+        if own == "lib" || is_command_line(own) {
             continue;
         }
         let from = layer(own).unwrap_or_else(|| panic!("{own} is in no layer"));
@@ -122,6 +131,27 @@ fn a_layer_uses_those_below_it_and_no_other() {
     }
     let known = UPWARD.iter().map(|(file, module)| format!("{file} uses {module}")).collect();
     assert_eq!(upward, known, "found, and expected");
+}
+
+#[test]
+fn daily_commands_and_the_rig_do_not_use_each_other() {
+    for (folder, allowed) in COMMAND_LINE {
+        let files = files(&library().join(folder));
+        assert!(!files.is_empty(), "there is no {folder}");
+        for path in files {
+            let text = fs::read_to_string(&path).unwrap();
+            for module in named(&text) {
+                assert!(allowed.contains(&&*module), "{} uses {module}", path.display());
+            }
+            for (other, _) in COMMAND_LINE.iter().filter(|(other, _)| !allowed.contains(other)) {
+                assert!(
+                    !text.contains(&format!("super::{other}::")),
+                    "{}: {other}",
+                    path.display()
+                );
+            }
+        }
+    }
 }
 
 #[test]

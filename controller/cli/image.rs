@@ -11,8 +11,8 @@ use farcall::image::{IMAGE, entries};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::output::{Stdout, print, print_json};
-use crate::{Done, Failure};
+use crate::command::output::{Stdout, print, print_json};
+use crate::command::{Done, Failure};
 
 /// Shows the server image, and writes it as an executable.
 ///

@@ -10,8 +10,9 @@ use clap::Args;
 use farcall::persist::{Condition, Flight, Home, Incarnation, Name, Place, flight};
 use serde::Serialize;
 
-use crate::Done;
-use crate::output::{columns, print, print_json};
+use crate::command::Done;
+use crate::command::output::{columns, print, print_json};
+use crate::command::process::Memory;
 
 /// Lists persistent processes, without connecting to any.
 ///
@@ -197,32 +198,6 @@ fn blocked(condition: &Condition) -> Option<String> {
         Condition::Frozen { .. } => Some("frozen".into()),
         _ => Some("?".into()),
     }
-}
-
-/// What memory a process has, as smaps_rollup tells it.
-pub struct Memory {
-    pub rss_bytes: u64,
-    pub private_bytes: u64,
-}
-
-impl Memory {
-    pub fn of(pid: i32) -> Option<Self> {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-        let sum = |fields: &[&str]| kilobytes(&text, fields) * 1024;
-        Some(Self {
-            rss_bytes: sum(&["Rss"]),
-            private_bytes: sum(&["Private_Clean", "Private_Dirty"]),
-        })
-    }
-}
-
-/// The sum of some fields of smaps_rollup, in kB.
-fn kilobytes(text: &str, fields: &[&str]) -> u64 {
-    text.lines()
-        .filter_map(|line| line.split_once(':'))
-        .filter(|(field, _)| fields.contains(field))
-        .filter_map(|(_, value)| value.split_whitespace().next()?.parse::<u64>().ok())
-        .sum()
 }
 
 fn children(pid: i32) -> Option<usize> {

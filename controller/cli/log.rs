@@ -14,9 +14,9 @@ use farcall::proto::log::Log;
 use nix::errno::Errno;
 use serde::Serialize;
 
-use crate::output::{print, print_json};
-use crate::reach::seconds;
-use crate::{Done, Failure};
+use crate::cli::reach::seconds;
+use crate::command::output::{print, print_json};
+use crate::command::{Done, Failure};
 
 /// Shows what a persistent process has executed last, the latest call at the end.
 ///

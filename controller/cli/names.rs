@@ -11,9 +11,9 @@ use farcall::{Error, Process};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::output::{columns, plain, print, warn};
-use crate::reach::Reach;
-use crate::{Done, Failure};
+use crate::cli::reach::Reach;
+use crate::command::output::{columns, plain, print, warn};
+use crate::command::{Done, Failure};
 
 /// Shows what a persistent process keeps under names, and whether it is still what got the name.
 ///

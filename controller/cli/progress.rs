@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::Failure;
+use crate::command::Failure;
 
 /// Bytes that are transferred at once. They are what a command needs memory for.
 pub const PIECE: usize = 1 << 20;

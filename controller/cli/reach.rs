@@ -6,7 +6,7 @@ use clap::Args;
 use farcall::persist::{Attach, Condition, Name, Place};
 use farcall::{Error, Process};
 
-use crate::Failure;
+use crate::command::Failure;
 
 /// Options of all commands that attach.
 #[derive(Args, Clone, Default)]

@@ -6,8 +6,8 @@ use clap::Args;
 use farcall::persist::{Attach, Home, Name, Warning};
 use serde_json::json;
 
-use crate::output::{harmless, print, print_json, warn};
-use crate::{Done, Failure};
+use crate::command::output::{harmless, print, print_json, warn};
+use crate::command::{Done, Failure};
 
 /// Makes the socket of a persistent process anew whose file was removed.
 ///

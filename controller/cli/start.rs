@@ -8,8 +8,8 @@ use farcall::host::local::Stdio;
 use farcall::persist::{Home, Name, SharedMemory};
 use serde_json::json;
 
-use crate::Done;
-use crate::output::{print, print_json, warn};
+use crate::command::Done;
+use crate::command::output::{print, print_json, warn};
 
 /// Starts a persistent process; returns once controllers can attach to it.
 ///

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use farcall::Error;
-use farcall::persist::{Condition, Files, Home, Incarnation, Name, Place, State};
+use farcall::persist::{Files, Home, Incarnation, Name, Place, State};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::output::{print, print_json, warn};
-use crate::reach::Reach;
-use crate::{Done, Failure};
+use crate::cli::reach::Reach;
+use crate::command::output::{print, print_json, warn};
+use crate::command::process::until_gone;
+use crate::command::{Done, Failure};
 
 /// Ends a persistent process and removes its socket, and its cgroup if it was started with one.
 ///
@@ -133,19 +134,4 @@ async fn remove(files: &Files) -> Result<(), Failure> {
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-}
-
-/// Waits until a process has ended.
-pub async fn until_gone(process: &Incarnation, limit: Duration) -> Result<(), Failure> {
-    let end = Instant::now() + limit;
-    while process.is_alive() {
-        if Instant::now() > end {
-            let pid = process.pid;
-            let condition = Condition::of(pid).unwrap_or(Condition::Unknown);
-            let advice = condition.advice(pid).map_or(String::new(), |what| format!(": {what}"));
-            return Err(Failure::new(format!("pid {pid} does not end: it is {condition}{advice}")));
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    Ok(())
 }

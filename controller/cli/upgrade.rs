@@ -10,10 +10,10 @@ use farcall::image::{IMAGE, table_of};
 use farcall::persist::{Home, Name};
 use serde_json::{Value, json};
 
-use crate::image::sha256;
-use crate::output::{print, print_json, warn};
-use crate::reach::Reach;
-use crate::{Done, Failure};
+use crate::cli::image::sha256;
+use crate::cli::reach::Reach;
+use crate::command::output::{print, print_json, warn};
+use crate::command::{Done, Failure};
 
 /// Lets a persistent process go on as the server image of this farcall, or as another one.
 ///

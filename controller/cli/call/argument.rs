@@ -1,9 +1,9 @@
 //! What arguments on the command line mean.
 
 use super::input::Input;
-use crate::Failure;
-use crate::constants::{constant, constants};
-use crate::suggest::suggest;
+use crate::cli::constants::{constant, constants};
+use crate::cli::suggest::suggest;
+use crate::command::Failure;
 
 /// The largest buffer.
 pub const MAX_BUFFER: usize = 1 << 30;

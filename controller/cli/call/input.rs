@@ -9,8 +9,8 @@ use farcall::Process;
 use nix::libc;
 
 use super::argument::MAX_BUFFER;
-use crate::Failure;
-use crate::progress::{PIECE, Transfer};
+use crate::cli::progress::{PIECE, Transfer};
+use crate::command::Failure;
 
 /// A file whose content a call is to get.
 pub struct Input {

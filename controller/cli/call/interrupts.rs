@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use tokio::signal::unix::{self, SignalKind};
 
-use crate::Failure;
+use crate::command::Failure;
 
 /// The signals by which a person or a manager ends a command.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];

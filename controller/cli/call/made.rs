@@ -9,8 +9,8 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 
 use super::argument::Argument;
 use super::interrupts::Interrupts;
-use crate::Failure;
-use crate::progress::Transfer;
+use crate::cli::progress::Transfer;
+use crate::command::Failure;
 
 /// Buffers begin at multiples of it.
 const ALIGN: usize = 64;

@@ -15,10 +15,10 @@ use farcall::Process;
 use farcall::calls::Sysno;
 use farcall::persist::{Home, Name};
 
-use crate::output::{Stdout, warn};
-use crate::reach::{Reach, seconds};
-use crate::suggest::suggest;
-use crate::{Done, Failure};
+use crate::cli::reach::{Reach, seconds};
+use crate::cli::suggest::suggest;
+use crate::command::output::{Stdout, warn};
+use crate::command::{Done, Failure};
 use argument::{Argument, arguments};
 use interrupts::Interrupts;
 use made::{Stopped, make};

@@ -11,9 +11,9 @@ use nix::errno::Errno;
 use serde_json::json;
 
 use super::made::{Filled, Made};
-use crate::Failure;
-use crate::output::{Stdout, Wanted};
-use crate::progress::{PIECE, Transfer};
+use crate::cli::progress::{PIECE, Transfer};
+use crate::command::Failure;
+use crate::command::output::{Stdout, Wanted};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Format {

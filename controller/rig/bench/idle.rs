@@ -12,7 +12,7 @@ use farcall::link::Polling;
 use tokio::sync::oneshot;
 
 use super::{number, root};
-use crate::{Done, Failure};
+use crate::command::{Done, Failure};
 
 /// A controller that makes a server, calls it, and is idle then until the end of its input.
 #[derive(Args)]

@@ -21,8 +21,8 @@ use farcall::link::Polling;
 use farcall::{Local, Process};
 use serde::Serialize;
 
-use crate::output::{columns, print, print_json};
-use crate::{Done, Failure};
+use crate::command::output::{columns, print, print_json};
+use crate::command::{Done, Failure};
 
 pub use baseline::BenchServer;
 pub use idle::BenchIdle;

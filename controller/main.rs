@@ -1,31 +1,20 @@
-//! The command line: starts persistent processes, lists them, calls into them, shows what they keep and
-//! stops them.
+//! The command line. `cli` has what people use daily: it starts persistent processes, lists them, calls
+//! into them, shows what they keep and stops them. `rig` measures, tortures and demonstrates. Neither
+//! uses the other; `command` has what commands of both need.
 
-mod bench;
-mod call;
-mod constants;
-mod demo;
-mod image;
-mod list;
-mod log;
-mod names;
-mod output;
-mod progress;
-mod reach;
-mod restore;
-mod start;
-mod stop;
-mod suggest;
-mod torture;
-mod upgrade;
+mod cli;
+mod command;
+mod rig;
 
 use std::fs::File;
-use std::io;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
+
+use cli::{call, image, list, log, names, restore, start, stop, upgrade};
+use command::{Done, Failure, output};
+use rig::{bench, demo, torture};
 
 /// Runs Linux system calls in other processes, and in processes that outlive their controller.
 ///
@@ -115,35 +104,5 @@ async fn run(command: Command) -> Done {
         Command::DemoController(command) => command.run().await,
         Command::TortureController(command) => command.run().await,
         Command::DemoChild(command) => Ok(command.run()),
-    }
-}
-
-/// Why a command failed, and with which exit code.
-struct Failure {
-    message: String,
-    code: u8,
-}
-
-type Done = Result<ExitCode, Failure>;
-
-impl Failure {
-    fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), code: 1 }
-    }
-
-    /// A temporary file or directory can't be made.
-    fn temporary(path: &Path, error: &io::Error) -> Self {
-        Self::new(format!("{}: {error}\n  TMPDIR names another place", path.display()))
-    }
-
-    /// The command line is wrong.
-    fn usage(message: impl Into<String>) -> Self {
-        Self { message: message.into(), code: 2 }
-    }
-}
-
-impl<E: std::error::Error> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::new(error.to_string())
     }
 }

@@ -13,7 +13,7 @@ use super::NAME;
 use super::recover::recover;
 use super::words::{Word, say};
 use super::workload::{Op, Workload, wait_for_a_line};
-use crate::{Done, Failure};
+use crate::command::{Done, Failure};
 
 /// Attaches, recovers, and works until it is killed.
 #[derive(Args)]

@@ -22,7 +22,7 @@ use super::random::Random;
 use super::running::Running;
 use super::truth::{Tally, Truth};
 use super::words::Word;
-use crate::Failure;
+use crate::command::Failure;
 
 /// How long a controller may take for something before that is a mismatch. No claim is about time.
 const LIMIT: Duration = Duration::from_secs(40);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::Failure;
+use crate::command::Failure;
 
 /// A line on standard error that is redrawn, if that is a terminal. It is drawn between rounds
 /// only, so that drawing is not measured.

@@ -10,7 +10,7 @@ use super::baseline::Server;
 use super::measure::{Figure, Pinned, take_turns};
 use super::progress::Progress;
 use super::root;
-use crate::Failure;
+use crate::command::Failure;
 
 /// Bytes of a transfer in one direction, and transfers in both of one round.
 const SIZE: usize = 1 << 20;

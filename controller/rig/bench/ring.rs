@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::measure::{Figure, Pinned, beside, take_turns};
 use super::progress::Progress;
 use super::root;
-use crate::Failure;
+use crate::command::Failure;
 
 /// Calls of one round.
 const CALLS: usize = 20_000;

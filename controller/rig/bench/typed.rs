@@ -15,7 +15,7 @@ use nix::unistd::pipe2;
 use super::measure::{Figure, Pinned, beside, take_turns};
 use super::progress::Progress;
 use super::root;
-use crate::Failure;
+use crate::command::Failure;
 
 /// Repetitions of one round.
 const CALLS: usize = 500;

@@ -14,8 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::output::{print, print_json, terminal_width};
-use crate::{Done, Failure};
+use crate::command::output::{print, print_json, terminal_width};
+use crate::command::{Done, Failure};
 
 pub use first::FirstController;
 

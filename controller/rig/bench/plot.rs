@@ -5,7 +5,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::Row;
-use crate::Failure;
+use crate::command::Failure;
 
 /// Pixels of a bar with the space around it, and of what stands beside the bars.
 const BAR: i32 = 34;

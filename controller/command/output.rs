@@ -6,7 +6,7 @@ use farcall::Process;
 use nix::libc;
 use serde::Serialize;
 
-use crate::Failure;
+use super::Failure;
 
 /// Writes text to standard output.
 pub fn print(text: &str) -> Result<(), Failure> {

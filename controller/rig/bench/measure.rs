@@ -8,7 +8,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::Row;
-use crate::Failure;
+use crate::command::Failure;
 
 /// How often all figures are measured one after the other. Between two passes lie seconds: what the
 /// machine does in one of these, or where a virtual machine's processors are just then, is in few rounds
@@ -72,13 +72,13 @@ macro_rules! take_turns {
     ($progress:expr, $name:expr, $repetitions:expr, $($turn:expr),+ $(,)?) => {{
         let repetitions: usize = $repetitions;
         let mut samples =
-            [$({ let _ = stringify!($turn); $crate::bench::measure::Samples::default() }),+];
-        for round in $progress.rounds($name, $crate::bench::measure::ROUNDS) {
+            [$({ let _ = stringify!($turn); $crate::rig::bench::measure::Samples::default() }),+];
+        for round in $progress.rounds($name, $crate::rig::bench::measure::ROUNDS) {
             let mut next = samples.iter_mut();
             $({
                 let begun = std::time::Instant::now();
                 let turn = $turn;
-                let elapsed = $crate::bench::measure::Turn::took(turn, begun.elapsed());
+                let elapsed = $crate::rig::bench::measure::Turn::took(turn, begun.elapsed());
                 // The first round warms up.
                 if let (Some(samples), 1..) = (next.next(), round) {
                     samples.add(elapsed, repetitions);

@@ -26,8 +26,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::output::{print, print_json};
-use crate::{Done, Failure};
+use crate::command::output::{print, print_json};
+use crate::command::{Done, Failure};
 
 pub use controller::TortureController;
 use supervisor::Supervisor;

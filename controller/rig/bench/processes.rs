@@ -14,8 +14,8 @@ use super::idle::Pair;
 use super::measure::{Figure, Pinned, ROUNDS, Samples, take_turns};
 use super::progress::Progress;
 use super::{Row, root};
-use crate::Failure;
-use crate::list::Memory;
+use crate::command::Failure;
+use crate::command::process::Memory;
 
 /// Processes of one round.
 const SPAWNS: usize = 20;

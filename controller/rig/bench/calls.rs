@@ -9,7 +9,7 @@ use super::measure::{Figure, Pinned, take_turns};
 use super::progress::Progress;
 use super::ring::on_a_thread;
 use super::root;
-use crate::Failure;
+use crate::command::Failure;
 
 /// Calls of one round, one at a time.
 const CALLS: usize = 500;

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use super::doing::doing;
 use super::truth::Found;
 use super::words::Word;
-use crate::Failure;
+use crate::command::Failure;
 
 /// So many lines of a controller are repeated where it does not do what it has to.
 const LINES: usize = 4;

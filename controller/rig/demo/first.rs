@@ -16,8 +16,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn};
 use nix::sys::stat::Mode;
 
 use super::{FIRST_HALF, Handover, REMEMBERED, Step, check};
-use crate::output::print_json;
-use crate::{Done, Failure};
+use crate::command::output::print_json;
+use crate::command::{Done, Failure};
 
 /// The step that says that the last call has begun.
 pub const LAST_STEP: &str = "the first controller begins a long call";

@@ -12,8 +12,8 @@ use nix::sys::socket::SockFlag;
 
 use super::first::LAST_CALL;
 use super::{CHILD_STATUS, CleanUp, Handover, REMEMBERED, Report, SECOND_HALF, check};
-use crate::Failure;
-use crate::stop::until_gone;
+use crate::command::Failure;
+use crate::command::process::until_gone;
 
 /// How long anything is waited for.
 const LIMIT: Duration = Duration::from_secs(8);

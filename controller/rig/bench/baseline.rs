@@ -17,7 +17,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 use syscalls::SyscallArgs;
 
-use crate::Failure;
+use crate::command::Failure;
 
 /// A server that executes one request at a time, as rsyscall's does, in the simplest way: the
 /// other end of a blocking socketpair. Also echoes a stream of bytes.
