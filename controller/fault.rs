@@ -1,13 +1,14 @@
 //! Points at which this process can be made to die, and single things that can be made to go wrong:
 //! so that `farcall torture` meets every window for certain, and is seen to notice what it is for.
 //!
-//! They exist in builds with debug assertions alone, as `cargo test` makes them. There,
+//! They exist in builds with the feature `faults` alone, as `cargo xtask test` makes them. There,
 //! `FARCALL_FAULT=NAME:N` in the environment lets the process end with SIGKILL when it comes to point
-//! NAME for the Nth time (`NAME:N:stop` stops it there with SIGSTOP), and `FARCALL_MUTANT=NAME` or `NAME=VALUE` makes something go wrong. In other
-//! builds nothing of this is left.
+//! NAME for the Nth time (`NAME:N:stop` stops it there with SIGSTOP), and `FARCALL_MUTANT=NAME` or
+//! `NAME=VALUE` makes something go wrong. Other builds, debug builds included, do not look at these
+//! variables.
 
 /// The points, in the order in which a controller comes to them. None in a build without them.
-pub const POINTS: &[&str] = if cfg!(debug_assertions) {
+pub const POINTS: &[&str] = if cfg!(feature = "faults") {
     &[
         "handshake.sent",
         "takeover.interrupting",
@@ -49,9 +50,9 @@ pub const POINTS: &[&str] = if cfg!(debug_assertions) {
 /// The process comes to that point, and dies there if it is to.
 #[inline(always)]
 pub(crate) fn point(name: &str) {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "faults")]
     enabled::point(name);
-    #[cfg(not(debug_assertions))]
+    #[cfg(not(feature = "faults"))]
     let _ = name;
 }
 
@@ -59,9 +60,9 @@ pub(crate) fn point(name: &str) {
 /// way then.
 #[inline(always)]
 pub(crate) fn is_next(name: &str) -> bool {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "faults")]
     return enabled::is_next(name);
-    #[cfg(not(debug_assertions))]
+    #[cfg(not(feature = "faults"))]
     {
         let _ = name;
         false
@@ -71,16 +72,16 @@ pub(crate) fn is_next(name: &str) -> bool {
 /// What is to go wrong, if that is it: what stands behind its name.
 #[inline(always)]
 pub(crate) fn mutant(name: &str) -> Option<&'static str> {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "faults")]
     return enabled::mutant(name);
-    #[cfg(not(debug_assertions))]
+    #[cfg(not(feature = "faults"))]
     {
         let _ = name;
         None
     }
 }
 
-#[cfg(debug_assertions)]
+#[cfg(feature = "faults")]
 mod enabled {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -107,7 +108,7 @@ mod enabled {
     }
 
     pub fn point(name: &str) {
-        debug_assert!(super::POINTS.contains(&name), "{name} is not in the list");
+        assert!(super::POINTS.contains(&name), "{name} is not in the list");
         if let Some(plan) = plan(name)
             && plan.left.fetch_sub(1, Ordering::Relaxed) == 1
         {

@@ -67,6 +67,36 @@ fn sources(folder: &Path, group: Option<&'static str>, to: &mut Vec<(PathBuf, Op
     }
 }
 
+/// What stands above a test that needs fault points or mutants.
+const NEEDS_FAULTS: &str =
+    r#"#[cfg_attr(not(feature = "faults"), ignore = "needs --features faults")]"#;
+
+/// `cargo xtask test` has the feature: xtask/tests/command_line.rs looks at that.
+#[test]
+fn tests_that_need_faults_are_marked_and_no_others_are() {
+    let mut files = Vec::new();
+    sources(&Path::new(ROOT).join("tests"), None, &mut files);
+    let mut using = Vec::new();
+    for (file, _) in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let file = file.strip_prefix(Path::new(ROOT).join("tests")).unwrap().to_str().unwrap();
+        // What sets them fails where the feature is missing, instead of passing for nothing.
+        let names = ["FARCALL_FAULT", "FARCALL_MUTANT"].iter().any(|name| text.contains(name));
+        if names {
+            let allowed = ["common/faults.rs", "documents.rs"];
+            assert!(allowed.contains(&file), "{file}: common::faults sets these");
+            continue;
+        }
+        let marks = text.matches(NEEDS_FAULTS).count();
+        let needs = ["with_fault(", "with_mutant("].iter().any(|call| text.contains(call));
+        assert_eq!(marks > 0, needs, "{file}: {marks} marks");
+        if marks > 0 {
+            using.push(file.to_owned());
+        }
+    }
+    assert!(!using.is_empty());
+}
+
 #[test]
 fn a_test_is_ignored_if_and_only_if_it_is_in_a_group() {
     let mut files = Vec::new();
@@ -76,6 +106,13 @@ fn a_test_is_ignored_if_and_only_if_it_is_in_a_group() {
         let text = fs::read_to_string(&file).unwrap();
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         for (number, line) in lines.iter().enumerate() {
+            // The next test says which program runs those.
+            if *line == NEEDS_FAULTS {
+                assert_eq!(group, None, "{}: a group has the feature", file.display());
+                continue;
+            }
+            let in_cfg = line.starts_with("#[cfg_attr(") && line.contains("ignore");
+            assert!(!in_cfg, "{}, line {}: {line}", file.display(), number + 1);
             let Some(attribute) = line.strip_prefix("#[ignore") else { continue };
             ignored += 1;
             let expected = group.map(|group| format!(" = \"cargo xtask test --{group}\"]"));

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{LIMIT, Role, TestHome, hear, persistent, role, root, state, tell, until};
+use common::{LIMIT, Role, TestHome, hear, persistent, role, root, state, tell, until, with_fault};
 use farcall::link::Polling;
 use farcall::persist::{Attach, Home, Place};
 use farcall::{Error, Process};
@@ -75,7 +75,7 @@ fn stopped_when_answered(test: &str, home: &TestHome, pid: i32, how: &str) -> (R
     };
     let argument = format!("{argument} {}", home.path().display());
     let argument = argument.replace("take over", "take-over");
-    let mut role = Role::run(Role::command(test, argument).env("FARCALL_FAULT", point));
+    let mut role = Role::run(with_fault(&mut Role::command(test, argument), point));
     if how == "reconnect" {
         assert_eq!(role.told(), "detached");
     }
@@ -95,6 +95,7 @@ async fn played() -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(not(feature = "faults"), ignore = "needs --features faults")]
 async fn an_attach_ends_though_the_process_is_stopped_once_it_has_answered() {
     const TEST: &str = "an_attach_ends_though_the_process_is_stopped_once_it_has_answered";
     if played().await {
@@ -115,6 +116,7 @@ async fn an_attach_ends_though_the_process_is_stopped_once_it_has_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(not(feature = "faults"), ignore = "needs --features faults")]
 async fn so_does_a_reconnect_and_the_next_one_goes_on() {
     const TEST: &str = "so_does_a_reconnect_and_the_next_one_goes_on";
     if played().await {

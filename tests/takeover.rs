@@ -6,7 +6,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{Role, TestHome, alive, blocked_in, hear, role, state, tell, until, until_async};
+use common::{
+    Role, TestHome, alive, blocked_in, hear, role, state, tell, until, until_async, with_fault,
+};
 use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
 use farcall::link::Polling;
@@ -155,13 +157,14 @@ fn from_one_whose_call_blocks_the_process() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "faults"), ignore = "needs --features faults")]
 fn who_takes_over_and_is_late_interrupts_no_call_of_the_next_one() {
     const TEST: &str = "who_takes_over_and_is_late_interrupts_no_call_of_the_next_one";
     run(TEST, "block", async |old, place, pid| {
         until("it is blocked", || blocked_in(pid) == Some(Sysno::nanosleep as usize));
         let home = place.socket().parent().unwrap().display().to_string();
         let mut command = Role::command(TEST, format!("late:{home}"));
-        let mut late = Role::run(command.env("FARCALL_FAULT", "takeover.interrupting:1:stop"));
+        let mut late = Role::run(with_fault(&mut command, "takeover.interrupting:1:stop"));
         until("it is about to interrupt", || state(late.pid()) == Some('T'));
         assert_eq!(blocked_in(pid), Some(Sysno::nanosleep as usize));
         let process = take_over_any(place).await;

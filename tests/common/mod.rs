@@ -21,9 +21,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{Shutdown, getsockopt, shutdown, sockopt};
 use nix::unistd::Pid;
 
+mod faults;
 mod random;
 mod setup;
 
+pub use faults::{with_fault, with_mutant};
 pub use random::Random;
 pub use setup::{limit_descriptors, persistent, root, root_without_rings, roots, spawn_persistent};
 

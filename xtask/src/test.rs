@@ -8,11 +8,14 @@ use crate::reap::{self, Lane, Run};
 use crate::residue::Before;
 use crate::tools::{self, Tool};
 
+/// Tests that need fault points are ignored without this.
+const FAULTS: &str = "--features=farcall/faults";
+
 /// Tests of every target but those of this package, then those in the documentation, which
 /// `--all-targets` leaves out, then this package's, which look for what tests anywhere leave behind.
 const MAIN: [&[&str]; 4] = [
-    &["test", "--workspace", "--exclude", "xtask", "--all-targets", "--no-fail-fast"],
-    &["test", "--workspace", "--doc"],
+    &["test", "--workspace", "--exclude", "xtask", FAULTS, "--all-targets", "--no-fail-fast"],
+    &["test", "--workspace", FAULTS, "--doc"],
     &["test", "--package", "xtask", "--bins", "--test", "command_line"],
     &["test", "--package", "xtask", "--test", "kernels"],
 ];
@@ -60,7 +63,7 @@ pub fn run() -> Result<(), String> {
 pub fn run_groups(groups: &[&Group]) -> Result<(), String> {
     let runs = groups.iter().map(|group| {
         let module = format!("{}::", group.name);
-        let suite = ["test", "--package", "farcall", "--test", "suite", "--"];
+        let suite = ["test", "--package", "farcall", FAULTS, "--test", "suite", "--"];
         cargo(&[&suite[..], &["--ignored", "--show-output", &module]].concat())
     });
     let names: Vec<&str> = groups.iter().map(|group| group.name).collect();

@@ -82,8 +82,11 @@ fn all_targets_the_documentation_and_the_models_are_tested() {
     let output = programs.xtask(&["test"]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let runs = programs.read("runs");
-    assert!(runs.contains("test --workspace --exclude xtask --all-targets"), "{runs}");
-    assert!(runs.contains("test --workspace --doc"), "{runs}");
+    assert!(
+        runs.contains("test --workspace --exclude xtask --features=farcall/faults --all-targets"),
+        "{runs}"
+    );
+    assert!(runs.contains("test --workspace --features=farcall/faults --doc"), "{runs}");
     assert!(runs.contains("test --manifest-path models/Cargo.toml"), "{runs}");
     // Those of this package, one by one: each file is one.
     for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap() {
@@ -118,7 +121,7 @@ fn a_group_is_run_when_it_is_asked_for_and_its_absence_is_told() {
         let expected: String = expected
             .iter()
             .map(|group| {
-                let suite = "test --package farcall --test suite --";
+                let suite = "test --package farcall --features=farcall/faults --test suite --";
                 format!("{suite} --ignored --show-output {group}::\n")
             })
             .collect();

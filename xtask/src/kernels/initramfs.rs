@@ -20,7 +20,9 @@ const TESTS: [&str; 4] = ["suite", "wire", "footprint", "survival"];
 pub fn build(folder: &Path, target: &Path) -> Result<PathBuf, String> {
     cargo(&["build", "--release", "--bin", "farcall"])?;
     let tests = TESTS.iter().flat_map(|name| ["--test", *name]);
-    let built = cargo(&[&["test", "--no-run"][..], &tests.collect::<Vec<_>>()].concat())?;
+    let built = cargo(
+        &[&["test", "--no-run", "--features", "faults"][..], &tests.collect::<Vec<_>>()].concat(),
+    )?;
     eprintln!("xtask: packing the initramfs");
     let guest = folder.join("guest");
     let _ = fs::remove_dir_all(&guest);
