@@ -115,7 +115,7 @@ fn a_group_is_run_when_it_is_asked_for_and_its_absence_is_told() {
         (&["--places", "--long"], &["places", "long"]),
     ] {
         let programs = Programs::new("echo \"$@\" >> runs").with_tools();
-        programs.put("runc", "");
+        ["crun", "podman", "runc", "runsc"].iter().for_each(|tool| programs.put(tool, ""));
         let output = programs.xtask(&[&["test"], groups].concat());
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         let expected: String = expected
