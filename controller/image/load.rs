@@ -7,8 +7,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use memfd::{FileSeal, Memfd};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
@@ -91,16 +91,12 @@ fn sealed(kind: u32) -> io::Result<OwnedFd> {
     }?;
     let mut file = File::from(fd);
     file.write_all(IMAGE)?;
-    let memfd = Memfd::try_from_file(file).map_err(|_| Errno::EBADF)?;
-    memfd
-        .add_seals(&[
-            FileSeal::SealShrink,
-            FileSeal::SealGrow,
-            FileSeal::SealWrite,
-            FileSeal::SealSeal,
-        ])
-        .map_err(io::Error::other)?;
-    Ok(memfd.into_file().into())
+    let seals = SealFlag::F_SEAL_SHRINK
+        | SealFlag::F_SEAL_GROW
+        | SealFlag::F_SEAL_WRITE
+        | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(file.into())
 }
 
 fn unlinked(directory: &Path) -> io::Result<OwnedFd> {

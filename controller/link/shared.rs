@@ -11,7 +11,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use memfd::{FileSeal, MemfdOptions};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::copy::{copy_in, copy_out};
@@ -68,18 +69,13 @@ impl Prepared {
 
     /// What no other controller has.
     fn memory() -> Result<File> {
-        let failed = |error: memfd::Error| match error {
-            memfd::Error::Create(source) => Error::io("memfd_create")(source),
-            memfd::Error::AddSeals(source) | memfd::Error::GetSeals(source) => {
-                Error::io("fcntl")(source)
-            }
-        };
-        let options = MemfdOptions::default().allow_sealing(true).close_on_exec(true);
-        let memfd = options.create("farcall-ring").map_err(failed)?;
-        memfd.as_file().set_len(SHARED_SIZE as u64).map_err(Error::io("ftruncate"))?;
-        let seals = [FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal];
-        memfd.add_seals(&seals).map_err(failed)?;
-        let memfd = off_standard_streams(memfd.into_file().into()).map_err(Error::io("dup"))?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let memfd = memfd_create(c"farcall-ring", flags).map_err(Error::local("memfd_create"))?;
+        let file = File::from(memfd);
+        file.set_len(SHARED_SIZE as u64).map_err(Error::io("ftruncate"))?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(Error::local("fcntl"))?;
+        let memfd = off_standard_streams(file.into()).map_err(Error::io("dup"))?;
         Ok(memfd.into())
     }
 
