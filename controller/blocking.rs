@@ -23,7 +23,6 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 use crate::runtime;
@@ -41,12 +40,12 @@ use crate::runtime;
 pub fn wait<T: Send + 'static>(
     steps: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    let (done, result) = oneshot::channel();
+    let (done, result) = oneshot::async_channel();
     own_runtime()?.spawn(async move {
         let _ = done.send(steps.await);
     });
     // The sender is dropped without a word when the steps panic.
-    result.blocking_recv().expect("the steps came to an end")
+    runtime::block_on(result).expect("the steps came to an end")
 }
 
 /// The runtime of the library's own thread, which lives as long as the process.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
+use nix::libc;
 
 /// A result with farcall's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -400,6 +401,26 @@ fn pids(pids: &[i32]) -> String {
 
 /// A time in seconds since 1970, as a person reads it.
 fn utc(seconds: i64) -> String {
-    jiff::Timestamp::from_second(seconds)
-        .map_or_else(|_| format!("second {seconds}"), |time| time.to_string())
+    // SAFETY: integers and a pointer that may be null.
+    let mut time: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: gmtime_r(3) reads the one and fills the other, and keeps neither.
+    if unsafe { libc::gmtime_r(&seconds, &mut time) }.is_null() {
+        return format!("second {seconds}");
+    }
+    let (year, month) = (i64::from(time.tm_year) + 1900, time.tm_mon + 1);
+    let (day, hour, minute, second) = (time.tm_mday, time.tm_hour, time.tm_min, time.tm_sec);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utc;
+
+    #[test]
+    fn a_time_is_told_in_utc_and_one_beyond_all_years_as_its_number() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00Z");
+        assert_eq!(utc(951_827_696), "2000-02-29T12:34:56Z");
+        assert_eq!(utc(-1), "1969-12-31T23:59:59Z");
+        assert_eq!(utc(i64::MAX), format!("second {}", i64::MAX));
+    }
 }

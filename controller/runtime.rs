@@ -64,3 +64,10 @@ pub(crate) fn check() -> Result<Handle> {
     GOOD.set(Some(runtime.id()));
     Ok(runtime)
 }
+
+/// Waits on this thread. Panics where blocking would stop a runtime: on a thread that executes its tasks.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    // tokio knows whether this thread may block, and panics if not.
+    drop(tokio::sync::Mutex::const_new(()).blocking_lock());
+    pollster::block_on(future)
+}

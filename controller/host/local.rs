@@ -20,7 +20,6 @@ use std::sync::mpsc;
 use std::thread;
 
 use syscalls::Sysno;
-use tokio::sync::oneshot;
 
 use crate::abi::wire::{AHEAD_SIZE, HelloResult, Operation, STREAM_VERSION};
 use crate::calls::arena::{ARENA_SIZE, Arena};
@@ -160,7 +159,7 @@ struct RootChild {
 impl RootChild {
     /// Starts the command on a thread that stays as long as the child may live.
     async fn spawn(mut command: Command) -> io::Result<Self> {
-        let (done, started) = oneshot::channel();
+        let (done, started) = oneshot::async_channel();
         let (stays, gone) = mpsc::channel();
         let maker = thread::Builder::new().name("farcall-root".into()).spawn(move || {
             let mut child = match command.spawn() {

@@ -317,9 +317,7 @@ impl<R> Receipt<R> {
     ///
     /// Where blocking would stop a runtime: on a thread that executes its tasks.
     pub fn wait(self) -> Result<R> {
-        // tokio knows whether this thread may block, and panics if not.
-        drop(tokio::sync::Mutex::const_new(()).blocking_lock());
-        pollster::block_on(self)
+        runtime::block_on(self)
     }
 }
 

@@ -19,7 +19,6 @@ use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
 
 use super::interrupt::{Interrupter, Interruption, Interrupts};
 use super::state::{Link, State, replied};
@@ -358,7 +357,7 @@ impl Connection {
         if state.epoch != epoch || state.link.stream().is_none() {
             return;
         }
-        let (attended, over) = oneshot::channel();
+        let (attended, over) = oneshot::async_channel();
         let looks = Looks::new(polling);
         memory.ring().set_patience(looks.for_call(false));
         let calls = Ring::new(memory.clone());
@@ -399,7 +398,7 @@ impl Connection {
 async fn attend(
     shared: std::sync::Weak<Shared>,
     bell: AsyncFd<OwnedFd>,
-    mut over: oneshot::Receiver<()>,
+    mut over: oneshot::AsyncReceiver<()>,
 ) {
     loop {
         tokio::select! {

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use clap::Args;
 use farcall::link::Polling;
-use tokio::sync::oneshot;
 
 use super::{number, root};
 use crate::command::{Done, Failure};
@@ -29,7 +28,7 @@ impl BenchIdle {
         let mut stdout = std::io::stdout();
         writeln!(stdout, "{pid}")?;
         stdout.flush()?;
-        let (over, end) = oneshot::channel();
+        let (over, end) = oneshot::async_channel();
         thread::spawn(move || {
             let _ = std::io::stdin().read(&mut [0]);
             let _ = over.send(());

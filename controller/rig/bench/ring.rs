@@ -11,7 +11,6 @@ use farcall::link::Polling;
 use farcall::proto::Call;
 use nix::sched::{sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, getppid};
-use tokio::sync::oneshot;
 
 use super::measure::{Figure, Pinned, beside, take_turns};
 use super::progress::Progress;
@@ -201,7 +200,7 @@ async fn in_flight(
 pub async fn on_a_thread(
     measure: impl FnOnce() -> Result<Figure, Failure> + Send + 'static,
 ) -> Result<Figure, Failure> {
-    let (done, row) = oneshot::channel();
+    let (done, row) = oneshot::async_channel();
     std::thread::spawn(move || {
         let _ = done.send(measure());
     });
