@@ -20,7 +20,6 @@ pub(crate) mod registry;
 mod rights;
 mod shared;
 mod socket;
-pub mod table;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -35,6 +34,8 @@ pub(crate) use process::{SIGINFO_SIZE, pid_of_siginfo, set_pdeathsig, waitid};
 pub(crate) use rights::{Message, duplicate, unreceived};
 pub use shared::SharedBuffer;
 pub use syscalls::Sysno;
+
+pub use crate::proto::table;
 
 use crate::calls::arena::{Arena, Piece};
 use crate::calls::handle::{AddressSpace, Fd, FdTable, Mapping, Registry};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use farcall::abi::log::{LogHead, Record};
 use farcall::abi::wire::{MAX_ERRNO, Operation, Word};
-use farcall::calls::Sysno;
+use farcall::calls::{Sysno, table};
 use farcall::error::errno_name;
 use farcall::persist::{Flight, Home, Name, flight};
 use farcall::proto::log::Log;
@@ -21,9 +21,9 @@ use crate::command::{Done, Failure};
 /// Shows what a persistent process has executed last, the latest call at the end.
 ///
 /// The process itself remembers its last 128 calls, over all controllers: also those of one that was
-/// killed in the middle. It is only asked, and whoever is attached stays so. Arguments are shown as
-/// the kernel got them: the results of earlier calls are in their places, and zeros at the end are left
-/// out. What is in capitals are operations of the server itself.
+/// killed in the middle. It is only asked, and whoever is attached stays so. Calls are shown as
+/// strace does, with names for flags, commands and errors; what was in memory is an address. The results
+/// of earlier calls are in the places of arguments that referred to them. What is in capitals are operations of the server itself.
 #[derive(Args)]
 pub struct LogCommand {
     /// Its name
@@ -126,14 +126,7 @@ fn text(flight: &Flight, rows: &[Row]) -> String {
             text.push_str("-- another connection of the same controller --\n");
         }
         before = Some(row);
-        // Arguments that are zero at the end are mostly those that the call does not have.
-        let used = row.args.iter().rposition(|argument| *argument != 0).map_or(0, |last| last + 1);
-        let args: Vec<String> = row.args[..used].iter().map(|value| number(*value)).collect();
-        let result = match &row.errno {
-            Some(errno) => errno.clone(),
-            None => number(row.result.cast_unsigned()),
-        };
-        let _ = writeln!(text, "{:>8}  {}({}) = {result}", row.number, row.call, args.join(", "));
+        let _ = writeln!(text, "{:>8}  {}", row.number, line(row));
     }
     let held = match flight.holder {
         None => "nobody is attached".to_owned(),
@@ -142,6 +135,27 @@ fn text(flight: &Flight, rows: &[Row]) -> String {
     };
     let _ = writeln!(text, "{} calls so far; {held}", flight.log.head.calls);
     text
+}
+
+/// A call with its result, as strace(1) writes them.
+fn line(row: &Row) -> String {
+    let known = row.call.parse::<Sysno>().ok().and_then(|call| table::row(call.id() as usize));
+    let call = known.map_or_else(|| plain(row), |known| known.show(&row.args));
+    let value = row.result.cast_unsigned();
+    let result = match (&row.errno, known) {
+        (Some(errno), _) => errno.clone(),
+        (None, Some(known)) => known.show_result(&row.args, value),
+        (None, None) => number(value),
+    };
+    format!("{call} = {result}")
+}
+
+/// An operation of the server's, or a call that the table does not know.
+fn plain(row: &Row) -> String {
+    // Arguments that are zero at the end are mostly those that it does not have.
+    let used = row.args.iter().rposition(|argument| *argument != 0).map_or(0, |last| last + 1);
+    let args: Vec<String> = row.args[..used].iter().map(|value| number(*value)).collect();
+    format!("{}({})", row.call, args.join(", "))
 }
 
 /// As a person reads it: small numbers and negative ints in decimal, addresses in hexadecimal.

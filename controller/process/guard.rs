@@ -7,6 +7,7 @@ use nix::libc;
 use syscalls::Sysno;
 
 use super::Process;
+use crate::calls::table::{self, Closes};
 
 impl Process {
     /// The descriptors among [`Process::server_descriptors`] that a call would close or replace:
@@ -27,13 +28,13 @@ impl Process {
 /// an int.
 fn taken_by(call: Sysno, args: [u64; 6]) -> Option<RangeInclusive<u32>> {
     let [first, second, flags, ..] = args.map(|arg| arg as u32);
-    match call {
-        Sysno::close => Some(first..=first),
+    match table::row(call.id() as usize)?.closes {
+        Closes::Nothing => None,
+        Closes::First => Some(first..=first),
         // A duplicate of itself is left as it is by dup2(2), and refused by dup3(2).
-        Sysno::dup2 | Sysno::dup3 => (first != second).then_some(second..=second),
+        Closes::Second => (first != second).then_some(second..=second),
         // With this flag they are only marked to be closed on exec, which a server's own are.
-        Sysno::close_range => (flags & libc::CLOSE_RANGE_CLOEXEC == 0).then_some(first..=second),
-        _ => None,
+        Closes::Range => (flags & libc::CLOSE_RANGE_CLOEXEC == 0).then_some(first..=second),
     }
 }
 

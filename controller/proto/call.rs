@@ -1,12 +1,12 @@
 //! Calls and replies: what can be asked of a server, and what comes back.
 
 use nix::errno::Errno;
-use nix::libc;
 use smallvec::SmallVec;
 use syscalls::Sysno;
 
 use crate::abi::wire::{AHEAD_SIZE, MAX_ERRNO, Operation, Request, Word};
 use crate::error::{Error, Result};
+use crate::proto::table;
 
 /// One call on its way to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,74 +118,14 @@ impl Call {
     pub fn may_block(&self) -> bool {
         let word = self.request.word;
         let number = (word & Word::NUMBER) as usize;
-        // An argument that says how the call is made, if it is not another call's result.
+        // An argument, if it is not another call's result.
         let how = |argument: u32| {
             let literal = word & Word::reference(argument) == 0;
             literal.then(|| self.request.args[argument as usize])
         };
-        let has = |argument, flag: i32| how(argument).is_some_and(|flags| flags & flag as u64 != 0);
-        let quick = match Sysno::new(number) {
-            Some(Sysno::waitid) => has(3, libc::WNOHANG),
-            Some(Sysno::sendmsg | Sysno::recvmsg) => has(2, libc::MSG_DONTWAIT),
-            Some(Sysno::fcntl) => how(1).is_some_and(|command| QUICK_FCNTL.contains(&command)),
-            // Unless it waits for its child.
-            Some(Sysno::clone) => how(0).is_some() && !has(0, libc::CLONE_VFORK),
-            Some(number) => is_quick(number),
-            None => false,
-        };
+        let quick = table::row(number).is_some_and(|row| !row.may_wait(|place| how(place as u32)));
         word & Word::OP == 0 && !quick && !self.quick
     }
-}
-
-/// Commands of fcntl(2) that never wait.
-const QUICK_FCNTL: [u64; 6] = [
-    libc::F_DUPFD as u64,
-    libc::F_GETFD as u64,
-    libc::F_SETFD as u64,
-    libc::F_GETFL as u64,
-    libc::F_SETOWN as u64,
-    libc::F_DUPFD_CLOEXEC as u64,
-];
-
-/// Whether a call never waits for anything but the processor and locks of the kernel's.
-fn is_quick(number: Sysno) -> bool {
-    matches!(
-        number,
-        Sysno::getpid
-            | Sysno::getppid
-            | Sysno::gettid
-            | Sysno::getuid
-            | Sysno::geteuid
-            | Sysno::getgid
-            | Sysno::getegid
-            | Sysno::getpgid
-            | Sysno::getsid
-            | Sysno::getpriority
-            | Sysno::getrlimit
-            | Sysno::prlimit64
-            | Sysno::prctl
-            | Sysno::umask
-            | Sysno::uname
-            | Sysno::clock_gettime
-            | Sysno::dup
-            | Sysno::dup2
-            | Sysno::dup3
-            | Sysno::pipe2
-            | Sysno::socket
-            | Sysno::socketpair
-            | Sysno::bind
-            | Sysno::listen
-            | Sysno::getsockname
-            | Sysno::getsockopt
-            | Sysno::setsockopt
-            | Sysno::eventfd2
-            | Sysno::epoll_create1
-            | Sysno::epoll_ctl
-            | Sysno::mmap
-            | Sysno::mprotect
-            | Sysno::munmap
-            | Sysno::rt_sigaction
-    )
 }
 
 /// How much data a COPY_OUT brings.

@@ -11,6 +11,7 @@ pub mod log;
 pub mod resume;
 pub mod ring;
 pub mod stream;
+pub mod table;
 pub(crate) mod tag;
 
 pub use call::{Call, Calls, Replies, Reply};

@@ -1,6 +1,6 @@
 //! Makes the call, with its strings and buffers in memory that is mapped for it.
 
-use farcall::calls::Sysno;
+use farcall::calls::{Sysno, table};
 use farcall::link::Polling;
 use farcall::proto::Call;
 use farcall::{Error, Mapping, Process};
@@ -14,23 +14,6 @@ use crate::command::Failure;
 
 /// Buffers begin at multiples of it.
 const ALIGN: usize = 64;
-
-/// The calls whose result is how many bytes of their buffer they have filled.
-const COUNTED: [Sysno; 13] = [
-    Sysno::read,
-    Sysno::pread64,
-    Sysno::recvfrom,
-    Sysno::readlink,
-    Sysno::readlinkat,
-    Sysno::getcwd,
-    Sysno::getdents64,
-    Sysno::getrandom,
-    Sysno::getxattr,
-    Sysno::listxattr,
-    Sysno::fgetxattr,
-    Sysno::flistxattr,
-    Sysno::syslog,
-];
 
 /// A call that has been made.
 pub struct Made {
@@ -86,7 +69,9 @@ pub async fn make(
         }
         Err(error) => return Err(error.into()),
     };
-    if let (true, Ok(count)) = (COUNTED.contains(&call), result) {
+    if let (true, Ok(count)) =
+        (table::row(call.id() as usize).is_some_and(|row| row.counted), result)
+    {
         for buffer in &mut buffers {
             buffer.size = buffer.size.min(count as usize);
         }
@@ -143,7 +128,7 @@ async fn execute(
     let connection = process.connection();
     let mut why = "it can't be interrupted".to_owned();
     let mut in_ring = None;
-    if call.may_block() && !AS_THEY_ARE.contains(&number) {
+    if call.may_block() && table::row(number.id() as usize).is_some_and(|row| row.interruptible) {
         // Only in memory in common it is known what the process is executing.
         let handed_over = async {
             process.enter_ring(Polling::Never).await?;
@@ -186,22 +171,3 @@ async fn execute(
         () = interrupts.next() => Err(Stopped::Left("it does not return".into())),
     }
 }
-
-/// Calls that do not wait for events, and what they do to descriptors, signals or processes would meet what
-/// it takes to interrupt them.
-const AS_THEY_ARE: [Sysno; 14] = [
-    Sysno::close,
-    Sysno::close_range,
-    Sysno::execve,
-    Sysno::execveat,
-    Sysno::exit,
-    Sysno::exit_group,
-    Sysno::fork,
-    Sysno::vfork,
-    Sysno::clone,
-    Sysno::clone3,
-    Sysno::unshare,
-    Sysno::setns,
-    Sysno::rt_sigprocmask,
-    Sysno::seccomp,
-];
