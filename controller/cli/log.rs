@@ -28,6 +28,9 @@ use crate::command::{Done, Failure};
 pub struct LogCommand {
     /// Its name
     name: Name,
+    /// Show the server's own operations too (HELLO, COPY_IN, ...); --json has them always
+    #[arg(long)]
+    all: bool,
     /// Show only so many calls, the latest ones
     #[arg(short = 'n', long, value_name = "COUNT")]
     lines: Option<usize>,
@@ -82,6 +85,10 @@ impl LogCommand {
         }
         // Calls that came before the process had memory for them left nothing.
         let there = || flight.log.calls().skip_while(|(_, record)| **record == Record::default());
+        // Operations of the server are the plumbing of calls.
+        let is_shown =
+            |record: &Record| self.all || self.json || record.request.word & Word::OP == 0;
+        let there = || there().filter(|(_, record)| is_shown(record));
         let skip = there().count().saturating_sub(self.lines.unwrap_or(usize::MAX));
         let rows: Vec<Row> =
             there().skip(skip).map(|(number, record)| row(&flight.log, number, record)).collect();

@@ -286,3 +286,18 @@ fn what_is_no_name_and_no_number_is_told_as_what_it_is() {
         assert!(message.contains(told), "{argument}: {message}");
     }
 }
+
+#[test]
+fn an_argument_has_the_names_of_its_place_and_a_wrong_one_is_answered_with_the_usage() {
+    let test = TestHome::new();
+    start(&test, "one");
+    // A name that is none of the general constants.
+    assert_eq!(
+        fail_call(&test, &["one", "fcntl", "77", "F_SETOWN_EX"]),
+        "EBADF (Bad file number)\n"
+    );
+    let message = fail(&test, 2, &["call", "one", "openat", "AT_FDCWD", "/", "O_RDOLNY"]);
+    assert!(message.contains("did you mean O_RDONLY?"), "{message}");
+    assert!(message.contains("usage: openat(dirfd, pathname, flags[, mode])"), "{message}");
+    assert!(message.contains("flags: O_RDONLY O_WRONLY"), "{message}");
+}

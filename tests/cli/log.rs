@@ -98,3 +98,18 @@ fn log_of_nothing_is_an_error() {
     assert!(message.contains("no such persistent process"), "{message}");
     fail(&test, 2, &["log", "a/b"]);
 }
+
+#[test]
+fn log_shows_names_and_leaves_out_the_servers_own_operations_unless_asked() {
+    let test = TestHome::new();
+    start(&test, "one");
+    succeed(&test, &["call", "one", "openat", "AT_FDCWD", "/", "O_RDONLY|O_CLOEXEC"]);
+    succeed(&test, &["call", "one", "fcntl", "0", "F_GETFD"]);
+    let text = succeed(&test, &["log", "one"]);
+    assert!(text.contains("  openat(AT_FDCWD, 0x"), "{text}");
+    assert!(text.contains(", O_RDONLY|O_CLOEXEC) = "), "{text}");
+    assert!(text.contains("  fcntl(0, F_GETFD) = "), "{text}");
+    assert!(!text.contains("COPY_IN"), "{text}");
+    let all = succeed(&test, &["log", "one", "--all"]);
+    assert!(all.contains("  COPY_IN(0x"), "{all}");
+}

@@ -1,5 +1,7 @@
 //! What arguments on the command line mean.
 
+use farcall::calls::table::{Row, Shape};
+
 use super::input::Input;
 use crate::cli::constants::{constant, constants};
 use crate::cli::suggest::suggest;
@@ -38,10 +40,11 @@ impl Argument {
     }
 }
 
-/// What all arguments say, in order.
-pub fn arguments(texts: &[String]) -> Result<Vec<Argument>, Failure> {
+/// What all arguments of a call say, in order. Names are those of its row in the table, and the general ones.
+pub fn arguments(row: Option<&Row>, texts: &[String]) -> Result<Vec<Argument>, Failure> {
+    let mut values = [0; 6];
     let mut arguments: Vec<Argument> = Vec::with_capacity(texts.len());
-    for text in texts {
+    for (place, text) in texts.iter().enumerate() {
         let next = if text == "@len" {
             let before = arguments.iter().rev().find_map(Argument::buffer);
             let size = before
@@ -49,14 +52,36 @@ pub fn arguments(texts: &[String]) -> Result<Vec<Argument>, Failure> {
             // At most what this process has opened or been given.
             Argument::Number(size as i64)
         } else {
-            argument(text)?
+            let shape = row.and_then(|row| row.shapes(&values).get(place).copied());
+            argument(text, shape).map_err(|failure| match row {
+                Some(row) => usage(failure, row, place, shape),
+                None => failure,
+            })?
         };
+        if let (Argument::Number(number), Some(value)) = (&next, values.get_mut(place)) {
+            *value = number.cast_unsigned();
+        }
         arguments.push(next);
     }
     Ok(arguments)
 }
 
-fn argument(text: &str) -> Result<Argument, Failure> {
+/// Tells beside what is wrong with an argument what the call takes.
+fn usage(failure: Failure, row: &Row, place: usize, shape: Option<Shape>) -> Failure {
+    let names: Vec<&str> = shape.iter().flat_map(Shape::names).map(|(name, _)| name).collect();
+    let name = row.args.get(place).map_or("", |argument| argument.name);
+    let names = match names[..] {
+        [] => String::new(),
+        _ => format!("\n  {name}: {}", names.join(" ")),
+    };
+    // A file that can't be read is another matter.
+    match failure.code {
+        2 => Failure::usage(format!("{}\n  usage: {}{names}", failure.message, row.usage())),
+        _ => failure,
+    }
+}
+
+fn argument(text: &str, shape: Option<Shape>) -> Result<Argument, Failure> {
     if let Some(path) = text.strip_prefix("@@") {
         return Input::open(path).map(Argument::Input);
     }
@@ -81,8 +106,11 @@ fn argument(text: &str) -> Result<Argument, Failure> {
         return Err(too_large(text));
     }
     let words: Vec<&str> = text.split('|').map(str::trim).collect();
-    let values: Option<Vec<i64>> =
-        words.iter().map(|word| constant(word).or_else(|| integer(word))).collect();
+    let value = |word: &str| {
+        let own = shape.and_then(|shape| shape.read(word)).map(u64::cast_signed);
+        own.or_else(|| constant(word)).or_else(|| integer(word))
+    };
+    let values: Option<Vec<i64>> = words.iter().map(|word| value(word)).collect();
     if let Some(values) = values {
         return Ok(Argument::Number(values.into_iter().fold(0, |all, value| all | value)));
     }
@@ -94,8 +122,10 @@ fn argument(text: &str) -> Result<Argument, Failure> {
         return Err(too_large(word));
     }
     if words.iter().all(like_a_constant) || text.starts_with(|c: char| c.is_ascii_digit()) {
-        let unknown = words.iter().find(|word| constant(word).or_else(|| integer(word)).is_none());
-        let like = unknown.map_or(String::new(), |word| suggest(word, constants()));
+        let unknown = words.iter().find(|word| value(word).is_none());
+        let own = || shape.iter().flat_map(Shape::names).map(|(name, _)| name);
+        let all = || own().chain(constants().filter(|known| own().all(|own| own != *known)));
+        let like = unknown.map_or(String::new(), |word| suggest(word, all()));
         return Err(Failure::usage(format!(
             "{text} is no number, and no constant that farcall knows; write its value, or for a string \
              '\"{text}\"'{like}"
@@ -181,7 +211,7 @@ mod tests {
     }
 
     fn parsed(text: &str) -> Option<Parsed> {
-        Some(match argument(text).ok()? {
+        Some(match argument(text, None).ok()? {
             Argument::Number(number) => Parsed::Number(number),
             Argument::Text(bytes) => Parsed::Text(bytes),
             Argument::Output(size) => Parsed::Output(size),

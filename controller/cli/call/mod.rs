@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Args;
 use farcall::Process;
-use farcall::calls::Sysno;
+use farcall::calls::{Sysno, table};
 use farcall::persist::{Home, Name};
 
 use crate::cli::reach::{Reach, seconds};
@@ -27,7 +27,7 @@ use report::{Format, Target};
 /// Makes one system call in a persistent process and prints its result.
 ///
 /// Arguments are numbers (42, -1, 0x1f, 0o644 or 0644, 0b101), names of constants (O_RDONLY,
-/// AT_FDCWD) joined by '|', strings, or buffers:
+/// AT_FDCWD) joined by '|', strings, or buffers. A wrong one is answered with what the call takes:
 ///
 ///   "text"   a string, in double quotes of its own ('"text"' in a shell), with \n, \t, \0, \", \\
 ///            and \xNN; the quotes can be left out where it is not a number, and not all capitals
@@ -74,7 +74,7 @@ impl CallCommand {
     pub async fn run(mut self) -> Done {
         self.take_options()?;
         let syscall = number(&self.syscall)?;
-        let arguments = arguments(&self.arguments)?;
+        let arguments = arguments(table::row(syscall.id() as usize), &self.arguments)?;
         let has_output = arguments.iter().any(|argument| matches!(argument, Argument::Output(_)));
         if self.output.is_some() && !has_output {
             return Err(Failure::usage("--output: the call has no output buffer (@N)"));
