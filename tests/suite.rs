@@ -46,6 +46,7 @@ mod spare_streams;
 mod stopped;
 mod stream;
 mod superseded;
+mod table;
 mod takeover;
 mod tenures;
 #[cfg(feature = "cli")]
