@@ -10,8 +10,9 @@ use nix::poll::PollTimeout;
 use nix::sys::socket::{Shutdown, shutdown};
 use smallvec::smallvec;
 
-use super::state::{Link, State};
-use super::{Batch, Connection, Scope, value};
+use super::Connection;
+use super::batch::{Batch, Scope, value};
+use super::state::{Reading, State};
 use crate::error::Result;
 use crate::proto::{Call, Replies};
 
@@ -54,27 +55,19 @@ impl Connection {
             }
             return receipt.wait();
         }
-        let alone = state.ring.is_none()
-            && matches!(state.link, Link::Up(_))
-            && !state.dead
-            && state.quiesces == 0
-            && state.stream.is_answered()
-            && state.stream.is_written();
-        if !alone {
+        let Some(before) = state.begin_reading_here() else {
             drop(state);
             return self.call(name, call.clone()).wait();
-        }
+        };
         let (complete, receipt) = self.receipt_of(name, call);
         state.stream.push(smallvec![call.clone()], Batch { complete, scope: Scope::AnyLink });
-        let before = state.alone;
-        state.alone = Some(before.unwrap_or(0) + 1);
-        if before.is_none() {
+        if before == Reading::ByTask {
             self.shared().work.notify_one();
         }
         let complete = state.answer_here();
-        if !state.stream.is_answered() || !state.stream.is_written() {
+        if !state.stream_is_idle() {
             // It takes longer, or the stream is over: that is the task's.
-            state.alone = None;
+            state.read_by_task();
             self.shared().work.notify_one();
         }
         drop(state);
@@ -84,6 +77,19 @@ impl Connection {
 }
 
 impl State {
+    /// One more thread reads the reply to its own call, which is about to be queued, where nothing else is
+    /// under way. Returns who has read before; none if the thread can't.
+    fn begin_reading_here(&mut self) -> Option<Reading> {
+        let is_idle =
+            !self.ending.is_dead() && !self.writing.is_quiesced() && self.stream_is_idle();
+        let up = self.link.up_mut().filter(|up| is_idle && up.ring.is_none())?;
+        let calls = match up.reading {
+            Reading::ByTask => 1,
+            Reading::ByThreads { calls } => calls + 1,
+        };
+        Some(std::mem::replace(&mut up.reading, Reading::ByThreads { calls }))
+    }
+
     /// Writes what is queued, and reads until that is answered, for a while.
     fn answer_here(&mut self) -> Vec<(Batch, Replies)> {
         let mut complete = Vec::new();

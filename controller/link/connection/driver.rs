@@ -8,12 +8,12 @@ use std::time::Duration;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::Interest;
 
+use super::Shared;
 use super::overdue::Overdue;
 use super::socket::Socket;
-use super::state::Link;
-use super::{Corked, Shared};
+use super::state::{Ending, Reading, State};
 
-/// How long threads that wait for their own replies may pause before the task waits again.
+/// How long threads that wait for their own replies may make no call before the task waits again.
 const THREADS_IDLE_AFTER: Duration = Duration::from_millis(50);
 
 /// Reads and completes, and writes what did not fit at once, until the stream is over.
@@ -22,18 +22,18 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
     // There is nothing more to be read.
     let mut at_the_end = false;
     // Calls on threads that have waited for their own replies, when this was looked at last.
-    let mut alone = 0;
+    let mut seen = 0;
     let mut overdue = Overdue::new();
     loop {
-        let here = {
+        let by_task = {
             let state = shared.lock();
             if state.epoch != epoch {
                 break;
             }
             overdue.expect(&shared, &state);
-            state.alone
+            state.reading() == Reading::ByTask
         };
-        let interest = match (here.is_none(), blocked) {
+        let interest = match (by_task, blocked) {
             (true, true) => Some(Interest::READABLE | Interest::WRITABLE),
             (true, false) => Some(Interest::READABLE),
             (false, true) => Some(Interest::WRITABLE),
@@ -44,13 +44,8 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
         }
         tokio::select! {
             // The time is not looked at where nobody waits for it.
-            () = async { tokio::time::sleep(THREADS_IDLE_AFTER).await }, if here.is_some() => {
-                let mut state = shared.lock();
-                if state.alone == Some(alone) {
-                    // No more of them: the end of the stream is to be seen.
-                    state.alone = None;
-                }
-                alone = state.alone.unwrap_or(0);
+            () = async { tokio::time::sleep(THREADS_IDLE_AFTER).await }, if !by_task => {
+                seen = shared.lock().look_at_threads(seen);
             }
             () = overdue.is_due() => {
                 overdue.look(&shared, epoch);
@@ -71,20 +66,25 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
                 blocked = left;
             }
             () = shared.work.notified() => {
-                let (dead, corks) = {
+                let (is_dead, is_corked) = {
                     let state = shared.lock();
-                    (state.dead, state.corked != Corked::Nothing)
+                    (state.ending.is_dead(), state.writing.is_corked())
                 };
-                if dead {
+                if is_dead {
                     break;
                 }
-                if corks {
+                if is_corked {
                     tokio::task::yield_now().await;
                 }
                 blocked = flush(&shared, epoch);
             }
         }
     }
+    end(&shared, epoch, at_the_end);
+}
+
+/// Ends the link, whose stream is over or can't be gone on with.
+fn end(shared: &Shared, epoch: u64, at_the_end: bool) {
     let mut state = shared.lock();
     if state.epoch != epoch {
         // Another link took over, and has seen to what was under way on this one. Its task is the
@@ -94,16 +94,17 @@ pub(super) async fn drive(shared: Arc<Shared>, stream: Arc<Socket>, epoch: u64) 
         return;
     }
     let (answered, mut failed) = if at_the_end {
-        (state.drain_ring(), state.detach_from_the_end())
+        (state.drain_ring(), state.forget_link())
     } else {
         (state.drain(), state.detach())
     };
-    if !state.persistent || state.closing || state.dead {
+    let is_final = matches!(state.ending, Ending::Closing | Ending::Dead { .. });
+    if !state.persistent || is_final {
         failed.extend(state.bury());
     }
-    failed.leaderless = state.leaderless;
-    let down =
-        state.when_down.clone().filter(|_| matches!(state.link, Link::Down) && !state.leaving);
+    failed.leaderless = state.ending.leaderless();
+    let is_lost = state.link.is_down() && state.ending == Ending::Open;
+    let down = state.callbacks.when_down.clone().filter(|_| is_lost);
     drop(state);
     shared.complete(answered);
     shared.changed.send_replace(());
@@ -162,7 +163,7 @@ fn flush(shared: &Shared, epoch: u64) -> bool {
         return false;
     }
     let left = state.flush();
-    if state.closing
+    if state.ending == Ending::Closing
         && state.stream.is_written()
         && !state.ring_is_busy()
         && let Some(stream) = state.link.stream()
@@ -170,4 +171,24 @@ fn flush(shared: &Shared, epoch: u64) -> bool {
         let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);
     }
     left
+}
+
+impl State {
+    fn reading(&self) -> Reading {
+        self.link.up().map_or(Reading::ByTask, |up| up.reading)
+    }
+
+    /// Has the task read again if threads have read no reply since there were `seen`. Returns how many they
+    /// have by now.
+    fn look_at_threads(&mut self, seen: u64) -> u64 {
+        match self.reading() {
+            Reading::ByThreads { calls } if calls != seen => calls,
+            Reading::ByThreads { .. } => {
+                // No more of them: the end of the stream is to be seen.
+                self.read_by_task();
+                0
+            }
+            Reading::ByTask => 0,
+        }
+    }
 }

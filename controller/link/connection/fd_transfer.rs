@@ -19,7 +19,9 @@ use std::sync::Arc;
 use nix::sys::socket::{Shutdown, shutdown};
 use smallvec::smallvec;
 
-use super::{Batch, Connection, Quiesce, Receipt, Scope, Socket, budget, receipt, value};
+use super::batch::{Batch, Scope, value};
+use super::receipt::{Receipt, receipt};
+use super::{Connection, Quiesce, Socket, budget};
 use crate::error::{Error, Outcome, Result};
 use crate::proto::Call;
 

@@ -21,8 +21,11 @@ use nix::errno::Errno;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use super::batch::{Batch, Completion, Scope};
+use super::receipt::{OnPoll, Receipt};
 use super::ring::{RingContext, RingLink};
-use super::{Batch, Completion, Connection, OnPoll, Receipt, Scope, Shared, Successor};
+use super::state::Successor;
+use super::{Connection, Shared};
 use crate::abi::ring::Sent;
 use crate::error::{Error, Outcome, Result};
 use crate::proto::ring::Memory as _;
@@ -168,7 +171,7 @@ impl Shared {
     /// Does the next step of interrupting call `index`.
     fn step(&self, common: &RingContext, index: u64) -> Step {
         let mut state = self.lock();
-        let Some(ring) = state.ring.as_mut().filter(|ring| ring.is_of(common)) else {
+        let Some(ring) = state.link.ring_mut().filter(|ring| ring.is_of(common)) else {
             return Step::Over { before_its_turn: false };
         };
         if !ring.calls.is_under_way(index) {
@@ -179,7 +182,7 @@ impl Shared {
         if common.interrupts.withdraws
             && let Some((batch, replies)) = ring.withdraw(index)
         {
-            state.completing += 1;
+            state.completing.count += 1;
             return Step::Withdrawn(batch, replies);
         }
         match ring.interruption {
@@ -200,7 +203,7 @@ impl Shared {
     /// Call `index` is not to be interrupted any more.
     fn end_interruption(&self, common: &RingContext, index: u64) {
         let mut state = self.lock();
-        if let Some(ring) = state.ring.as_mut().filter(|ring| ring.is_of(common))
+        if let Some(ring) = state.link.ring_mut().filter(|ring| ring.is_of(common))
             && ring.interruption.take_if(|named| named.index == index).is_some()
         {
             common.memory.ring().interrupted(common.interrupts.sent);
@@ -215,13 +218,13 @@ impl Shared {
     /// Whether call `index` is under way.
     fn is_under_way(&self, common: &RingContext, index: u64) -> bool {
         let state = self.lock();
-        let ring = state.ring.as_ref().filter(|ring| ring.is_of(common));
+        let ring = state.link.ring().filter(|ring| ring.is_of(common));
         ring.is_some_and(|ring| ring.calls.is_under_way(index))
     }
 
     /// Leaves what is under way in the ring to the task that hears the bell. True: something is complete.
     fn attend_ring(&self) -> bool {
-        self.lock().ring.as_ref().is_some_and(RingLink::attend)
+        self.lock().attend_ring()
     }
 }
 
@@ -281,13 +284,13 @@ impl Connection {
         loop {
             {
                 let mut state = self.shared().lock();
-                if state.dead {
-                    return Err(state.gone());
+                if state.ending.is_dead() {
+                    return Err(state.ending.error());
                 }
                 if !state.is_in(self.tenure) {
                     return Err(Successor::GONE.error(Outcome::NotExecuted));
                 }
-                if state.ring.is_none() {
+                if state.link.ring().is_none() {
                     return Err(Error::NotInterruptible);
                 }
                 if let Some(ring) = state.usable_ring().filter(|ring| ring.has_room()) {
@@ -296,7 +299,7 @@ impl Connection {
                     receipt.on_poll = OnPoll::LookInRing(ring.waited(self.shared(), index));
                     return Ok(receipt);
                 }
-                let complete = state.ring.as_ref().is_some_and(|ring| ring.attend());
+                let complete = state.attend_ring();
                 drop(state);
                 if complete {
                     self.shared().collect();

@@ -25,10 +25,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::resume::LostBatches;
 use super::ring::RingLink;
-use super::state::{Link, LostBatches, State};
+use super::state::{Ending, State, Up};
 use super::{Connection, Shared};
-use crate::error::{Error, Outcome};
 use crate::proto::Replies;
 
 /// After how long a reply is overdue.
@@ -111,15 +111,15 @@ impl Overdue {
         self.is_set = true;
         self.pause = (2 * self.pause).min(LAST);
         let mut pause = self.pause;
-        let ring = state.ring.as_ref().filter(|ring| !ring.is_idle());
+        let ring = state.link.ring().filter(|ring| !ring.is_idle());
         match ring.map(RingLink::ring_again) {
             Some(true) if self.rung >= HEARD => {
                 self.rung = 0;
                 self.timer.as_mut().reset(Instant::now() + pause);
-                let watch = state.watch.clone();
+                let checks = state.callbacks.health_checks.clone();
                 drop(state);
-                if let Some(watch) = watch {
-                    (watch.ring_is_lost)(epoch);
+                if let Some(checks) = checks {
+                    (checks.ring_is_lost)(epoch);
                 }
                 return;
             }
@@ -130,9 +130,9 @@ impl Overdue {
             Some(false) | None => self.rung = 0,
         }
         self.timer.as_mut().reset(Instant::now() + pause);
-        let watch = state.watch.clone();
+        let checks = state.callbacks.health_checks.clone();
         drop(state);
-        let Some(pid) = watch.and_then(|watch| (watch.leader_has_exited)()) else {
+        let Some(pid) = checks.and_then(|checks| (checks.leader_has_exited)()) else {
             self.seen = None;
             return;
         };
@@ -158,22 +158,14 @@ impl RingLink {
 impl State {
     /// Nothing waits for a reply, nor for the server to end the link.
     fn is_settled(&self) -> bool {
-        let is_answered =
-            self.stream.is_answered() && self.ring.as_ref().is_none_or(RingLink::is_idle);
-        is_answered && !self.leaving && !self.closing
+        let ring_is_idle = self.link.ring().is_none_or(RingLink::is_idle);
+        let is_ending = matches!(self.ending, Ending::Leaving | Ending::Closing);
+        self.stream.is_answered() && ring_is_idle && !is_ending
     }
 
     /// How many calls have been answered on this link.
     fn answered(&self) -> u64 {
-        self.stream.answered() + self.in_rings + self.ring.as_ref().map_or(0, RingLink::answered)
-    }
-
-    /// What a call is told that was not executed because the process is gone, or as good as that.
-    pub(super) fn gone(&self) -> Error {
-        match self.leaderless {
-            Some(pid) => Error::LeaderExited { pid, outcome: Outcome::NotExecuted },
-            None => Error::Gone,
-        }
+        self.stream.answered() + self.link.up().map_or(0, Up::answered_in_rings)
     }
 }
 
@@ -192,10 +184,7 @@ impl Shared {
     /// There is no server any more: what waits fails.
     fn leader_exited(&self, pid: i32) {
         let mut state = self.lock();
-        state.leaderless = Some(pid);
-        state.dead = true;
-        let failed =
-            if state.link.stream().is_none() { state.bury() } else { LostBatches::default() };
+        let failed = state.die(Some(pid));
         drop(state);
         self.changed.send_replace(());
         self.work.notify_one();
@@ -205,14 +194,14 @@ impl Shared {
 
 impl Connection {
     /// Has somebody look while replies are outstanding.
-    pub(crate) fn set_health_checks(&self, watch: HealthChecks) {
-        self.shared().lock().watch = Some(Arc::new(watch));
+    pub(crate) fn set_health_checks(&self, checks: HealthChecks) {
+        self.shared().lock().callbacks.health_checks = Some(Arc::new(checks));
     }
 
     /// The memory of the ring stays mapped on both sides, whatever becomes of the link: in the process
     /// something else may be in its place.
     pub(crate) fn keep_ring_mapped(&self) {
-        if let Some(ring) = &self.shared().lock().ring {
+        if let Some(ring) = self.shared().lock().link.ring() {
             std::mem::forget(ring.memory());
         }
     }
@@ -229,17 +218,18 @@ impl Connection {
     /// under way in it may have been executed.
     pub(crate) fn leave_ring(&self, epoch: u64) {
         let mut state = self.shared().lock();
-        if state.epoch != epoch || !matches!(state.link, Link::Up(_)) {
+        if state.epoch != epoch {
             return;
         }
         let complete: Vec<(_, Replies)> = state.drain_ring();
-        let Some(ring) = state.ring.take() else { return };
-        state.in_rings += ring.answered();
-        state.uncounted = true;
+        let Some(up) = state.link.up_mut() else { return };
+        let Some(ring) = up.ring.take() else { return };
+        up.answered_in_rings += ring.answered();
+        up.first_call = None;
         let (unanswered, memory) = ring.disconnect();
         let lost = LostBatches::possibly_executed(unanswered.map(|(_, batch)| batch).collect());
         // A new one is made before the next batch that finds nothing under way.
-        state.busy_at = 0;
+        state.ring_making.hasten();
         drop(state);
         self.shared().complete(complete);
         self.shared().changed.send_replace(());

@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::state::{Link, State};
-use super::{Batch, Connection, Corked, Receipt, Scope, Shared, Successor, budget, receipt};
+use super::batch::{Batch, Scope};
+use super::receipt::{Receipt, receipt};
+use super::state::{Link, State, Successor, Writing};
+use super::{Connection, Shared, budget};
 use crate::error::{Error, Outcome, Result};
 use crate::proto::{Call, Reply};
 
@@ -21,7 +23,7 @@ pub(crate) struct Quiesce(Arc<Shared>);
 impl Drop for Quiesce {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.quiesces -= 1;
+        state.writing.resume();
         state.flush();
         drop(state);
         self.0.work.notify_one();
@@ -32,41 +34,43 @@ impl Drop for Quiesce {
 impl State {
     pub(super) fn could_begin(&self, own: Option<&Quiesce>, tenure: Option<u64>) -> Result<bool> {
         match self.link {
-            Link::Gone => Err(self.gone()),
+            Link::Gone => Err(self.ending.error()),
             Link::Superseded(successor) => Err(successor.error(Outcome::NotExecuted)),
             _ if !self.is_in(tenure) => Err(Successor::GONE.error(Outcome::NotExecuted)),
-            _ if self.dead => Err(self.gone()),
-            Link::Down => Err(Error::Lost(Outcome::NotExecuted)),
+            _ if self.ending.is_dead() => Err(self.ending.error()),
+            Link::Down { .. } => Err(Error::Lost(Outcome::NotExecuted)),
             Link::Up(_) => {
-                let paused = self.quiesces > usize::from(own.is_some());
+                let is_quiesced = self.writing.quiesces() > usize::from(own.is_some());
                 // What waits only for company came before.
-                let behind = self.corked == Corked::Awaited || self.ring_is_busy();
-                Ok(!paused && self.stream.is_answered() && !behind)
+                let behind =
+                    self.writing == (Writing::Corked { awaited: true }) || self.ring_is_busy();
+                Ok(!is_quiesced && self.stream.is_answered() && !behind)
             }
         }
     }
 }
 
 impl Connection {
-    /// Writes nothing new during the pause, on this link or another one: what comes waits in the queue.
+    /// Writes nothing new while the returned value lives, on this link or another one: what comes waits in
+    /// the queue.
     pub(crate) fn quiesce(&self) -> Quiesce {
         let mut state = self.shared().lock();
         state.uncork();
-        state.quiesces += 1;
+        state.writing.quiesce();
         Quiesce(self.shared().clone())
     }
 
-    /// A pause in which nothing is unanswered, or the link is down.
+    /// A [`Quiesce`] in which nothing is unanswered, or the link is down.
     pub(crate) async fn quiesce_idle(&self) -> Quiesce {
         let mut changed = self.subscribe();
-        let pause = self.quiesce();
+        let quiesce = self.quiesce();
         loop {
             let complete = {
                 let state = self.shared().lock();
-                if state.link.stream().is_none() || state.is_idle() {
-                    return pause;
+                if !state.link.is_up() || state.is_idle() {
+                    return quiesce;
                 }
-                state.ring.as_ref().is_some_and(|ring| ring.attend())
+                state.attend_ring()
             };
             if complete {
                 self.shared().collect();
@@ -82,24 +86,24 @@ impl Connection {
     /// Returns when what has been answered so far is owned by its handles.
     pub(crate) async fn is_owned(&self) {
         let mut changed = self.subscribe();
-        while self.shared().lock().completing > 0 {
+        while self.shared().lock().completing.count > 0 {
             // The sender lives in what `self` holds.
             let _ = changed.changed().await;
         }
     }
 
-    /// A pause, if nothing is unanswered.
+    /// A [`Quiesce`], if nothing is unanswered.
     pub(crate) fn try_quiesce_idle(&self) -> Option<Quiesce> {
         let mut state = self.shared().lock();
         state.uncork();
         state.is_idle().then(|| {
-            state.quiesces += 1;
+            state.writing.quiesce();
             Quiesce(self.shared().clone())
         })
     }
 
-    /// Sends a batch ahead of everything that is queued, in a pause of the caller's: over a link that
-    /// is fresh or idle.
+    /// Sends a batch ahead of everything that is queued, while the caller has quiesced the connection:
+    /// over a link that is fresh or idle.
     pub(crate) fn submit_first<R: Send + 'static>(
         &self,
         calls: Vec<Call>,
@@ -108,8 +112,8 @@ impl Connection {
         let (complete, receipt) = receipt(self.acquire(budget::size(&calls)), complete);
         let mut state = self.shared().lock();
         match &state.link {
-            Link::Up(stream) if !state.dead && state.is_in(self.tenure) => {
-                let stream = stream.clone();
+            Link::Up(up) if !state.ending.is_dead() && state.is_in(self.tenure) => {
+                let stream = up.stream.clone();
                 state.write_first(
                     [(calls.into(), Batch { complete, scope: Scope::ThisLink })],
                     &stream,
@@ -127,7 +131,7 @@ impl Connection {
     }
 
     /// Sends a batch over the stream, right after `before`, if nothing is unanswered there and there is
-    /// no pause but `own`: so it waits behind nothing. Else it does nothing, and returns `None`. So it does
+    /// no [`Quiesce`] but `own`: so it waits behind nothing. Else it does nothing, and returns `None`. So it does
     /// if something is queued that belongs to this link: its descriptors are on their way already, and
     /// those of `before` must not be taken for them.
     ///
@@ -174,11 +178,11 @@ impl Connection {
     ///
     /// [`Error::LeaderExited`] if there is no server any more that could.
     pub(crate) async fn shut_down(&self) -> Result<()> {
-        let _pause = self.quiesce_idle().await;
+        let _quiesce = self.quiesce_idle().await;
         let mut changed = self.subscribe();
         let epoch = {
             let mut state = self.shared().lock();
-            state.leaving = true;
+            state.ending.leave();
             state.epoch
         };
         // From here on its end is overdue.
@@ -189,7 +193,10 @@ impl Connection {
                 // Another one may be there already.
                 let link = state.link.stream().filter(|_| state.epoch == epoch);
                 let Some(stream) = link else {
-                    return if state.leaderless.is_some() { Err(state.gone()) } else { Ok(()) };
+                    return match state.ending.leaderless() {
+                        Some(_) => Err(state.ending.error()),
+                        None => Ok(()),
+                    };
                 };
                 // A stream that is over already is what is wanted.
                 let _ = shutdown(stream.as_raw_fd(), Shutdown::Write);

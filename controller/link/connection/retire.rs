@@ -1,6 +1,6 @@
 //! The end of a connection whose process is dead, and whose stream goes on without it.
 
-use super::state::{Link, LostBatches};
+use super::state::Ending;
 use super::{Connection, Socket};
 use crate::error::Error;
 
@@ -21,20 +21,20 @@ impl Connection {
     /// all of them when it died. What it answered is read before: nothing is left in either direction.
     pub(crate) fn retire(&self) -> Option<Socket> {
         let mut state = self.shared().lock();
-        let usable = !state.closing && state.quiesces == 0 && state.stream.is_written();
+        let is_open = state.ending != Ending::Closing && !state.writing.is_quiesced();
+        let usable = is_open && state.stream.is_written();
         let stream = state.link.stream().filter(|stream| usable && stream.is_read()).cloned();
         let Some(stream) = stream else {
             drop(state);
             self.process_died();
             return None;
         };
-        state.dead = true;
+        state.ending.die(None);
         let answered = state.drain();
         let left = stream.renew();
         // The task of the link has nothing to say any more, and nobody ends the stream.
         state.epoch += 1;
-        state.link = Link::Down;
-        let mut lost: LostBatches = state.detach();
+        let mut lost = state.forget_link();
         lost.extend(state.bury());
         drop(state);
         self.shared().complete(answered);

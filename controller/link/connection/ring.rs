@@ -20,9 +20,12 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::batch::{Batch, Scope, value};
+use super::exchange::replied;
 use super::interrupt::{Interrupter, Interruption, Interrupts};
-use super::state::{Link, State, replied};
-use super::{Batch, Connection, OnPoll, Receipt, Scope, Shared, WhenBusy, value};
+use super::receipt::{OnPoll, Receipt};
+use super::state::Ending;
+use super::{Connection, Shared};
 use crate::abi::ring::SHARP;
 use crate::error::{Error, Result};
 use crate::link;
@@ -307,32 +310,17 @@ impl Connection {
     }
 }
 
-impl State {
-    /// The ring, if the next batch may go into it.
-    pub(super) fn usable_ring(&mut self) -> Option<&mut RingLink> {
-        let ring = self.ring.as_mut()?;
-        let stream_is_idle = self.stream.is_answered() && self.stream.is_written();
-        let is_up = matches!(self.link, Link::Up(_)) && !self.leaving;
-        let is_up = is_up && self.quiesces == 0 && !self.dead;
-        (stream_is_idle && is_up).then_some(ring)
-    }
-
-    pub(super) fn ring_is_busy(&self) -> bool {
-        // A call of the stream would get a signal that comes late.
-        self.ring.as_ref().is_some_and(|ring| ring.interruption.is_some() || !ring.is_idle())
-    }
-}
-
 impl Shared {
     /// Completes what is complete in the ring.
     pub(super) fn collect(&self) {
         let mut state = self.lock();
-        let mut complete = std::mem::take(&mut state.emptied);
-        let Some(ring) = &mut state.ring else { return };
+        let mut complete = std::mem::take(&mut state.completing.list);
+        let Some(ring) = state.link.ring_mut() else { return };
         ring.take_complete(&mut complete);
-        state.completing += complete.len();
+        state.completing.count += complete.len();
         // The stream, or its end, has waited for the ring.
-        let turn = (state.closing || !state.stream.is_written()) && !state.ring_is_busy();
+        let is_closing = state.ending == Ending::Closing;
+        let turn = (is_closing || !state.stream.is_written()) && !state.ring_is_busy();
         drop(state);
         if turn {
             self.work.notify_one();
@@ -354,43 +342,19 @@ impl Connection {
         ours: Bell,
     ) {
         let mut state = self.shared().lock();
-        if state.epoch != epoch || state.link.stream().is_none() {
+        if state.epoch != epoch {
             return;
         }
+        let Some(up) = state.link.up_mut() else { return };
         let (attended, over) = oneshot::async_channel();
         let looks = Looks::new(polling);
         memory.ring().set_patience(looks.for_call(false));
         let calls = Ring::new(memory.clone());
         let common = Arc::new(RingContext { memory, looks, interrupts });
         let ring = RingLink { calls, bell, common, interruption: None, _attended: attended };
-        let before = state.ring.replace(ring);
-        state.in_rings += before.map_or(0, |ring| ring.answered());
+        let before = up.ring.replace(ring);
+        up.answered_in_rings += before.map_or(0, |ring| ring.answered());
         tokio::spawn(attend(Arc::downgrade(self.shared()), ours.0, over));
-    }
-
-    /// Calls `busy` before a batch that finds nothing under way, once there have been many on a link,
-    /// and then when it says.
-    pub(crate) fn when_busy(&self, busy: impl Fn() -> WhenBusy + Send + Sync + 'static) {
-        self.shared().lock().when_busy = Some(Arc::new(busy));
-    }
-
-    /// What `when_busy` has begun on that link is over: says when it is called again.
-    pub(crate) fn call_when_busy(&self, epoch: u64, next: WhenBusy) {
-        let mut state = self.shared().lock();
-        if state.epoch == epoch {
-            state.call_when_busy(next);
-        }
-    }
-
-    /// Which link there is.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.shared().lock().epoch
-    }
-
-    /// Whether calls go into a ring where they can.
-    #[must_use]
-    pub fn has_ring(&self) -> bool {
-        self.shared().lock().ring.is_some()
     }
 }
 

@@ -1,72 +1,136 @@
-//! The state that all clones of a connection share, under its lock: calls under way, and the link.
+//! The state that all clones of a connection share, under its lock.
+//!
+//! Four parts of it change by themselves, and each is an enum:
+//!
+//! ```text
+//! Link      Down ──attach──▶ Up ──end──▶ Down          the process is persistent: there may be a next link
+//!                             └──end──▶ Gone          it is not, or Ending is Closing or Dead
+//!           Down ──supersede──▶ Superseded ──attach──▶ Up
+//!
+//! Ending    Open ──▶ Leaving ──attach──▶ Open          `Connection::shut_down` ends this link, and no more
+//!             └────────┴──▶ Closing                    the last handle was dropped: ends when all is written
+//!             └────────┴───────┴──▶ Dead               the process is dead, or as good as dead
+//!
+//! Writing   Open ◀──▶ Corked                           what is queued waits for company
+//!             └──────────┴──▶ Quiesced(n)              only the rest of a batch that was begun is written
+//!                             the last of n is dropped ──▶ Open
+//!
+//! Reading   ByTask ◀──▶ ByThreads                      who reads replies, while the link is up
+//! ```
+//! What belongs to one link (its stream, its ring, the numbers of its calls, who reads) is in [`Up`], and
+//! ends with it.
 
-use std::io;
-use std::os::fd::AsRawFd;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::sys::socket::{Shutdown, shutdown};
 
+use super::batch::Batch;
 use super::overdue::HealthChecks;
-use super::passing::DataSocket;
 use super::ring::RingLink;
+use super::ring_making::RingMaking;
 use super::socket::Socket;
-use super::{BUSY_AFTER, Batch, Corked, Scope, WhenBusy};
-use crate::error::Outcome;
-use crate::proto::log::Log;
+use crate::error::{Error, Outcome};
+use crate::proto::Replies;
 use crate::proto::stream::Stream;
-use crate::proto::{Call, Calls, Replies};
-use crate::{fault, link};
 
 pub(super) struct State {
     pub(super) stream: Stream<Batch>,
     pub(super) link: Link,
-    /// How often a link was attached: a driver of an older one has nothing to say any more.
+    /// The number of links that were attached: the task of an older one has nothing to say any more.
     pub(super) epoch: u64,
-    /// How often another controller has held the process between two links of this one's. What was
-    /// found out or made in an earlier tenure may be something else by now.
+    /// The number of times that another controller has held the process between two links of this one's.
+    /// What was found out or made in an earlier tenure may be something else by now.
     pub(super) tenure: u64,
     /// The process outlives the link: what is queued waits for the next one.
     pub(super) persistent: bool,
-    /// The process is dead: what has arrived is read, and then the link is gone.
-    pub(super) dead: bool,
-    /// No handle is left: end when the queue is written.
-    pub(super) closing: bool,
-    /// How many want nothing new to be written.
-    pub(super) quiesces: usize,
-    /// Batches that have their replies, and whose closures have not returned yet.
-    pub(super) completing: usize,
-    /// Space for batches that complete together: one such list was emptied, and is filled again.
-    pub(super) emptied: Vec<(Batch, Replies)>,
-    /// What is queued, if it waits for what comes next.
-    pub(super) corked: Corked,
-    /// Threads wait for their own replies, and have done so that often: the driver does not.
-    pub(super) alone: Option<u64>,
-    /// How many batches were submitted on this link.
-    pub(super) batches: u32,
-    /// Called when there have been many, and nothing is under way.
-    pub(super) when_busy: Option<Arc<dyn Fn() -> WhenBusy + Send + Sync>>,
-    /// After how many batches it is called.
-    pub(super) busy_at: u32,
-    /// What keeps the server from reading ahead, if it does not.
-    pub(super) unable: Option<Errno>,
+    pub(super) ending: Ending,
+    pub(super) writing: Writing,
+    pub(super) completing: Completing,
+    pub(super) ring_making: RingMaking,
+    /// The error that keeps the server from reading ahead, if it does not.
+    pub(super) no_read_ahead: Option<Errno>,
+    pub(super) callbacks: Callbacks,
+}
+
+/// The link to the server.
+pub(super) enum Link {
+    Up(Up),
+    Down {
+        /// The number, in the server's log, of the first call that was under way when the link was lost.
+        /// None: nobody knows it, and nothing is under way.
+        resume_from: Option<u64>,
+    },
+    /// Another controller has taken the process over.
+    Superseded(Successor),
+    /// There will be no link any more: what comes is refused. [`Ending`] has the reason.
+    Gone,
+}
+
+/// What belongs to one link.
+pub(super) struct Up {
+    pub(super) stream: Arc<Socket>,
     /// The faster way, while there is one.
     pub(super) ring: Option<RingLink>,
-    /// The number of the first call of this link in the server's log.
-    pub(super) first: u64,
-    /// How many calls have been answered on this link in rings before the one that there is.
-    pub(super) in_rings: u64,
-    /// The number of the first call that was under way when the last link was lost.
-    pub(super) base: u64,
-    /// A ring was left in which calls may have been executed or not: nobody knows their numbers any more.
-    pub(super) uncounted: bool,
-    /// The pid of the process if its server's thread has exited and another one goes on.
-    pub(super) leaderless: Option<i32>,
-    /// What is looked at while replies are outstanding.
-    pub(super) watch: Option<Arc<HealthChecks>>,
-    /// The link's end is this side's wish.
-    pub(super) leaving: bool,
-    /// Told when a link has been lost that the process outlives.
+    pub(super) reading: Reading,
+    /// The number of this link's first call in the server's log. None: a ring was left in which calls may
+    /// have been executed or not, and nobody knows the numbers of those behind them.
+    pub(super) first_call: Option<u64>,
+    /// The number of calls that were answered in rings before the one that there is.
+    pub(super) answered_in_rings: u64,
+}
+
+/// Who reads replies from the stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// The link's task.
+    ByTask,
+    /// Threads that wait for their own replies: that many calls by now.
+    ByThreads { calls: u64 },
+}
+
+/// When queued batches are written, while the link is up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writing {
+    /// As soon as they can be.
+    Open,
+    /// The queue waits for company, as under TCP_CORK (tcp(7)), while nothing is unanswered. `awaited`:
+    /// somebody will wait for a batch in it.
+    Corked { awaited: bool },
+    /// So many [`Quiesce`](super::Quiesce) are alive.
+    Quiesced(NonZeroUsize),
+}
+
+/// How far the connection is from its end. A later one in this list replaces an earlier one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    Open,
+    /// The end of the link that there is has been asked for by this side.
+    Leaving,
+    /// No handle is left: the stream ends when the queue is written.
+    Closing,
+    /// The process is dead: what has arrived is read, and then the link is gone.
+    Dead {
+        /// The pid of the process if its server's thread has exited and another one goes on.
+        leaderless: Option<i32>,
+    },
+}
+
+/// Batches that have their replies.
+#[derive(Default)]
+pub(super) struct Completing {
+    /// The number of those whose closures have not returned yet.
+    pub(super) count: usize,
+    /// An empty list for those that complete together: its memory is used again.
+    pub(super) list: Vec<(Batch, Replies)>,
+}
+
+/// What the connection calls, outside of its lock.
+#[derive(Default)]
+pub(super) struct Callbacks {
+    /// Called while replies are outstanding.
+    pub(super) health_checks: Option<Arc<HealthChecks>>,
+    /// Called when a link has been lost that the process outlives.
     pub(super) when_down: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
@@ -77,232 +141,184 @@ pub(crate) struct Successor {
     pub(crate) since: Option<i64>,
 }
 
-/// The server's log of the calls that were under way on the link before.
-pub(crate) struct LinkHistory {
-    pub(crate) log: Log,
-    /// The number of the first call that was not executed for this controller, if anybody knows.
-    pub(crate) end: Option<u64>,
-    /// Another controller has held the process since.
-    pub(crate) held: bool,
-}
+impl Successor {
+    /// A controller that has held the process and is gone again.
+    pub(super) const GONE: Self = Self { pid: None, since: None };
 
-/// Batches that are lost with a link, or given up.
-#[derive(Default)]
-pub(super) struct LostBatches {
-    pub(super) batches: Vec<(Batch, Outcome)>,
-    /// The pid of the process if its server's thread has exited and another one goes on.
-    pub(super) leaderless: Option<i32>,
-    /// Who has the process now, if it is lost to somebody.
-    pub(super) successor: Option<Successor>,
-    /// Dropping it can make a call: not under the lock.
-    memory: Option<Arc<link::Shared>>,
-}
-
-impl LostBatches {
-    fn new(batches: Vec<Batch>, outcome: Outcome) -> Self {
-        let batches = batches.into_iter().map(|batch| (batch, outcome)).collect();
-        Self { batches, ..Self::default() }
-    }
-
-    pub(super) fn possibly_executed(batches: Vec<Batch>) -> Self {
-        batches.iter().for_each(Batch::give_up);
-        Self::new(batches, Outcome::PossiblyExecuted)
-    }
-
-    pub(super) fn extend(&mut self, other: Self) {
-        self.batches.extend(other.batches);
+    /// The error of a call with that outcome.
+    pub(super) fn error(self, outcome: Outcome) -> Error {
+        let Self { pid, since } = self;
+        Error::Superseded { pid, since, outcome }
     }
 }
 
-pub(super) enum Link {
-    Up(Arc<Socket>),
-    Down,
-    Gone,
-    /// Another controller has taken the process over.
-    Superseded(Successor),
+impl Up {
+    pub(super) fn new(stream: Arc<Socket>, first_call: u64) -> Self {
+        Self {
+            stream,
+            ring: None,
+            reading: Reading::ByTask,
+            first_call: Some(first_call),
+            answered_in_rings: 0,
+        }
+    }
+
+    /// The number of calls that were answered in rings on this link.
+    pub(super) fn answered_in_rings(&self) -> u64 {
+        self.answered_in_rings + self.ring.as_ref().map_or(0, RingLink::answered)
+    }
 }
 
 impl Link {
-    pub(super) fn stream(&self) -> Option<&Arc<Socket>> {
+    pub(super) fn up(&self) -> Option<&Up> {
         match self {
-            Self::Up(stream) => Some(stream),
-            Self::Down | Self::Gone | Self::Superseded(_) => None,
+            Self::Up(up) => Some(up),
+            Self::Down { .. } | Self::Gone | Self::Superseded(_) => None,
+        }
+    }
+
+    pub(super) fn up_mut(&mut self) -> Option<&mut Up> {
+        match self {
+            Self::Up(up) => Some(up),
+            Self::Down { .. } | Self::Gone | Self::Superseded(_) => None,
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        matches!(self, Self::Up(_))
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        matches!(self, Self::Down { .. })
+    }
+
+    pub(super) fn stream(&self) -> Option<&Arc<Socket>> {
+        self.up().map(|up| &up.stream)
+    }
+
+    pub(super) fn ring(&self) -> Option<&RingLink> {
+        self.up()?.ring.as_ref()
+    }
+
+    pub(super) fn ring_mut(&mut self) -> Option<&mut RingLink> {
+        self.up_mut()?.ring.as_mut()
+    }
+}
+
+impl Writing {
+    /// One more wants nothing new to be written.
+    pub(super) fn quiesce(&mut self) {
+        *self = Self::Quiesced(match *self {
+            Self::Quiesced(count) => count.saturating_add(1),
+            Self::Open | Self::Corked { .. } => NonZeroUsize::MIN,
+        });
+    }
+
+    /// One of them does not any more.
+    pub(super) fn resume(&mut self) {
+        if let Self::Quiesced(count) = *self {
+            *self = NonZeroUsize::new(count.get() - 1).map_or(Self::Open, Self::Quiesced);
+        }
+    }
+
+    pub(super) fn is_quiesced(self) -> bool {
+        self.quiesces() > 0
+    }
+
+    /// How many want nothing new to be written.
+    pub(super) fn quiesces(self) -> usize {
+        match self {
+            Self::Quiesced(count) => count.get(),
+            Self::Open | Self::Corked { .. } => 0,
+        }
+    }
+
+    pub(super) fn is_corked(self) -> bool {
+        matches!(self, Self::Corked { .. })
+    }
+
+    /// What is queued does not wait for company.
+    pub(super) fn uncork(&mut self) {
+        if self.is_corked() {
+            *self = Self::Open;
         }
     }
 }
 
-/// The fault that `farcall torture` is to notice: calls are sent again after another controller.
-fn is_sent_again() -> bool {
-    fault::mutant("send-again").is_some()
-}
+impl Ending {
+    /// This side ends the link.
+    pub(super) fn leave(&mut self) {
+        if *self == Self::Open {
+            *self = Self::Leaving;
+        }
+    }
 
-/// Batches that have just got their replies, in the order of these.
-pub(super) fn replied(batches: &[(Batch, Replies)]) {
-    batches.iter().for_each(|(batch, replies)| batch.replied(replies));
-}
+    /// There is another link than the one that this side has ended.
+    pub(super) fn attached(&mut self) {
+        if *self == Self::Leaving {
+            *self = Self::Open;
+        }
+    }
 
-/// What has become of bytes that arrived.
-pub(super) struct Arrived {
-    pub(super) complete: Vec<(Batch, Replies)>,
-    /// They are out of step: the stream is over.
-    pub(super) over: bool,
+    /// The last handle is dropped.
+    pub(super) fn close(&mut self) {
+        if !self.is_dead() {
+            *self = Self::Closing;
+        }
+    }
+
+    /// The process is dead, or, without its leader, as good as dead.
+    pub(super) fn die(&mut self, leaderless: Option<i32>) {
+        *self = Self::Dead { leaderless: leaderless.or(self.leaderless()) };
+    }
+
+    pub(super) fn is_dead(self) -> bool {
+        matches!(self, Self::Dead { .. })
+    }
+
+    /// The pid of the process if its server's thread has exited and another one goes on.
+    pub(super) fn leaderless(self) -> Option<i32> {
+        match self {
+            Self::Dead { leaderless } => leaderless,
+            Self::Open | Self::Leaving | Self::Closing => None,
+        }
+    }
+
+    /// The error of a call that was not executed because the process is gone, or as good as that.
+    pub(super) fn error(self) -> Error {
+        match self.leaderless() {
+            Some(pid) => Error::LeaderExited { pid, outcome: Outcome::NotExecuted },
+            None => Error::Gone,
+        }
+    }
 }
 
 impl State {
+    /// The state of a connection that has had no link yet.
+    pub(super) fn new() -> Self {
+        Self {
+            stream: Stream::default(),
+            link: Link::Down { resume_from: None },
+            epoch: 0,
+            tenure: 0,
+            persistent: false,
+            ending: Ending::Open,
+            writing: Writing::Open,
+            completing: Completing::default(),
+            ring_making: RingMaking::default(),
+            no_read_ahead: None,
+            callbacks: Callbacks::default(),
+        }
+    }
+
     /// Nothing is unanswered, and what has been answered is owned.
     pub(super) fn is_idle(&self) -> bool {
-        self.stream.is_answered() && !self.ring_is_busy() && self.completing == 0
+        self.stream.is_answered() && !self.ring_is_busy() && self.completing.count == 0
     }
 
-    /// Says when `when_busy` is called again.
-    pub(super) fn call_when_busy(&mut self, next: WhenBusy) {
-        match next {
-            WhenBusy::Done => {}
-            WhenBusy::CallAgain => self.busy_at = BUSY_AFTER,
-            WhenBusy::CallLater => self.busy_at = self.batches.saturating_mul(2),
-        }
-    }
-
-    /// Writes what waits for company: there will be none.
-    pub(super) fn uncork(&mut self) {
-        if self.corked != Corked::Nothing {
-            self.flush();
-        }
-    }
-
-    /// Writes what can be written. Says whether something is left that could be.
-    pub(super) fn flush(&mut self) -> bool {
-        if self.ring_is_busy() {
-            // The stream follows when it is empty.
-            return false;
-        }
-        self.corked = Corked::Nothing;
-        let Some(stream) = self.link.stream().cloned() else { return false };
-        self.write(&stream, self.quiesces > 0)
-    }
-
-    fn write(&mut self, stream: &Socket, torn_only: bool) -> bool {
-        loop {
-            let output = self.stream.output(torn_only);
-            if output.is_empty() {
-                return false;
-            }
-            match stream.write(&output) {
-                Ok(n) => self.stream.wrote(n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
-                // The reading side sees the end too, and it is the one that acts on it.
-                Err(_) => return false,
-            }
-        }
-    }
-
-    /// Writes batches ahead of everything that is queued, of which nothing has been written in part,
-    /// whatever pauses there are: all of them at once.
-    pub(super) fn write_first<const N: usize>(
-        &mut self,
-        batches: [(Calls, Batch); N],
-        stream: &Socket,
-    ) {
-        // Somebody has to wait for it.
-        self.alone = None;
-        let queued = self.stream.take_queue();
-        for (calls, batch) in batches {
-            self.stream.push(calls, batch);
-        }
-        // Nothing is under way: a few requests fit into the socket's buffer.
-        self.write(stream, false);
-        self.stream.append_queue(queued);
-    }
-
-    /// Takes bytes that have arrived. What is complete with them counts as completing.
-    pub(super) fn receive(&mut self, bytes: &[u8]) -> Arrived {
-        let mut complete = std::mem::take(&mut self.emptied);
-        let over = self.stream.receive(bytes, &mut complete).is_err();
-        replied(&complete);
-        self.completing += complete.len();
-        Arrived { complete, over }
-    }
-
-    /// Takes what the server has answered before the link's end, whether or not the runtime has
-    /// heard of it.
-    pub(super) fn drain(&mut self) -> Vec<(Batch, Replies)> {
-        let mut complete = self.drain_ring();
-        let Some(stream) = self.link.stream().cloned() else { return complete };
-        let mut read = || stream.read_now(|bytes| (!bytes.is_empty()).then(|| self.receive(bytes)));
-        while let Ok(Some(arrived)) = read() {
-            complete.extend(arrived.complete);
-            if arrived.over {
-                break;
-            }
-        }
-        complete
-    }
-
-    /// The same of a link whose stream has been read to its end.
-    pub(super) fn drain_ring(&mut self) -> Vec<(Batch, Replies)> {
-        let mut complete = Vec::new();
-        if let Some(ring) = &mut self.ring {
-            ring.take_complete(&mut complete);
-            self.completing += complete.len();
-        }
-        complete
-    }
-
-    /// Forgets the link. What was under way waits for what the server's log says at the next one, if
-    /// there can be one. Returns what fails at once.
-    pub(super) fn detach(&mut self) -> LostBatches {
-        if let Some(stream) = self.link.stream() {
-            // Wakes the driver, if the other end has not.
-            let _ = shutdown(stream.as_raw_fd(), Shutdown::Both);
-        }
-        self.detach_from_the_end()
-    }
-
-    /// The same where the other end has ended the stream.
-    pub(super) fn detach_from_the_end(&mut self) -> LostBatches {
-        if self.link.stream().is_some() {
-            let in_ring = self.ring.as_ref().map_or(0, RingLink::answered);
-            self.base = self.first + self.stream.answered() + self.in_rings + in_ring;
-        }
-        self.link = Link::Down;
-        self.stream.disconnect();
-        let mut lost = LostBatches::default();
-        if let Some(ring) = self.ring.take() {
-            let (unanswered, pages) = ring.disconnect();
-            for (unanswered, batch) in unanswered {
-                self.stream.set_aside(unanswered, batch);
-            }
-            lost.memory = Some(pages);
-        }
-        let logged = self.persistent && self.stream.version() > 0 && !self.uncounted;
-        // What is of the link can't go on, and others may wait for it to be over. And a program that
-        // was executed instead of the server does not keep its log.
-        let given_up = self.stream.give_up(|last, batch| {
-            !logged || batch.is_of_this_link() || last.is_some_and(Call::executes)
-        });
-        lost.extend(LostBatches::new(given_up, Outcome::PossiblyExecuted));
-        let of_link = self.stream.withdraw(Batch::is_of_this_link);
-        lost.extend(LostBatches::new(of_link, Outcome::NotExecuted));
-        lost
-    }
-
-    /// What was under way when the link was lost goes on in front of what is queued, by what the
-    /// server says, or without that is given up. Returns what is complete, which counts as completing,
-    /// and what is lost.
-    ///
-    /// Where another controller has held the process, nothing goes on.
-    pub(super) fn resume(
-        &mut self,
-        past: Option<&LinkHistory>,
-    ) -> (Vec<(Batch, Replies)>, LostBatches) {
-        self.learn(past, past.is_none_or(|past| !past.held || is_sent_again()))
-    }
-
-    /// Another controller has held the process: what waits is not sent any more. Nor is what comes from
-    /// those who were at it before.
-    pub(super) fn end_tenure(&mut self) -> LostBatches {
-        self.tenure += 1;
-        if is_sent_again() { LostBatches::default() } else { self.abandon() }
+    /// Nothing is unanswered on the stream, or waits to be written there.
+    pub(super) fn stream_is_idle(&self) -> bool {
+        self.stream.is_answered() && self.stream.is_written()
     }
 
     /// Whether what is meant for that tenure alone may be submitted.
@@ -310,64 +326,21 @@ impl State {
         tenure.is_none_or(|tenure| tenure == self.tenure)
     }
 
-    /// What was under way learns what has become of it, and goes on if `again`.
-    fn learn(
-        &mut self,
-        past: Option<&LinkHistory>,
-        again: bool,
-    ) -> (Vec<(Batch, Replies)>, LostBatches) {
-        let Some(LinkHistory { log, end: Some(end), .. }) = past else {
-            let lost = self.stream.give_up(|_, _| true);
-            return (Vec::new(), LostBatches::new(lost, Outcome::PossiblyExecuted));
-        };
-        let fates = self.stream.resume(log, self.base, *end, again);
-        fates.lost.iter().for_each(Batch::give_up);
-        let mut lost = LostBatches::new(fates.lost, Outcome::Executed);
-        lost.extend(LostBatches::new(fates.not_executed, Outcome::NotExecuted));
-        replied(&fates.complete);
-        self.completing += fates.complete.len();
-        (fates.complete, lost)
+    /// The ring, if the next batch may go into it.
+    #[inline]
+    pub(super) fn usable_ring(&mut self) -> Option<&mut RingLink> {
+        let is_open = self.ending == Ending::Open && !self.writing.is_quiesced();
+        let is_usable = is_open && self.stream_is_idle();
+        self.link.ring_mut().filter(|_| is_usable)
     }
 
-    /// What is queued and passes descriptors does so over that socket, or is not executed any more.
-    pub(super) fn move_to(&mut self, data: Option<&DataSocket>) -> LostBatches {
-        let fates = self.stream.revise(|calls, batch| match (&mut batch.scope, data) {
-            (Scope::DataSocket(passing), Some(data)) => passing.move_to(data, calls).is_ok(),
-            (Scope::DataSocket(_), None) => false,
-            _ => true,
-        });
-        fates.lost.iter().for_each(Batch::give_up);
-        let mut lost = LostBatches::new(fates.lost, Outcome::Executed);
-        lost.extend(LostBatches::new(fates.not_executed, Outcome::NotExecuted));
-        lost
+    pub(super) fn ring_is_busy(&self) -> bool {
+        // A call of the stream would get a signal that comes late.
+        self.link.ring().is_some_and(|ring| ring.interruption.is_some() || !ring.is_idle())
     }
 
-    /// Another controller has taken the process over, as `past` tells. Returns what was executed, and
-    /// what is lost: all the rest.
-    pub(super) fn supersede(
-        &mut self,
-        successor: Successor,
-        past: &LinkHistory,
-    ) -> (Vec<(Batch, Replies)>, LostBatches) {
-        let (complete, mut lost) = self.learn(Some(past), false);
-        lost.extend(self.abandon());
-        lost.successor = Some(successor);
-        self.link = Link::Superseded(successor);
-        (complete, lost)
-    }
-
-    /// Gives up what was never written, and what nobody will say any more what has become of.
-    pub(super) fn abandon(&mut self) -> LostBatches {
-        let mut lost =
-            LostBatches::new(self.stream.give_up(|_, _| true), Outcome::PossiblyExecuted);
-        let fates = self.stream.abandon();
-        lost.extend(LostBatches::new(fates.lost, Outcome::Executed));
-        lost.extend(LostBatches::new(fates.not_executed, Outcome::NotExecuted));
-        lost
-    }
-
-    pub(super) fn bury(&mut self) -> LostBatches {
-        self.link = Link::Gone;
-        self.abandon()
+    /// Leaves what is under way in the ring to the task that hears the bell. True: something is complete.
+    pub(super) fn attend_ring(&self) -> bool {
+        self.link.ring().is_some_and(RingLink::attend)
     }
 }

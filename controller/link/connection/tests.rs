@@ -1,5 +1,6 @@
 //! What becomes of calls when links end and change.
 
+use super::submit::CORK_MAX;
 use super::*;
 use crate::abi::ring::Sent;
 use crate::abi::wire::{REQUEST_SIZE, RESULT_SIZE, Request, Word};
@@ -7,14 +8,16 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as Peer;
 use std::pin::pin;
-use std::task::Waker;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use syscalls::Sysno;
 
+use crate::error::{Error, Outcome, Result};
 use crate::link;
 use crate::link::Polling;
+use crate::proto::Call;
 use crate::proto::ring::Memory as _;
 
 fn pair() -> (Socket, Peer) {
