@@ -262,6 +262,7 @@ async fn bulk(side: Side, root: &Process) {
 }
 
 /// What is done to processes that outlive their controllers.
+#[expect(clippy::too_many_lines, reason = "a test is one story")]
 async fn persistent(side: Side, root: &Process, home: &Home) {
     let name = |text: &str| text.parse().unwrap();
     let start = async |text: &str| {

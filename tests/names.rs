@@ -23,6 +23,7 @@ fn names_of(named: &[Named]) -> Vec<&str> {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a test is one story")]
 async fn the_next_controller_finds_what_was_kept_and_nothing_else() {
     let home = TestHome::new();
     let root = Local::new().start().await.unwrap();

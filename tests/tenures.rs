@@ -90,6 +90,7 @@ fn is_stale<T: Debug>(told: farcall::Result<T>) {
 /// Each kind of thing that a controller can ask for waits for a link, and another controller comes
 /// before that.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a test is one story")]
 async fn whatever_waits_is_not_executed_once_another_controller_has_held_the_process() {
     let home = TestHome::new();
     let (process, place) = persistent(&home, &root_without_rings().await).await;

@@ -151,6 +151,7 @@ impl ChildBuilder {
     }
 
     /// Makes the child, which runs the `program` if it can begin with one.
+    #[expect(clippy::too_many_lines, reason = "not split yet: each step undoes those before it")]
     pub(super) async fn make(self, program: Option<Program>) -> Result<Child> {
         let Self { parent, flags, name, extent, .. } = self;
         let parent = parent.in_this_tenure();

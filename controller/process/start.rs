@@ -160,6 +160,7 @@ fn close(batch: &mut Batch, fd: usize) -> usize {
 /// which are also a message that takes the child's descriptor and one that sends its pidfd. In memory that
 /// is shared with this process these need no way into the parent, and writing there copies no page that a
 /// child has too.
+#[expect(clippy::too_many_lines, reason = "one batch, written in the order of its steps")]
 async fn at_once(
     parent: &Process,
     flags: CloneFlags,
