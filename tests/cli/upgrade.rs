@@ -59,7 +59,7 @@ fn upgrade_says_from_which_image_to_which_and_the_process_goes_on() {
     assert_eq!((&again["upgraded"], &again["from"]), (&json!(false), &again["to"]));
     assert!(succeed(&test, &["upgrade", "one"]).contains("already"));
     // It is a call in the log.
-    let log = succeed(&test, &["log", "one"]);
+    let log = succeed(&test, &["log", "one", "--all"]);
     assert!(log.contains("UPGRADE("), "{log}");
 }
 
