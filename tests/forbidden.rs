@@ -9,7 +9,7 @@ use farcall::calls::Sysno;
 use farcall::host::local::Stdio;
 use farcall::image::Carrier;
 use farcall::link::Polling;
-use farcall::persist::{Resource, SharedMemory, attach};
+use farcall::persist::{Resource, SharedMemory};
 use farcall::{Error, Local, Process};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -17,7 +17,7 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
-use crate::common::{TestHome, cut, deny, deny_here, fds, root, until};
+use crate::common::{TestHome, attach, cut, deny, deny_here, fds, root, until};
 
 const PAGE: usize = 4096;
 

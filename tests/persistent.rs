@@ -7,11 +7,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::{
-    Role, TestHome, alive, fds, hear, role, root, spawn_persistent, tell, until, until_async,
+    Role, TestHome, alive, attach, fds, hear, role, root, spawn_persistent, tell, until,
+    until_async,
 };
 use farcall::calls::{Sysno, WaitStatus};
 use farcall::link::Polling;
-use farcall::persist::{Attach, Home, Name, Place, SharedMemory, attach, flight};
+use farcall::persist::{Attach, Home, Name, Place, SharedMemory, flight};
 use farcall::proto::Call;
 use farcall::{Child, Error, Outcome, Process};
 use nix::fcntl::OFlag;

@@ -27,7 +27,9 @@ mod setup;
 
 pub use faults::{with_fault, with_mutant};
 pub use random::Random;
-pub use setup::{limit_descriptors, persistent, root, root_without_rings, roots, spawn_persistent};
+pub use setup::{
+    attach, limit_descriptors, persistent, root, root_without_rings, roots, spawn_persistent,
+};
 
 /// How long a test waits for an event before it fails loudly: longer than anything takes on a machine that
 /// is emulated on a busy one. No claim is about time.

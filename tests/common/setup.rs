@@ -1,10 +1,10 @@
 //! Processes that many tests begin with.
 
 use farcall::host::local::Stdio;
-use farcall::persist::{Home, Place, SharedMemory};
-use farcall::{Child, Local, Process};
+use farcall::persist::{Attach, Home, Place, SharedMemory};
+use farcall::{Child, Local, Process, Result};
 
-use super::TestHome;
+use super::{LIMIT, TestHome};
 
 /// A root server without standard streams.
 pub async fn root() -> Process {
@@ -28,6 +28,12 @@ pub async fn persistent(home: &TestHome, root: &Process) -> (Child, Place) {
 pub async fn spawn_persistent(home: &Home, root: &Process) -> Child {
     let reserved = home.reserve(&"one".parse().unwrap()).unwrap();
     root.child().spawn_persistent(reserved, SharedMemory::Refuse).await.unwrap()
+}
+
+/// Attaches to a persistent process, which an emulated machine may keep from answering for more than the ten
+/// seconds that are the default.
+pub async fn attach(place: Place) -> Result<Process> {
+    Attach::default().timeout(LIMIT).to(place).await
 }
 
 /// A root server whose children get no ring unless they ask for one.
