@@ -352,3 +352,28 @@ async fn what_a_controller_writes_into_shared_memory_does_not_reach_the_registry
     }
     attach(place).await.unwrap().exit(0).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_descriptor_that_has_a_name_is_closed_by_giving_that_up_alone() {
+    let home = TestHome::new();
+    let (child, _) = persistent(&home, &Local::new().start().await.unwrap()).await;
+    let fd = child.openat(None, "/dev/null", OFlag::O_RDONLY, Mode::empty()).await.unwrap();
+    let number = fd.number();
+    child.keep_fd("null", &fd).await.unwrap();
+    let refused = fd.close().await;
+    assert!(matches!(&refused, Err(Error::Misuse { advice, .. }) if advice.contains("release")));
+    let is_open = async || {
+        // What is closed in the background comes before this.
+        child.getpid().await.unwrap();
+        common::fds(child.pid().unwrap()).contains_key(&number)
+    };
+    assert!(is_open().await);
+    // So does the handle of who finds it.
+    let Resource::Fd(found) = child.name("null").await.unwrap().what else { panic!() };
+    assert_eq!(found.number(), number);
+    drop(found);
+    assert!(is_open().await);
+    child.release("null").await.unwrap();
+    assert!(!is_open().await);
+    child.exit(0).await.unwrap();
+}

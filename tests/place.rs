@@ -3,13 +3,15 @@
 use crate::common;
 
 use std::fs;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{TestHome, alive, cut, fds, persistent, root, spawn_persistent, until, until_async};
 use farcall::calls::Sysno;
 use farcall::link::Polling;
 use farcall::persist::{Attach, Place, Warning, attach};
 use farcall::{Child, Error, Process};
-use nix::fcntl::OFlag;
+use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 
@@ -90,6 +92,40 @@ async fn what_is_removed_is_only_what_was_looked_at() {
     drop(reserved);
     files.remove().unwrap();
     assert_eq!(fs::read(place.socket()).unwrap(), b"of somebody else");
+}
+
+/// Does `work` while another one has the directory, and says whether that one was done before it was.
+fn takes_its_turn(test: &TestHome, work: impl FnOnce() + Send) -> bool {
+    let directory = fs::File::open(test.path()).unwrap();
+    let lock = Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, errno)| errno).unwrap();
+    let is_free = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            work();
+            is_free.load(Ordering::SeqCst)
+        });
+        // It has the directory open to look around, and to wait for its turn.
+        let waits = || {
+            fds(std::process::id() as i32).into_values().filter(|path| path == test.path()).count()
+                > 2
+        };
+        until("it waits", || waits() || working.is_finished());
+        is_free.store(true, Ordering::SeqCst);
+        drop(lock);
+        working.join().unwrap()
+    })
+}
+
+#[test]
+fn who_makes_and_who_removes_files_of_a_process_take_turns() {
+    let test = TestHome::new();
+    let reserve = |name: &str| test.home.reserve(&name.parse().unwrap()).unwrap();
+    let reserved = Mutex::new(Some(reserve("one")));
+    let make = || *reserved.lock().unwrap() = Some(reserve("two"));
+    assert!(takes_its_turn(&test, make), "who reserves a place");
+    assert!(takes_its_turn(&test, || drop(reserved.lock().unwrap().take())), "who gives one up");
+    let files = test.home.place(&"two".parse().unwrap()).files().unwrap();
+    assert!(takes_its_turn(&test, || files.remove().unwrap()), "who removes what was left");
 }
 
 /// Removes the socket alone, that and NAME.json, or the whole directory.

@@ -706,3 +706,45 @@ async fn until_reconnected(process: &Process) {
     }
     panic!("it can't be reached any more");
 }
+
+/// It is entered where it lies then, by children too.
+#[tokio::test]
+async fn an_image_that_another_controller_has_put_in_its_place_is_found() {
+    let home = TestHome::new();
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
+    for _ in 0..3 {
+        lose(&process).await;
+        another(&place, async |other| other.upgrade().await.unwrap()).await;
+        process.reconnect().await.unwrap();
+        let child = process.child().spawn().await.unwrap();
+        assert_eq!(child.getppid().await.unwrap(), process.pid().unwrap());
+        child.exit(0).await.unwrap();
+    }
+    process.exit(0).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_the_rings_of_those_who_have_gone_nothing_is_left_in_memory() {
+    let home = TestHome::new();
+    let (process, place) = persistent(&home, &root_without_rings().await).await;
+    let pid = process.pid().unwrap();
+    let mapped = || {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        maps.lines().filter(|line| line.contains("/memfd:")).count()
+    };
+    let mut before = None;
+    for turn in 0..4 {
+        process.enter_ring(Polling::Adaptive).await.unwrap();
+        assert_eq!(process.getpid().await.unwrap(), pid);
+        let now = mapped();
+        assert_eq!(*before.get_or_insert(now), now, "after {turn} others");
+        lose(&process).await;
+        another(&place, async |other| {
+            other.enter_ring(Polling::Adaptive).await.unwrap();
+            assert_eq!(other.getpid().await.unwrap(), pid);
+        })
+        .await;
+        process.reconnect().await.unwrap();
+    }
+    process.exit(0).await.unwrap();
+}
