@@ -3,6 +3,7 @@
 use crate::common;
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -128,6 +129,18 @@ fn who_makes_and_who_removes_files_of_a_process_take_turns() {
     assert!(takes_its_turn(&test, || files.remove().unwrap()), "who removes what was left");
 }
 
+#[test]
+fn a_place_that_is_reserved_is_nobody_elses() {
+    let test = TestHome::new();
+    let one = "one".parse().unwrap();
+    let reserved = test.home.reserve(&one).unwrap();
+    let error = test.home.reserve(&one).unwrap_err().to_string();
+    assert!(error.contains(&format!("pid {} has reserved it", std::process::id())), "{error}");
+    assert!(reserved.place().socket().exists());
+    drop(reserved);
+    drop(test.home.reserve(&one).unwrap());
+}
+
 /// Removes the socket alone, that and NAME.json, or the whole directory.
 const REMOVED: [&str; 3] = ["one.sock", "one.sock one.json", ""];
 
@@ -198,6 +211,7 @@ async fn a_controller_makes_the_socket_anew_and_all_goes_on() {
         remove(&test, what);
         process.restore_socket().await.unwrap();
         assert_eq!(process.take_warnings(), [], "{what}");
+        assert_eq!(place.state().unwrap().process.pid, pid, "it is written down again");
         until_async("the old ones are closed", || fds(pid).len() == before).await;
         assert_eq!(process.read(&file, 4).await.unwrap(), b"root");
         assert_eq!(process.unclaimed().await.unwrap(), [], "{what}");
@@ -216,6 +230,8 @@ async fn a_controller_makes_the_socket_anew_and_all_goes_on() {
         assert_eq!(place.state().unwrap().process.pid, pid);
         // It has been removed again, and is reached by the file that it has now.
         fs::remove_file(place.socket()).unwrap();
+        // One of the same name has come and died since, and has left this.
+        drop(UnixListener::bind(place.socket()).unwrap());
         other.restore_socket().await.unwrap();
         let unclaimed = other.unclaimed().await.unwrap();
         assert_eq!(unclaimed.len(), 1, "the file alone: {unclaimed:?}");

@@ -51,6 +51,7 @@ pub fn build(folder: &Path, target: &Path) -> Result<PathBuf, String> {
     let users = "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n\
                  nobody:x:65534:65534::/:/bin/sh\n";
     write(&guest.join("etc/passwd"), users.as_bytes())?;
+    write(&guest.join("etc/hostname"), b"guest\n")?;
     write(&guest.join("etc/group"), b"root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n")?;
     write(&guest.join("steps"), include_bytes!("../../guest/steps"))?;
     write(&guest.join("init"), include_bytes!("../../guest/init"))?;
