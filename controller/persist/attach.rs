@@ -97,12 +97,15 @@ impl Attach {
         let taken = taken(&place, hold)?;
         connection.begin(log.head.calls);
         let limit = self.timeout.max(ONCE_ANSWERED);
-        // It has just answered. Who gives up here ends the connection, and the process is held by nobody.
+        // It has just answered. Who gives up here ends the connection, at once: whoever comes next finds the
+        // process held by nobody.
         let looked =
             timeout_at(deadline(limit), look_around(&place, &connection, data, taken, standing))
                 .await;
         let Found { table, image, arena, data, pidfd, here, leads, fds } =
-            looked.map_err(|_| no_answer(&place))??;
+            looked.unwrap_or_else(|_| Err(no_answer(&place))).inspect_err(|_| {
+                connection.end_link(connection.epoch());
+            })?;
         crate::process::watch_attached(&pidfd, &connection)?;
         let process = Process::new(Parts {
             space: AddressSpace::new(&connection),
