@@ -1,25 +1,30 @@
 //! A sockets' directory, held by a descriptor: whatever becomes of its path meanwhile, what is read,
 //! written and removed lies in the same directory.
 //!
-//! The directory may belong to another user: root may use it all the same. So nothing in it is followed
-//! or waited for (symbolic links, FIFOs, leases, [file systems that others serve](super::mounts)), what is read is a regular file of bounded size, and
+//! The directory may belong to another user: root may use it all the same. What it does there it does with
+//! that user's rights: see [`agent`](super::agent). Nothing in it is followed or waited for (symbolic links, FIFOs, leases, [file systems that others serve](super::mounts)), what is read is a regular file of bounded size, and
 //! what a file says is the word of the user whose file it is: see [`Directory::author`].
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, open, openat, readlinkat, renameat};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg, OFlag, open, openat, readlinkat};
 use nix::libc;
-use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmod, fchmodat, fstat, fstatat, mkdirat};
+use nix::sys::socket::UnixAddr;
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, fchmodat, fstat, fstatat, mkdirat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, geteuid, unlinkat};
+use nix::unistd::{Gid, Uid, geteuid};
 
+use super::agent::{Agent, Operation};
 use super::mounts;
 
 /// Symbolic links that are followed on the way to a directory, as the kernel has it.
@@ -41,7 +46,10 @@ pub(super) struct Directory {
     stat: FileStat,
     /// The mount that it is in, where that is known.
     mount: Option<u64>,
-    path: PathBuf,
+    /// Nobody else can put another directory in its place on the way to it.
+    sheltered: bool,
+    /// For root in a directory of another user's.
+    agent: Option<Arc<Agent>>,
 }
 
 /// A file of a directory, by a descriptor, mostly with O_PATH: while it is held no other file has its inode.
@@ -49,13 +57,30 @@ pub(super) struct Directory {
 pub(super) struct Pinned {
     fd: OwnedFd,
     stat: FileStat,
+    /// With whose rights it is used, if not with this process's.
+    agent: Option<Arc<Agent>>,
 }
 
 impl Pinned {
     /// What a descriptor is open on.
     pub(super) fn new(fd: OwnedFd) -> io::Result<Self> {
         let stat = fstat(&fd)?;
-        Ok(Self { fd, stat })
+        Ok(Self { fd, stat, agent: None })
+    }
+
+    /// The same, to be used with the rights of who says that it is what is meant.
+    pub(super) fn on_word_of(mut self, author: Author) -> Self {
+        if let Author::User(uid) = author {
+            self.agent = Some(Agent::of(uid));
+        }
+        self
+    }
+
+    /// Whether who it is used for may connect to it. This process does so itself: a server asks the
+    /// kernel who has connected.
+    pub(super) fn may_be_connected_to(&self) -> Result<(), Errno> {
+        let Some(agent) = &self.agent else { return Ok(()) };
+        agent.perform(Operation::MayWrite, self.as_fd(), Some(self.as_fd())).map(drop)
     }
 
     pub(super) fn is_socket(&self) -> bool {
@@ -126,7 +151,7 @@ impl Directory {
         let mut mount = None;
         mounts::enter(&at, &mut mount, is_trusted)?;
         let mut rest = parts(path);
-        let (mut links, mut strangers) = (0, Vec::new());
+        let (mut links, mut strangers, mut sheltered) = (0, Vec::new(), true);
         while let Some(part) = rest.pop() {
             let next = match part_of(&at, &part, &mut mount) {
                 // Nobody else's link says where something is made.
@@ -137,6 +162,10 @@ impl Directory {
                 next => next?,
             };
             let stat = fstat(&next)?;
+            // In a directory with this bit only the owner of a file renames it.
+            let above = fstat(&at)?;
+            let shared = above.st_mode & 0o022 != 0 && above.st_mode & libc::S_ISVTX == 0;
+            sheltered &= is_trusted(above.st_uid) && is_trusted(stat.st_uid) && !shared;
             if stat.st_mode & libc::S_IFMT != libc::S_IFLNK {
                 at = next;
                 continue;
@@ -169,7 +198,9 @@ impl Directory {
                 ),
             ));
         }
-        Ok(Self { fd: at, stat, mount, path: path.to_owned() })
+        let of_another = geteuid().is_root() && !is_trusted(stat.st_uid);
+        let agent = of_another.then(|| Agent::of(Uid::from_raw(stat.st_uid)));
+        Ok(Self { fd: at, stat, mount, sheltered, agent })
     }
 
     /// Opens it, and makes what is missing of it, with mode 0700 whatever the umask is.
@@ -197,7 +228,7 @@ impl Directory {
         let mut mount = None;
         mounts::enter(&fd, &mut mount, is_trusted)?;
         let stat = fstat(&fd)?;
-        let made = Self { fd, stat, mount, path: PathBuf::new() };
+        let made = Self { fd, stat, mount, sheltered: false, agent: None };
         if made.owner() == geteuid() { made.set_own_mode(0o700) } else { Ok(()) }
     }
 
@@ -255,69 +286,71 @@ impl Directory {
         }
     }
 
+    /// Does it with the rights that count here.
+    fn perform(
+        &self,
+        operation: Operation<'_>,
+        file: Option<&Pinned>,
+    ) -> Result<Option<OwnedFd>, Errno> {
+        let (directory, file) = (self.fd.as_fd(), file.map(AsFd::as_fd));
+        match &self.agent {
+            Some(agent) => agent.perform(operation, directory, file),
+            None => operation.perform(directory, file),
+        }
+    }
+
+    /// Opens a file with the rights that count here.
+    fn open_fd(&self, operation: Operation<'_>, file: Option<&Pinned>) -> Result<OwnedFd, Errno> {
+        self.perform(operation, file)?.ok_or(Errno::EBADF)
+    }
+
     /// The file of that name, whatever it is.
     pub(super) fn pin(&self, name: &OsStr) -> io::Result<Pinned> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(&self.fd, name, flags, Mode::empty())?;
+        let fd = self.open_fd(Operation::Open { name: &with_zero(name)?, flags }, None)?;
         // A file may be a mount as well.
         mounts::enter(&fd, &mut { self.mount }, is_trusted)?;
-        Pinned::new(fd)
+        Ok(Pinned { agent: self.agent.clone(), ..Pinned::new(fd)? })
     }
 
     /// The first `most` bytes of a regular file, and whose it is.
     pub(super) fn read(&self, name: &OsStr, most: u64) -> io::Result<(Vec<u8>, FileStat)> {
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let file = self.pin(name)?;
-        file.is_regular()?;
+        let pinned = self.pin(name)?;
+        pinned.is_regular()?;
         // Of exactly this file, whatever its name comes to mean.
-        let file = match open(&file.path(), flags, Mode::empty()) {
-            // Without /proc.
-            Err(Errno::ENOENT) => openat(&self.fd, name, flags | OFlag::O_NOFOLLOW, Mode::empty())?,
-            opened => opened?,
-        };
-        let file = Pinned::new(file)?;
+        let reopen = Operation::Reopen { name: &with_zero(name)?, flags };
+        let file = Pinned::new(self.open_fd(reopen, Some(&pinned))?)?;
         file.is_regular()?;
+        if !file.is_same(&pinned) {
+            return Err(Errno::ESTALE.into());
+        }
         let mut text = Vec::new();
         File::from(file.fd).take(most).read_to_end(&mut text)?;
         Ok((text, file.stat))
     }
 
     /// Writes a file as a whole or not at all, with mode 0600 whatever the umask is, and gives it to
-    /// `owner`.
+    /// `owner`; in another user's directory it is that user's.
     pub(super) fn write(
         &self,
         name: &OsStr,
         text: &[u8],
         owner: Option<(Uid, Gid)>,
     ) -> io::Result<()> {
-        let (temporary, mut file) = self.create_temporary(name)?;
-        let mut write = || {
-            fchmod(&file, Mode::from_bits_truncate(0o600))?;
-            file.write_all(text)?;
-            if let Some((uid, gid)) = owner {
-                fchown(&file, Some(uid), Some(gid))?;
-            }
-            renameat(&self.fd, temporary.as_os_str(), &self.fd, name)?;
-            Ok(())
-        };
-        write().inspect_err(|_: &io::Error| {
-            let _ = unlinkat(&self.fd, temporary.as_os_str(), UnlinkatFlags::NoRemoveDir);
-        })
-    }
-
-    fn create_temporary(&self, name: &OsStr) -> io::Result<(OsString, File)> {
         static WRITES: AtomicU64 = AtomicU64::new(0);
-        let flags =
-            OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let owner = owner.filter(|_| self.agent.is_none());
+        let (start, name) = (temporaries(name), with_zero(name)?);
         loop {
             let count = WRITES.fetch_add(1, Ordering::Relaxed);
-            let mut temporary = temporaries(name);
+            let mut temporary = start.clone();
             temporary.push(format!("{}.{count}", std::process::id()));
-            match openat(&self.fd, temporary.as_os_str(), flags, Mode::from_bits_truncate(0o600)) {
+            let temporary = with_zero(&temporary)?;
+            let write = Operation::Write { temporary: &temporary, name: &name, owner, text };
+            match self.perform(write, None) {
                 // Of a process of the same pid that has died, or in another pid namespace.
                 Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(errno.into()),
-                Ok(file) => return Ok((temporary, file.into())),
+                written => return Ok(written.map(drop)?),
             }
         }
     }
@@ -325,14 +358,17 @@ impl Directory {
     /// Removes a file, and what processes that died left of it while they wrote. Nothing there is no
     /// error.
     pub(super) fn remove(&self, name: &OsStr) -> io::Result<()> {
-        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
-            Err(Errno::ENOENT) | Ok(()) => {}
-            Err(errno) => return Err(errno.into()),
-        }
+        let unlink = |name: &OsStr| -> io::Result<()> {
+            match self.perform(Operation::Unlink { name: &with_zero(name)? }, None) {
+                Err(Errno::ENOENT) | Ok(_) => Ok(()),
+                Err(errno) => Err(errno.into()),
+            }
+        };
+        unlink(name)?;
         let left = temporaries(name);
         for name in self.names().unwrap_or_default() {
             if name.as_encoded_bytes().starts_with(left.as_encoded_bytes()) {
-                let _ = unlinkat(&self.fd, name.as_os_str(), UnlinkatFlags::NoRemoveDir);
+                let _ = unlink(&name);
             }
         }
         Ok(())
@@ -340,12 +376,14 @@ impl Directory {
 
     /// The names of all that is in it.
     pub(super) fn names(&self) -> io::Result<Vec<OsString>> {
-        let entries = match fs::read_dir(self.itself()) {
-            // Without /proc.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::read_dir(&self.path),
-            entries => entries,
-        };
-        entries?.map(|entry| Ok(entry?.file_name())).collect()
+        let mut names = Vec::new();
+        for entry in Dir::from_fd(self.readable()?)?.iter() {
+            let name = entry?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name));
+            }
+        }
+        Ok(names)
     }
 
     /// Those who make and remove files of processes take turns: until the lock is dropped, or its
@@ -372,13 +410,19 @@ impl Directory {
 
     fn readable(&self) -> io::Result<OwnedFd> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Ok(openat(&self.fd, ".", flags, Mode::empty())?)
+        Ok(self.open_fd(Operation::Open { name: c".", flags }, None)?)
     }
 
-    /// The path of a file in it, short enough for an address, for as long as this is held.
-    pub(super) fn short_path(&self, name: &OsStr) -> PathBuf {
-        self.itself().join(name)
+    /// The address of a file in this directory that is called so and lies at `path`, for as long as this
+    /// is held: where others can put another directory at that path, or it is too long, by the descriptor.
+    pub(super) fn address(&self, path: &Path, name: &OsStr) -> Result<UnixAddr, Errno> {
+        let by_fd = || UnixAddr::new(&self.itself().join(name));
+        if self.sheltered { UnixAddr::new(path).or_else(|_| by_fd()) } else { by_fd() }
     }
+}
+
+fn with_zero(name: &OsStr) -> io::Result<CString> {
+    Ok(CString::new(name.as_bytes())?)
 }
 
 /// How the names of files begin that are renamed to `name` when they are complete.

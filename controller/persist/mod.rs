@@ -5,6 +5,7 @@
 //! signal, and a listening socket. While nobody is attached it executes nothing but the wait for
 //! the next controller. See `docs/design.md` for what it survives.
 
+mod agent;
 mod attach;
 mod cgroup;
 mod condition;

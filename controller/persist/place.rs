@@ -139,6 +139,7 @@ impl Place {
 
 /// Connects to a socket's file; where there is no /proc, to what lies at its path.
 fn connect_to(client: &OwnedFd, file: &Pinned, path: Option<&PathBuf>) -> Result<(), Errno> {
+    file.may_be_connected_to()?;
     let connect = |path: &Path| connect(client.as_raw_fd(), &UnixAddr::new(path)?);
     match (connect(&file.path()), path) {
         (Err(Errno::ENOENT), Some(path)) => connect(path),

@@ -50,6 +50,7 @@ impl Place {
         }
         let standing = |(pid, file, author)| {
             let closed = author == Author::Trusted;
+            let file = Pinned::on_word_of(file, author);
             (pid, Standing { file, author: Some(author), closed })
         };
         let record = directory.and_then(|directory| self.record(&directory));

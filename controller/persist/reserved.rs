@@ -4,9 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::Flock;
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, bind, listen, socket};
 use nix::unistd::geteuid;
 
 use super::cgroup::{OwnCgroups, Plan};
@@ -128,9 +126,14 @@ impl Place {
     ///
     /// # Errors
     ///
-    /// [`Error::Home`] if a live process listens there, or the directory can't be written.
+    /// [`Error::Home`] if a live process listens there, or the directory can't be written or is another
+    /// user's.
     pub fn reserve(self) -> Result<Reserved> {
         let directory = self.directory().map_err(|error| self.error(&error))?;
+        if directory.owner() != geteuid() {
+            let owner = directory.owner();
+            return Err(self.refuse(format!("the directory belongs to uid {owner}, not to you")));
+        }
         let lock = directory.lock(LOCK_LIMIT).map_err(|error| self.error(&error))?;
         self.replace_stale(&directory, &lock)?;
         let reserved = self.bind(&directory, Left::Everything)?;
@@ -151,8 +154,8 @@ impl Place {
             .map_err(Error::local("socket"))?;
         let fd = off_standard_streams(fd).map_err(Error::io("dup"))?;
         let name = self.file_names().0;
-        let address = UnixAddr::new(self.socket())
-            .or_else(|_| UnixAddr::new(&directory.short_path(&name)))
+        let address = directory
+            .address(self.socket(), &name)
             .map_err(|_| self.refuse("the file name is too long for a socket".into()))?;
         bind(fd.as_raw_fd(), &address).map_err(|errno| self.error(&errno.into()))?;
         let socket = directory.pin(&name).map_err(|error| self.error(&error))?;
@@ -222,5 +225,40 @@ impl Place {
                 Err(self.refuse(format!("in the way, and can't be connected to: {errno}")))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_socket_is_bound_in_the_directory_that_was_looked_at() {
+        assert!(geteuid().is_root(), "this test acts as two users: run it as root");
+        const USER: u32 = 65_530;
+        let users = tempfile::tempdir().unwrap();
+        let [own, aside, others] = ["own", "aside", "others"].map(|name| users.path().join(name));
+        for path in [&own, &others] {
+            fs::create_dir(path).unwrap();
+            fs::set_permissions(path, Permissions::from_mode(0o700)).unwrap();
+        }
+        // Whose directory this one lies in may put another one in its place.
+        chown(users.path(), Some(USER), Some(USER)).unwrap();
+        let place = Place::at(own.join("one.sock"));
+        let directory = place.directory().unwrap();
+        fs::rename(&own, &aside).unwrap();
+        symlink(&others, &own).unwrap();
+        let bound = place.clone().bind(&directory, Left::SocketAlone);
+        assert_eq!(fs::read_dir(&others).unwrap().count(), 0);
+        assert!(bound.is_ok() && aside.join("one.sock").exists());
+        // Nothing of a directory that is another one now is removed when it is given up.
+        drop(bound);
+
+        chown(&aside, Some(USER), Some(USER)).unwrap();
+        let refused = Place::at(aside.join("two.sock")).reserve();
+        assert!(refused.is_err_and(|error| error.to_string().contains("belongs to uid 65530")));
     }
 }

@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::unistd::Uid;
 
 /// How long the child may take: a path that it is given may lead to a file system of that user's own.
-const LIMIT: Duration = Duration::from_secs(2);
+pub(super) const LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a child that was killed may take to end. One that waits for a program that serves a file
 /// system (FUSE) ends with that program.
@@ -29,7 +29,13 @@ pub(super) unsafe fn as_user(
     act: impl FnOnce() -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     // SAFETY: the caller's promise, and `be` makes system calls alone.
-    unsafe { in_time(fd, || be(uid).and_then(|()| act())) }
+    unsafe {
+        in_time(fd, || {
+            be(uid, NO_GROUP, &[])?;
+            check(libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
+            act()
+        })
+    }
 }
 
 /// The same with the rights that this thread has.
@@ -41,6 +47,20 @@ pub(super) unsafe fn in_time(
     fd: Option<BorrowedFd<'_>>,
     act: impl FnOnce() -> Result<(), Errno>,
 ) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    let child = unsafe { fork(fd, || act().err().map_or(0, |errno| errno as i32)) }?;
+    wait(child)
+}
+
+/// Begins a child that runs `act`, with no descriptor but that one, and ends with what it returns. Its pid.
+///
+/// # Safety
+///
+/// As of [`as_user`].
+pub(super) unsafe fn fork(
+    fd: Option<BorrowedFd<'_>>,
+    act: impl FnOnce() -> i32,
+) -> Result<i32, Errno> {
     // No handler of this process's is to run in the child.
     let mut before = SigSet::empty();
     pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
@@ -49,17 +69,13 @@ pub(super) unsafe fn in_time(
     let child = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
     if child == 0 {
         close_all_but(fd);
-        let done = act();
-        let status = done.err().map_or(0, |errno| errno as i32);
+        let status = act();
         // SAFETY: ends the child.
         unsafe { libc::syscall(libc::SYS_exit_group, status) };
     }
     let failed = Errno::last();
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
-    if child < 0 {
-        return Err(failed);
-    }
-    wait(child as i32)
+    if child < 0 { Err(failed) } else { Ok(child as i32) }
 }
 
 /// A child that can't be ended would keep connections and locks of this process.
@@ -73,10 +89,13 @@ fn close_all_but(fd: Option<BorrowedFd<'_>>) {
     }
 }
 
-/// Takes the rights of a user, and only those, for good.
-fn be(uid: Uid) -> Result<(), Errno> {
-    // A group that no file of anybody's is to have.
-    const NO_GROUP: u32 = 65_534;
+/// A group that no file of anybody's is to have.
+pub(super) const NO_GROUP: libc::gid_t = 65_534;
+
+/// Takes the rights of a user, and only those, for good, by system calls alone. Groups that have no id
+/// in this user namespace are left out. Nobody may look into this process then, which is a copy of one
+/// that has more rights.
+pub(super) fn be(uid: Uid, gid: libc::gid_t, groups: &[libc::gid_t]) -> Result<(), Errno> {
     #[repr(C)]
     struct Header {
         version: u32,
@@ -86,14 +105,21 @@ fn be(uid: Uid) -> Result<(), Errno> {
     let (uid, header) = (uid.as_raw(), Header { version: VERSION_3, pid: 0 });
     let none = [0u32; 6];
     // The system calls and not libc's functions, which want other threads to do the same.
-    // SAFETY: the pointers are null where nothing is read, and else lead to what capset(2) reads.
+    // SAFETY: the pointers are null where nothing is read, and else lead to what is read there.
     unsafe {
-        check(libc::syscall(libc::SYS_setgroups, 0, 0))?;
-        check(libc::syscall(libc::SYS_setresgid, NO_GROUP, NO_GROUP, NO_GROUP))?;
+        let grouped = check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()));
+        if grouped == Err(Errno::EINVAL) {
+            check(libc::syscall(libc::SYS_setgroups, 0, 0))?;
+        } else {
+            grouped?;
+        }
+        if check(libc::syscall(libc::SYS_setresgid, gid, gid, gid)).is_err() {
+            check(libc::syscall(libc::SYS_setresgid, NO_GROUP, NO_GROUP, NO_GROUP))?;
+        }
         check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
         // Under some securebits they stay.
         check(libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()))?;
-        check(libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))
+        check(libc::syscall(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 0, 0, 0, 0))
     }
 }
 

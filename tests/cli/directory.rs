@@ -298,6 +298,102 @@ fn root_does_in_a_users_directory_what_that_user_may_do() {
     assert_eq!(fs::read_dir(test.path()).unwrap().count(), 0);
 }
 
+/// Starts processes as that user, in that user's directory.
+fn started_by_a_stranger<const N: usize>(test: &TestHome, names: [&str; N]) -> [i32; N] {
+    assert!(Uid::effective().is_root(), "this test acts as two users: run it as root");
+    chown(test.path().parent().unwrap(), Some(STRANGER), Some(STRANGER)).unwrap();
+    names.map(|name| {
+        let arguments = ["start", name, "--json"];
+        let ran = Running::start(&mut farcall_as(STRANGER, 0o022, test, &arguments)).finish();
+        assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+        parsed(&ran.stdout)["pid"].as_i64().unwrap() as i32
+    })
+}
+
+#[test]
+fn root_reads_no_file_that_a_directorys_owner_may_not_read() {
+    let test = TestHome::new();
+    let [pid] = started_by_a_stranger(&test, ["one"]);
+    let record = test.path().join("one.json");
+    let mut state: State = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    state.cgroups = vec!["/secret".into()];
+    fs::write(&record, serde_json::to_vec(&state).unwrap()).unwrap();
+    let seen = || run(&test, &["ls", "--json"]).stdout.contains("secret");
+    assert!(seen(), "one's own record is read");
+    // Nobody's to read, and root's.
+    fs::set_permissions(&record, Permissions::from_mode(0o000)).unwrap();
+    assert!(!seen());
+    fs::set_permissions(&record, Permissions::from_mode(0o600)).unwrap();
+    lchown(&record, Some(0), Some(0)).unwrap();
+    assert!(!seen());
+    lchown(&record, Some(STRANGER), Some(STRANGER)).unwrap();
+    state.cgroups.clear();
+    fs::write(&record, serde_json::to_vec(&state).unwrap()).unwrap();
+    // Nor does it connect where that user may not.
+    let socket = test.path().join("one.sock");
+    fs::set_permissions(&socket, Permissions::from_mode(0o400)).unwrap();
+    let error = fail(&test, 1, &["call", "one", "getpid"]);
+    assert!(error.contains("it is another user's"), "{error}");
+    fs::set_permissions(&socket, Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(succeed(&test, &["call", "one", "getpid"]), format!("{pid}\n"));
+    assert_eq!(succeed(&test, &["stop", "one"]), "one: stopped\n");
+    assert!(!alive(pid));
+}
+
+#[test]
+fn root_is_told_what_a_directorys_owner_is_told() {
+    let test = TestHome::new();
+    let pids = started_by_a_stranger(&test, ["one", "two"]);
+    let told = |uid: u32, arguments: &[&str]| {
+        let ran = Running::start(&mut farcall_as(uid, 0o022, &test, arguments)).finish();
+        (ran.status.code(), ran.stdout, ran.stderr)
+    };
+    let mode = |mode| fs::set_permissions(test.path(), Permissions::from_mode(mode)).unwrap();
+    for (bits, arguments) in [
+        (0, &["ls"][..]),
+        (0, &["call", "one", "getuid"]),
+        (0o300, &["ls"]),
+        (0o300, &["call", "one", "getuid"]),
+        (0o500, &["call", "one", "getuid"]),
+        (0o500, &["names", "one"]),
+    ] {
+        mode(bits);
+        let by_owner = told(STRANGER, arguments);
+        let refusals = ["Permission denied", "it is another user's"];
+        assert!(refusals.iter().any(|why| by_owner.2.contains(why)), "{bits:o}: {by_owner:?}");
+        assert_eq!(told(0, arguments), by_owner, "{bits:o} {arguments:?}");
+    }
+    // It ends, and its files can't be removed.
+    let (code, stdout, stderr) = told(STRANGER, &["stop", "one"]);
+    assert!(stderr.contains("Permission denied"), "{stderr}");
+    let [stdout, stderr] = [stdout, stderr].map(|text| text.replace("one", "two"));
+    assert_eq!(told(0, &["stop", "two"]), (code, stdout, stderr));
+    mode(0o700);
+    until("both have ended", || !pids.into_iter().any(alive));
+}
+
+#[test]
+fn root_that_can_not_become_a_directorys_owner_uses_it_all_the_same() {
+    let test = TestHome::new();
+    let [pid] = started_by_a_stranger(&test, ["one"]);
+    let incapable = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-setuid", "--inh-caps=-setuid"]);
+        command.arg(env!("CARGO_BIN_EXE_farcall")).args(arguments);
+        let ran = Running::start(command.env("FARCALL_DIR", test.path())).finish();
+        assert_eq!((ran.status.code(), &*ran.stderr), (Some(0), ""), "{arguments:?}");
+        ran.stdout
+    };
+    // Which that user could not read: it is done with root's rights.
+    let record = test.path().join("one.json");
+    fs::set_permissions(&record, Permissions::from_mode(0o000)).unwrap();
+    assert!(incapable(&["ls"]).contains(&format!(" {pid} ")));
+    assert_eq!(incapable(&["call", "one", "getpid"]), format!("{pid}\n"));
+    assert_eq!(incapable(&["stop", "one"]), "one: stopped\n");
+    assert!(!alive(pid));
+    assert_eq!(fs::read_dir(test.path()).unwrap().count(), 0);
+}
+
 #[test]
 fn what_a_stranger_has_written_controls_no_terminal() {
     let test = TestHome::new();
