@@ -278,25 +278,27 @@ impl Task {
         batch: Batch,
         complete: impl FnOnce(Vec<Reply>, &PartSteps) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        if batch.size() > 0 {
-            let buffer = self.buffer(batch.size()).await?;
-            return self.send_with(batch, buffer, 0, complete).await;
-        }
-        self.connection.ready().await;
-        let Part { calls, steps } = batch.whole(Places::default());
-        let complete = move |replies| complete(steps.in_order(replies)?, &steps);
-        self.connection.submit(calls, complete).await
+        let buffer = match batch.size() {
+            0 => {
+                self.connection.ready().await;
+                None
+            }
+            size => Some(self.buffer(size).await?),
+        };
+        self.send_with(batch, buffer, 0, complete).await
     }
 
     /// The same, with its memory, and the first entry of the registry that is set aside for it.
     pub(crate) fn send_with<R: Send + 'static>(
         &self,
         batch: Batch,
-        buffer: Buffer,
+        buffer: impl Into<Option<Buffer>>,
         slot: u64,
         complete: impl FnOnce(Vec<Reply>, &PartSteps) -> Result<R> + Send + 'static,
     ) -> Receipt<R> {
-        let Part { calls, steps } = batch.whole(Places { memory: buffer.address(), slot });
+        let buffer = buffer.into();
+        let memory = buffer.as_ref().map_or(0, Buffer::address);
+        let Part { calls, steps } = batch.whole(Places { memory, slot });
         self.connection.submit(calls, move |replies| {
             let _buffer = buffer;
             complete(steps.in_order(replies)?, &steps)

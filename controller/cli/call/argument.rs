@@ -1,6 +1,6 @@
 //! What arguments on the command line mean.
 
-use farcall::calls::table::{Row, Shape};
+use farcall::calls::table::{self, Row, Shape};
 
 use super::input::Input;
 use crate::cli::constants::{constant, constants};
@@ -139,32 +139,14 @@ fn ends_escaped(text: &str) -> bool {
     text.chars().rev().take_while(|c| *c == '\\').count() % 2 == 1
 }
 
-/// A number as C writes it, and with 0o and 0b.
+/// A number as C writes it, and with 0o and 0b: those above 2^63 - 1 by their bits.
 fn integer(text: &str) -> Option<i64> {
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(digits) => (true, digits),
-        None => (false, text),
-    };
-    let (radix, digits) = digits_of(digits)?;
-    let number = u64::from_str_radix(digits, radix).ok()?;
-    if negative { 0i64.checked_sub_unsigned(number) } else { Some(number.cast_signed()) }
-}
-
-/// What radix a number has, and its digits. None: it has a sign where none belongs.
-fn digits_of(text: &str) -> Option<(u32, &str)> {
-    let (radix, digits) = match text.as_bytes() {
-        [b'0', b'x' | b'X', ..] => (16, &text[2..]),
-        [b'0', b'o', ..] => (8, &text[2..]),
-        [b'0', b'b', ..] => (2, &text[2..]),
-        [b'0', _, ..] => (8, &text[1..]),
-        _ => (10, text),
-    };
-    if digits.starts_with(['+', '-']) { None } else { Some((radix, digits)) }
+    table::integer(text).map(u64::cast_signed)
 }
 
 /// Whether it is written as a number, and has more than 64 bits.
 fn is_too_large(text: &str) -> bool {
-    let Some((radix, digits)) = digits_of(text.strip_prefix('-').unwrap_or(text)) else {
+    let Some((radix, digits)) = table::radix_of(text.strip_prefix('-').unwrap_or(text)) else {
         return false;
     };
     integer(text).is_none() && !digits.is_empty() && digits.chars().all(|c| c.is_digit(radix))
